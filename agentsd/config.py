@@ -1,0 +1,254 @@
+"""What to do and when, as plain data: layer settings, phases and schedules (no torch here)."""
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Literal
+
+AgentSelection = Literal["merge", "pool"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """How one self-attention layer is computed: tokens are merged, then agents gather and broadcast.
+
+    With feature tokens `F` (what is left after merging), `Q, K, V = F Wq, F Wk, F Wv`, agents `A` and head width `d`:
+    `O = softmax(Q A^T (d^-0.5)^broadcast_exponent) softmax(A K^T d^-0.5) V + shortcut V`
+    (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874; merging: Bolya & Hoffman, https://arxiv.org/abs/2303.17604).
+
+    Args:
+        merge_ratio: Share of the grid's tokens merged into similar ones before attention, in [0, 1). At most
+            `1 - 1/stride**2` of them can be merged (one token per cell stays); the report shows the true counts.
+        agent_ratio: Share of the grid's tokens merged away to leave the agents, in (0, 1); `"auto"` keeps one agent
+            per `stride x stride` cell; `None` means merging only, followed by ordinary attention.
+        agents: `"merge"` takes agents by token merging (ranked by similarity, cost N^2 / stride^2); `"pool"` averages
+            the queries of each `stride x stride` cell (cost N, exactly one agent per cell).
+        stride: Side of a grid cell, in tokens.
+        broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper.
+        shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution.
+        max_downsample: Coarsest level to patch, as a downsampling factor relative to the finest level *that has
+            attention*: 1 is that level alone, 2 also the next, 4 the next two.
+        randomize: Whether a cell's merge destination is drawn anew each step (from the seed) or is its top-left token.
+
+    Raises:
+        ValueError: If a field is out of range, or the combination cannot be faster than merging alone.
+
+    Example:
+        >>> AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4).max_merge_ratio
+        0.9375
+    """
+
+    merge_ratio: float = 0.0
+    agent_ratio: float | Literal["auto"] | None = "auto"
+    agents: AgentSelection = "merge"
+    stride: int = 4
+    broadcast_exponent: float = 0.3
+    shortcut: float = 0.075
+    max_downsample: int = 1
+    randomize: bool = True
+
+    def __post_init__(self) -> None:
+        _check_number("merge_ratio", self.merge_ratio)
+        if not 0 <= self.merge_ratio < 1:
+            raise ValueError(f"merge_ratio={self.merge_ratio!r} must lie in [0, 1); 0 merges nothing.")
+        if self.agent_ratio is not None and self.agent_ratio != "auto":
+            _check_number("agent_ratio", self.agent_ratio)
+            if not 0 < self.agent_ratio < 1:
+                raise ValueError(
+                    f"agent_ratio={self.agent_ratio!r} must lie in (0, 1), or be 'auto' (one agent per cell) "
+                    "or None (merging only)."
+                )
+        if self.agents not in ("merge", "pool"):
+            raise ValueError(f"agents={self.agents!r} must be 'merge' or 'pool'.")
+        _check_int("stride", self.stride, minimum=2)
+        _check_number("broadcast_exponent", self.broadcast_exponent)
+        if not 0 <= self.broadcast_exponent <= 2:
+            raise ValueError(f"broadcast_exponent={self.broadcast_exponent!r} must lie in [0, 2]; published: 0.3.")
+        _check_number("shortcut", self.shortcut)
+        if not -1 <= self.shortcut <= 1:
+            raise ValueError(f"shortcut={self.shortcut!r} must lie in [-1, 1]; published: 0.075.")
+        _check_int("max_downsample", self.max_downsample, minimum=1)
+        if self.max_downsample & (self.max_downsample - 1):
+            raise ValueError(f"max_downsample={self.max_downsample!r} must be a power of two: 1, 2, 4, 8.")
+        if not isinstance(self.randomize, bool):
+            raise ValueError(f"randomize={self.randomize!r} must be True or False.")
+        self._check_combination()
+
+    @property
+    def max_merge_ratio(self) -> float:
+        """Largest share that can be merged: all but one token of every cell."""
+        return 1 - 1 / self.stride**2
+
+    @property
+    def uses_ranking(self) -> bool:
+        """Whether tokens must be ranked by similarity (to merge features or to select agents)."""
+        return self.merge_ratio > 0 or (self.agent_ratio is not None and self.agents == "merge")
+
+    def count_tokens(self, height: int, width: int) -> "TokenCounts | None":
+        """Return how many tokens become features and agents on a grid; `None` if it holds no whole cell.
+
+        Example:
+            >>> AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4).count_tokens(64, 64)
+            TokenCounts(tokens=4096, features=2458, agents=256)
+        """
+        tokens = height * width
+        sources = tokens - (height // self.stride) * (width // self.stride)
+        if sources == tokens:
+            return None
+        features = tokens - min(int(self.merge_ratio * tokens), sources)
+        if self.agent_ratio is None:
+            return TokenCounts(tokens, features, None)
+        if self.agents == "pool":
+            return TokenCounts(tokens, features, math.ceil(height / self.stride) * math.ceil(width / self.stride))
+        share = 1.0 if self.agent_ratio == "auto" else self.agent_ratio
+        return TokenCounts(tokens, features, tokens - min(int(share * tokens), sources))
+
+    def _check_combination(self) -> None:
+        if self.agent_ratio is None:
+            if self.agents == "pool":
+                raise ValueError(
+                    "agents='pool' with agent_ratio=None has no agents to pool; "
+                    "leave agent_ratio='auto', or use agents='merge' for merging only."
+                )
+            if self.merge_ratio == 0:
+                raise ValueError(
+                    "merge_ratio=0 with agent_ratio=None changes nothing; raise merge_ratio, set agent_ratio, "
+                    "or put None in the place of this config for stock attention."
+                )
+            return
+        if self.agents == "pool" and self.agent_ratio != "auto":
+            raise ValueError(
+                f"agent_ratio={self.agent_ratio!r} does not apply to agents='pool', which keeps one agent per "
+                f"stride x stride cell; leave agent_ratio='auto' and set stride (now {self.stride})."
+            )
+        kept_features = 1 - min(self.merge_ratio, self.max_merge_ratio)
+        wanted = self.max_merge_ratio if self.agent_ratio == "auto" else self.agent_ratio
+        kept_agents = 1 - min(wanted, self.max_merge_ratio)
+        # Two passes over n agents cost 4nNC against 2N^2C for softmax attention: no gain unless 2n < N.
+        if 2 * kept_agents >= kept_features:
+            raise ValueError(
+                f"agent_ratio={self.agent_ratio!r} with stride={self.stride} keeps {kept_agents:.4g} of the tokens as "
+                f"agents and merge_ratio={self.merge_ratio!r} keeps {kept_features:.4g} as features: agents pay only "
+                "while 2 * agents < features. Raise agent_ratio or stride, lower merge_ratio, "
+                "or set agent_ratio=None for merging only."
+            )
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of a grid, feature tokens after merging, and agents (`None`: ordinary attention on the features)."""
+
+    tokens: int
+    features: int
+    agents: int | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the denoising run and what self-attention does in it.
+
+    Args:
+        until: Share of the run at which the phase ends, in (0, 1]; a step `i` of `n` belongs to the first phase with
+            `i / n < until`.
+        config: Settings for the phase; `None` runs stock attention, bit for bit.
+
+    Raises:
+        ValueError: If `until` is outside (0, 1] or `config` is neither an `AgentConfig` nor `None`.
+
+    Example:
+        >>> Phase(0.4, AgentConfig(merge_ratio=0.4)).until
+        0.4
+    """
+
+    until: float
+    config: AgentConfig | None
+
+    def __post_init__(self) -> None:
+        _check_number("until", self.until)
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until={self.until!r} must lie in (0, 1]: a share of the denoising run.")
+        if self.config is not None and not isinstance(self.config, AgentConfig):
+            raise ValueError(f"config={self.config!r} must be an AgentConfig or None (stock attention).")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which settings hold at which step of a run: phases in rising order, the last ending at 1.
+
+    Args:
+        phases: One or more `Phase`, `until` strictly rising, the last `until` equal to 1.
+
+    Raises:
+        ValueError: If there is no phase, the order does not rise, or the last phase does not end at 1.
+
+    Example:
+        >>> schedule = Schedule((Phase(0.4, AgentConfig(merge_ratio=0.4)), Phase(1.0, None)))
+        >>> schedule.at(19, 50).merge_ratio, schedule.at(20, 50)
+        (0.4, None)
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        phases = tuple(self.phases)
+        object.__setattr__(self, "phases", phases)
+        if not phases or not all(isinstance(phase, Phase) for phase in phases):
+            raise ValueError(f"phases={self.phases!r} must hold one or more Phase.")
+        ends = [phase.until for phase in phases]
+        if any(later <= earlier for earlier, later in pairwise(ends)):
+            raise ValueError(f"phases end at {ends}: `until` must rise strictly from phase to phase.")
+        if ends[-1] != 1:
+            raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
+
+    @classmethod
+    def constant(cls, config: AgentConfig) -> "Schedule":
+        """Return the schedule that holds `config` at every step."""
+        return cls((Phase(1.0, config),))
+
+    @property
+    def configs(self) -> tuple[AgentConfig, ...]:
+        """The distinct settings used, in order of first use."""
+        return tuple(dict.fromkeys(phase.config for phase in self.phases if phase.config is not None))
+
+    def at(self, index: int, total: int) -> AgentConfig | None:
+        """Return the settings of step `index` of a run of `total` steps; exact, without rounding.
+
+        A single-step run (Turbo) is step 0 and so belongs to the first phase.
+
+        Args:
+            index: Step within the run, `0 <= index < total`.
+            total: Number of steps in the run.
+
+        Returns:
+            The phase's settings; `None` means stock attention.
+
+        Raises:
+            ValueError: If `index` lies outside the run.
+        """
+        if not 0 <= index < total:
+            raise ValueError(f"index={index} must lie in [0, total={total}).")
+        for phase in self.phases:
+            end = Fraction(str(phase.until))  # the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004
+            if index * end.denominator < end.numerator * total:
+                return phase.config
+        raise AssertionError("unreachable: the last phase ends at 1")
+
+    def with_merge_ratio(self, ratio: float) -> "Schedule":
+        """Return the same schedule with `merge_ratio=ratio` in every phase that has settings."""
+        return Schedule(
+            tuple(
+                Phase(phase.until, None if phase.config is None else replace(phase.config, merge_ratio=ratio))
+                for phase in self.phases
+            )
+        )
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f"{name}={value!r} must be a finite number.")
+
+
+def _check_int(name: str, value: object, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}.")

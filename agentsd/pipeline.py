@@ -1,0 +1,64 @@
+"""One object for those who want it: a pipeline together with its patch."""
+
+from typing import Any
+
+from agentsd.config import AgentConfig, Schedule
+from agentsd.patch import Patch, apply
+from agentsd.report import Report
+
+
+class AgentPipeline:
+    """A diffusers pipeline with agent attention; calling it returns the pipeline's own output.
+
+    Attributes and methods that are not its own are the pipeline's (`to`, `scheduler`, `load_lora_weights`, ...).
+
+    Args:
+        pipe: Pipeline to patch; it stays patched until `.remove()`.
+        ratio: See `agentsd.apply`.
+        preset: See `agentsd.apply`.
+        config: See `agentsd.apply`.
+        schedule: See `agentsd.apply`.
+        seed: See `agentsd.apply`.
+
+    Raises:
+        ValueError: See `agentsd.apply`.
+
+    Example:
+        >>> fast = AgentPipeline(pipe, preset="paper")
+        >>> image = fast("a red circle", num_inference_steps=2, output_type="pt").images
+        >>> stock = fast("a red circle", num_inference_steps=2, output_type="pt", agents=False).images
+        >>> fast.remove()
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        ratio: float | None = None,
+        *,
+        preset: str | None = None,
+        config: AgentConfig | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pipe = pipe
+        self.patch: Patch = apply(pipe, ratio, preset=preset, config=config, schedule=schedule, seed=seed)
+
+    def __call__(self, *args: Any, agents: bool = True, **kwargs: Any) -> Any:
+        """Run the pipeline; `agents=False` runs this one call on stock attention."""
+        if agents:
+            return self.pipe(*args, **kwargs)
+        with self.patch.disabled():
+            return self.pipe(*args, **kwargs)
+
+    def remove(self) -> None:
+        """Restore the pipeline exactly."""
+        self.patch.remove()
+
+    def report(self) -> Report:
+        """Return what was patched."""
+        return self.patch.report()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("pipe", "patch"):  # not set yet (copying, unpickling): do not recurse
+            raise AttributeError(name)
+        return getattr(self.pipe, name)

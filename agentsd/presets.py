@@ -1,0 +1,49 @@
+"""Named schedules: the published one and those we recommend."""
+
+from types import MappingProxyType
+
+from agentsd.config import AgentConfig, Phase, Schedule
+
+DEFAULT_PRESET = "balanced"
+
+_PAPER = Schedule(
+    (
+        Phase(0.4, AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4)),
+        Phase(1.0, AgentConfig(merge_ratio=0.4, agent_ratio=None, stride=2)),
+    )
+)
+
+_BALANCED = Schedule(
+    (
+        Phase(0.4, AgentConfig(agents="pool", stride=4)),
+        Phase(1.0, AgentConfig(agents="merge", merge_ratio=0.4, agent_ratio=None, stride=2)),
+    )
+)
+
+PRESETS = MappingProxyType({"paper": _PAPER, "balanced": _BALANCED})
+
+
+def preset_schedule(name: str = DEFAULT_PRESET, ratio: float | None = None) -> Schedule:
+    """Return the schedule of a preset, with its merge ratio replaced if `ratio` is given.
+
+    `"paper"` is the published setting (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874, Stable Diffusion
+    section): agents in the first 40% of the steps, merging alone after; its table is `ratio` 0.1 to 0.5.
+
+    Args:
+        name: One of `PRESETS`.
+        ratio: Share of tokens merged before attention, in [0, 1), or `None` for the preset's own.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: If the preset is unknown or the ratio does not fit it.
+
+    Example:
+        >>> preset_schedule("paper", 0.2).at(0, 50).merge_ratio
+        0.2
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset={name!r} is unknown; choose one of {', '.join(sorted(PRESETS))}.")
+    schedule = PRESETS[name]
+    return schedule if ratio is None else schedule.with_merge_ratio(ratio)

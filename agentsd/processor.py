@@ -1,0 +1,167 @@
+"""Agent attention inside one diffusers `Attention` layer, and what a step tells its layers."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from agentsd.attention import agent_attention
+from agentsd.config import AgentConfig, TokenCounts
+from agentsd.tokens import CellPattern, pool_tokens, rank_tokens
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
+
+SITE = "_agentsd"
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """What a step does with every patched layer of one grid."""
+
+    height: int
+    width: int
+    config: AgentConfig
+    counts: TokenCounts
+    pattern: CellPattern | None  # None if nothing is ranked
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a step does, by level; a layer whose level is missing runs stock attention."""
+
+    levels: Mapping[int, LevelPlan] = field(default_factory=dict)
+
+
+class StepSlot:
+    """Where the UNet's hook leaves the step for its layers: one value per thread, never copied or pickled."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._latest = StepContext()
+
+    def write(self, context: StepContext) -> None:
+        """Set this thread's step."""
+        self._local.context = context
+        self._latest = context
+
+    def read(self) -> StepContext:
+        """Return this thread's step; in a thread without one (autograd recomputing a checkpoint) the latest."""
+        return getattr(self._local, "context", self._latest)
+
+    def put_metric(self, metric: Tensor | None) -> None:
+        """Leave the block's input (before norm1) for the layer that ranks by it."""
+        self._local.metric = metric
+
+    def take_metric(self) -> Tensor | None:
+        """Return and forget the block's input."""
+        metric: Tensor | None = getattr(self._local, "metric", None)
+        self._local.metric = None
+        return metric
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StepSlot":
+        return StepSlot()
+
+    def __reduce__(self) -> tuple[type["StepSlot"], tuple[()]]:
+        return StepSlot, ()
+
+
+@dataclass
+class Site:
+    """One patched layer: where it is, what it had before, and where it reads its step. Lives on the module."""
+
+    name: str
+    level: int
+    original: Any
+    slot: StepSlot
+    problem: str | None = None
+
+
+class AgentAttnProcessor:
+    """Attention processor that computes agent attention when the step asks for it and else calls the original.
+
+    It holds nothing: all it needs is on the layer (`attn._agentsd`). It must be constructible without arguments,
+    since IP-Adapter rebuilds the processors it finds; on a layer that is not patched it is stock attention.
+
+    Example:
+        >>> type(AgentAttnProcessor()).__name__
+        'AgentAttnProcessor'
+    """
+
+    def __call__(
+        self,
+        attn: "Attention",
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the layer's output, [B, N, C], as diffusers' processors do."""
+        site: Site | None = attn.__dict__.get(SITE)
+        if site is None:
+            from diffusers.models.attention_processor import AttnProcessor2_0
+
+            original = AttnProcessor2_0()
+        else:
+            metric = site.slot.take_metric()
+            plan = site.slot.read().levels.get(site.level)
+            if plan is not None:
+                problem = _problem(plan, hidden_states, encoder_hidden_states, attention_mask)
+                if problem is None:
+                    return _attend(attn, hidden_states, metric, plan)
+                if site.problem != problem:
+                    site.problem = problem
+            original = site.original
+        result: Tensor = original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        return result
+
+
+def _problem(
+    plan: LevelPlan, hidden_states: Tensor, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None
+) -> str | None:
+    if encoder_hidden_states is not None:
+        return "called as cross-attention: stock"
+    if attention_mask is not None:
+        return "called with an attention mask: stock"
+    if hidden_states.ndim != 3 or hidden_states.shape[1] != plan.height * plan.width:
+        return "number of tokens differs from the expected grid: stock"
+    return None
+
+
+def _attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
+    """Merge, attend (through agents or directly), project out and unmerge: [B, N, C] -> [B, N, C]."""
+    config, counts = plan.config, plan.counts
+    features, token_map, ranking = tokens, None, None
+    if plan.pattern is not None:
+        ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
+    if ranking is not None and counts.features < counts.tokens:
+        token_map = ranking.cut(counts.tokens - counts.features)
+        features = token_map.merge(tokens)
+    query, key, value = (_heads(attn, project(features)) for project in (attn.to_q, attn.to_k, attn.to_v))
+    if counts.agents is None:
+        attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+    else:
+        if config.agents == "pool" or ranking is None:
+            agent_tokens = pool_tokens(tokens, plan.height, plan.width, config.stride)
+        else:
+            agent_tokens = ranking.cut(counts.tokens - counts.agents).merge(tokens)
+        attended = agent_attention(
+            query,
+            _heads(attn, attn.to_q(agent_tokens)),
+            key,
+            value,
+            scale=attn.scale,
+            broadcast_exponent=config.broadcast_exponent,
+            shortcut=config.shortcut,
+        )
+    output: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
+    return output if token_map is None else token_map.unmerge(output)
+
+
+def _heads(attn: "Attention", tokens: Tensor) -> Tensor:
+    return tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)

@@ -1,0 +1,91 @@
+"""What was patched and what was not, as data that prints as a table."""
+
+from dataclasses import dataclass
+
+from agentsd.config import AgentConfig, Schedule
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One self-attention layer that was patched.
+
+    Attributes:
+        name: Path of the layer in the denoiser.
+        downsample: Downsampling factor relative to the finest patched level.
+        grid: Token grid (height, width): of the last call, else of the model's default size, else `None`.
+        problem: Why the layer ran stock attention where the schedule asked for more; `None` if it did not.
+    """
+
+    name: str
+    downsample: int
+    grid: tuple[int, int] | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a patched denoiser; `print` it, or read the fields.
+
+    Attributes:
+        target: Class name of the denoiser.
+        schedule: Schedule in force.
+        layers: Patched layers in execution order.
+        skipped: Layers left alone: (path, reason).
+        seed: Seed of the random cell patterns.
+    """
+
+    target: str
+    schedule: Schedule
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[tuple[str, str], ...]
+    seed: int
+
+    def __str__(self) -> str:
+        lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
+        start = 0.0
+        for phase in self.schedule.phases:
+            lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
+            start = phase.until
+            if phase.config is not None:
+                lines += [f"      {layer.name}: {_counts(layer, phase.config)}" for layer in self.layers]
+        lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.skipped:
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            lines.append(f"  not patched, {reason}: {len(names)} ({shown})")
+        return "\n".join(lines)
+
+
+def _describe(config: AgentConfig | None) -> str:
+    if config is None:
+        return "stock attention"
+    merging = f"merge {config.merge_ratio:g} (stride {config.stride})" if config.merge_ratio else "no merging"
+    if config.agent_ratio is None:
+        return f"{merging}, no agents, levels down to /{config.max_downsample}"
+    kind = "pooled" if config.agents == "pool" else "merged"
+    return f"{merging}, {kind} agents (stride {config.stride}), levels down to /{config.max_downsample}"
+
+
+def _counts(layer: LayerReport, config: AgentConfig) -> str:
+    if layer.downsample > config.max_downsample:
+        return f"stock (level /{layer.downsample} is coarser than max_downsample={config.max_downsample})"
+    if layer.grid is None:
+        return "grid known at the first call"
+    height, width = layer.grid
+    counts = config.count_tokens(height, width)
+    if counts is None:
+        return f"stock (grid {height}x{width} holds no whole cell of stride {config.stride})"
+    text = f"grid {height}x{width}, {counts.tokens} tokens -> {counts.features} features"
+    wanted = counts.tokens - int(config.merge_ratio * counts.tokens)
+    if wanted < counts.features:
+        text += f" (merge_ratio asks for {wanted}; one per cell stays)"
+    if counts.agents is None:
+        return f"{text}, no agents"
+    text += f" -> {counts.agents} agents"
+    if config.agents == "merge" and isinstance(config.agent_ratio, float):
+        wanted = counts.tokens - int(config.agent_ratio * counts.tokens)
+        if wanted < counts.agents:
+            text += f" (agent_ratio asks for {wanted}; one per cell stays)"
+    return text

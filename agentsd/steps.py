@@ -1,0 +1,127 @@
+"""Which step of the denoising run a UNet call belongs to, read from the timestep alone.
+
+Diffusers pipelines iterate `for t in scheduler.timesteps`, so the `t` that reaches the UNet is a *view*: its storage
+offset is the step index. That needs no synchronisation with the GPU, resolves repeated timesteps (Heun, PNDM) and
+needs neither the pipeline's loop nor its callbacks.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_REMEMBERED_RUNS = 8  # pipelines that may take turns in one thread
+
+
+@dataclass(frozen=True)
+class Position:
+    """Step `index` of a run of `total` steps."""
+
+    index: int
+    total: int
+
+
+@dataclass
+class _Run:
+    timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
+    start: int
+    cursor: int
+    values: list[float] | None = None
+
+
+@dataclass
+class StepReader:
+    """Turns the timestep argument of successive UNet calls into positions within their runs.
+
+    A run is all calls on one timesteps tensor (schedulers make a new one for every run) and starts at the first step
+    seen on it: image-to-image, which enters its schedule half-way, counts from where it enters.
+
+    Example:
+        >>> timesteps = torch.tensor([900, 600, 300])
+        >>> [StepReader().read(t, []) for t in timesteps[:1]]
+        [Position(index=0, total=3)]
+        >>> StepReader().read(250, [])
+        Position(index=749, total=1000)
+    """
+
+    _runs: list[_Run] = field(default_factory=list)
+
+    def read(self, timestep: object, timesteps: Iterable[Tensor], *, train_steps: int = 1000) -> Position | None:
+        """Return where in its run this call stands, or `None` if that cannot be known.
+
+        Tried in order: a view of one of `timesteps`; a view of some other tensor of steps; the value among
+        `timesteps` (copied tensors, with a forward cursor); the value as a share of the `train_steps` of training.
+
+        Args:
+            timestep: What the UNet was given: a tensor (scalar, or one value per sample) or a number.
+            timesteps: The `timesteps` of the schedulers known to drive this UNet.
+            train_steps: Number of training timesteps, the scale of a bare number.
+
+        Returns:
+            The position; `None` for samples at different timesteps (training) and for anything not a number.
+        """
+        if isinstance(timestep, bool | int | float):
+            return _by_share(float(timestep), train_steps)
+        if not isinstance(timestep, torch.Tensor) or timestep.numel() == 0:
+            return None
+        known = list(timesteps)
+        if _is_single_element(timestep):
+            for candidate in known:
+                if _shares_memory(timestep, candidate):
+                    offset = timestep.storage_offset() - candidate.storage_offset()
+                    stride = max(1, candidate.stride(0)) if candidate.ndim else 1
+                    return self._position(candidate, offset // stride, candidate.shape[0])
+            size = timestep.untyped_storage().nbytes() // timestep.element_size()
+            if size > 1:
+                return self._position(timestep, timestep.storage_offset(), size)
+        values = timestep.detach().flatten()
+        value = float(values[0])
+        if values.numel() > 1 and not bool((values == values[0]).all()):
+            return None
+        return self._by_value(value, known) or _by_share(value, train_steps)
+
+    def _run(self, timesteps: Tensor, first: int) -> _Run:
+        for run in self._runs:
+            if _shares_memory(run.timesteps, timesteps):
+                return run
+        run = _Run(timesteps, first, first)
+        self._runs = [*self._runs[1 - _REMEMBERED_RUNS :], run]
+        return run
+
+    def _position(self, timesteps: Tensor, index: int, total: int) -> Position | None:
+        if not 0 <= index < total:
+            return None
+        run = self._run(timesteps, index)
+        run.start = min(run.start, index)
+        return Position(index - run.start, total - run.start)
+
+    def _by_value(self, value: float, known: list[Tensor]) -> Position | None:
+        for timesteps in known:
+            run = next((run for run in self._runs if run.timesteps is timesteps), None)
+            values = timesteps.flatten().tolist() if run is None or run.values is None else run.values
+            cursor = 0 if run is None else run.cursor
+            # Search onwards from the last step, so that of repeated timesteps the later is found in its turn.
+            hits = [i for i in (*range(cursor, len(values)), *range(cursor)) if values[i] == value]
+            if hits:
+                run = self._run(timesteps, hits[0])
+                run.values, run.cursor = values, hits[0]
+                return self._position(timesteps, hits[0], len(values))
+        return None
+
+
+def _is_single_element(timestep: Tensor) -> bool:
+    return timestep.numel() == 1 or not any(timestep.stride())
+
+
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
+    return (
+        one.device == other.device
+        and one.dtype == other.dtype
+        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    )
+
+
+def _by_share(value: float, train_steps: int) -> Position:
+    index = train_steps - 1 - round(value)
+    return Position(min(max(index, 0), train_steps - 1), train_steps)

@@ -1,0 +1,107 @@
+#!/usr/bin/env python
+"""Measure the demo model: attribute accuracy on held-out prompts, beside that of real renderings of the same scenes.
+
+Writes a JSON result and a picture grid under results/demo/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import time
+
+import numpy as np
+import torch
+from PIL import Image
+
+from agentsd.demo import MODEL_PATH
+from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
+from agentsd.demo.captions import held_out_scenes, parse_caption
+from agentsd.demo.render import render_batch
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "demo"
+
+
+def picture_grid(pictures: np.ndarray, columns: int = 6) -> Image.Image:
+    """Pictures (n, h, h, 3) side by side, row by row, on white."""
+    number, side = pictures.shape[:2]
+    rows = -(-number // columns)
+    canvas = np.full((rows * side, columns * side, 3), 255, dtype=np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * side, index % columns * side
+        canvas[top : top + side, left : left + side] = picture
+    return Image.fromarray(canvas)
+
+
+def main() -> None:
+    """Parse the arguments, generate, score and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path, default=MODEL_PATH, help="diffusers folder")
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts, half of them pairs")
+    parser.add_argument("--steps", type=int, default=50, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
+    parser.add_argument("--batch", type=int, default=4, help="prompts a batch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--output", type=pathlib.Path, default=FOLDER / "attribute_accuracy.json")
+    parser.add_argument("--grid", type=pathlib.Path, default=FOLDER / "samples.png", help="picture grid")
+    arguments = parser.parse_args()
+
+    from diffusers import StableDiffusionPipeline
+
+    held_out = held_out_scenes(arguments.prompts, seed=arguments.seed)
+    prompts = [text for text, _ in held_out]
+    wanted = [parse_caption(text).combos for text in prompts]
+    classifier = load_classifier(arguments.model / "attribute_classifier")
+    real = attribute_accuracy(picture_scores(classifier, render_batch([scene for _, scene in held_out])), wanted)
+    print("real renderings:", real, flush=True)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        arguments.model, torch_dtype=getattr(torch, arguments.dtype), local_files_only=True
+    )
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.set_progress_bar_config(disable=True)
+    began, parts = time.monotonic(), []
+    for start in range(0, len(prompts), arguments.batch):
+        batch = prompts[start : start + arguments.batch]
+        # One generator a picture: the result does not depend on the batch size.
+        noise = [torch.Generator().manual_seed(arguments.seed * 100_003 + start + i) for i in range(len(batch))]
+        pictures = pipeline(
+            batch,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            generator=noise,
+            output_type="np",
+        ).images
+        parts.append(np.round(pictures * 255).astype(np.uint8))
+        print(f"{start + len(batch)}/{len(prompts)}, {time.monotonic() - began:.0f} s", flush=True)
+    pictures = np.concatenate(parts)
+    scores = picture_scores(classifier, pictures)
+    result = {
+        "prompts": len(prompts),
+        "steps": arguments.steps,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "guidance": arguments.guidance,
+        "seed": arguments.seed,
+        "dtype": arguments.dtype,
+        "generated": attribute_accuracy(scores, wanted),
+        "real_renderings": real,
+        "seconds": round(time.monotonic() - began, 1),
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "wrong": [text for text, right in zip(prompts, matches(scores, wanted), strict=True) if not right],
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = arguments.output.with_suffix(".partial")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, arguments.output)
+    picture_grid(pictures[:24]).save(arguments.grid)
+    print(json.dumps({key: value for key, value in result.items() if key != "wrong"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Fixtures: tiny random-weight pipelines of the real architectures, built offline."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tiny import make_tiny_pipe, make_tiny_unet
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny_unet():
+    return make_tiny_unet()
+
+
+@pytest.fixture
+def tiny_pipe():
+    return make_tiny_pipe()
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(request, doctest_namespace):
+    """Give the doctests what every user has at hand: torch, agentsd, a pipeline and its UNet."""
+    if type(request.node).__name__ == "DoctestItem":
+        import agentsd
+
+        doctest_namespace.update(torch=torch, agentsd=agentsd, pipe=make_tiny_pipe(), unet=make_tiny_unet())
