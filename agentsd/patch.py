@@ -115,7 +115,7 @@ class Patch:
     Example:
         >>> with agentsd.apply(unet, preset="paper") as patch:
         ...     len(patch.report().layers)
-        4
+        7
         >>> patch.active
         False
     """
@@ -324,7 +324,7 @@ def _uninstall(denoiser: nn.Module) -> None:
         site = module.__dict__.get(SITE)
         if isinstance(site, Site):
             # Somebody else's processor, installed after ours, is theirs to keep.
-            if type(module.processor) is AgentAttnProcessor:
+            if isinstance(module.processor, AgentAttnProcessor):
                 module.processor = site.original
             delattr(module, SITE)
         _drop_hook(module, _on_block_call)
@@ -364,7 +364,7 @@ def _on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
             site.slot.put_metric(args[0] if args else kwargs["hidden_states"])
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Read the step from the timestep and leave the step's settings for the layers."""
     state: _State = denoiser.__dict__[SITE]

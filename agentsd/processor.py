@@ -164,4 +164,5 @@ def _attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: Leve
 
 
 def _heads(attn: "Attention", tokens: Tensor) -> Tensor:
-    return tokens.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+    batch, number, channels = tokens.shape
+    return tokens.view(batch, number, attn.heads, channels // attn.heads).transpose(1, 2)

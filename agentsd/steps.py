@@ -70,11 +70,10 @@ class StepReader:
             for candidate in known:
                 if _shares_memory(timestep, candidate):
                     offset = timestep.storage_offset() - candidate.storage_offset()
-                    stride = max(1, candidate.stride(0)) if candidate.ndim else 1
-                    return self._position(candidate, offset // stride, candidate.shape[0])
+                    return self._position(candidate, int(offset), candidate.shape[0])
             size = timestep.untyped_storage().nbytes() // timestep.element_size()
             if size > 1:
-                return self._position(timestep, timestep.storage_offset(), size)
+                return self._position(timestep, int(timestep.storage_offset()), size)
         values = timestep.detach().flatten()
         value = float(values[0])
         if values.numel() > 1 and not bool((values == values[0]).all()):

@@ -189,7 +189,7 @@ def test_resumption_is_exact(tiny, tmp_path):
 
 
 def test_a_stage_without_length_is_refused():
-    with pytest.raises(ValueError, match="steps=0 and minutes=0.0 leave stage 'A' no length"):
+    with pytest.raises(ValueError, match=r"steps=0 and minutes=0\.0 leave stage 'A' no length"):
         Stage("A", grid=16, batch=2, steps=0, lr=1e-3)
 
 

@@ -13,11 +13,13 @@ torch.set_num_threads(2)
 
 @pytest.fixture
 def tiny_unet():
+    """Return a tiny UNet."""
     return make_tiny_unet()
 
 
 @pytest.fixture
 def tiny_pipe():
+    """Return a tiny Stable Diffusion pipeline."""
     return make_tiny_pipe()
 
 

@@ -1,0 +1,115 @@
+"""Settings and schedules: validation texts, exact phase boundaries, the published preset."""
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentsd import DEFAULT_PRESET, PRESETS, AgentConfig, Phase, Schedule, preset_schedule
+from agentsd.config import TokenCounts
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        (dict(merge_ratio=1.0), r"merge_ratio=1\.0 must lie in \[0, 1\)"),
+        (dict(merge_ratio="0.4"), r"merge_ratio='0\.4' must be a finite number"),
+        (dict(merge_ratio=math.nan), r"merge_ratio=nan must be a finite number"),
+        (dict(merge_ratio=True), r"merge_ratio=True must be a finite number"),
+        (dict(agent_ratio=1.0), r"agent_ratio=1\.0 must lie in \(0, 1\), or be 'auto'"),
+        (dict(agents="grid"), r"agents='grid' must be 'merge' or 'pool'"),
+        (dict(stride=1), r"stride=1 must be an integer of at least 2"),
+        (dict(stride=2.0), r"stride=2\.0 must be an integer"),
+        (dict(broadcast_exponent=-1), r"broadcast_exponent=-1 must lie in \[0, 2\]; published: 0\.3"),
+        (dict(shortcut=2), r"shortcut=2 must lie in \[-1, 1\]; published: 0\.075"),
+        (dict(max_downsample=3), r"max_downsample=3 must be a power of two"),
+        (dict(max_downsample=0), r"max_downsample=0 must be an integer of at least 1"),
+        (dict(randomize=1), r"randomize=1 must be True or False"),
+        (dict(agent_ratio=None), r"merge_ratio=0 with agent_ratio=None changes nothing"),
+        (dict(agents="pool", agent_ratio=None), r"agents='pool' with agent_ratio=None has no agents to pool"),
+        (dict(agents="pool", agent_ratio=0.9), r"agent_ratio=0\.9 does not apply to agents='pool'"),
+        # The published later phase: 2 * agents < features fails there, which upstream turns into merging silently.
+        (dict(merge_ratio=0.4, agent_ratio=0.5, stride=2), r"agents pay only while 2 \* agents < features.*None"),
+    ],
+)
+def test_bad_settings_say_what_is_wrong(fields, text):
+    with pytest.raises(ValueError, match=text):
+        AgentConfig(**fields)
+
+
+def test_settings_are_frozen_and_keyword_only():
+    with pytest.raises(FrozenInstanceError):
+        AgentConfig().stride = 2
+    with pytest.raises(TypeError):
+        AgentConfig(0.4)
+
+
+@pytest.mark.parametrize(
+    ("config", "grid", "counts"),
+    [
+        (AgentConfig(merge_ratio=0.4, agent_ratio=0.95), (64, 64), TokenCounts(4096, 2458, 256)),
+        (AgentConfig(merge_ratio=0.3, agent_ratio=0.95), (13, 17), TokenCounts(221, 155, 12)),
+        (AgentConfig(merge_ratio=0.9, agent_ratio=None, stride=2), (8, 8), TokenCounts(64, 16, None)),
+        (AgentConfig(agents="pool", stride=8), (64, 64), TokenCounts(4096, 4096, 64)),
+        (AgentConfig(agents="pool", stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (AgentConfig(), (3, 64), None),
+    ],
+)
+def test_token_counts(config, grid, counts):
+    assert config.count_tokens(*grid) == counts
+
+
+@pytest.mark.parametrize(
+    ("phases", "text"),
+    [
+        ((), r"must hold one or more Phase"),
+        ((0.4,), r"must hold one or more Phase"),
+        ((Phase(0.4, None),), r"the last must end at 1; add Phase\(1\.0, None\)"),
+        ((Phase(0.4, None), Phase(0.4, None), Phase(1, None)), r"`until` must rise strictly"),
+    ],
+)
+def test_bad_schedules(phases, text):
+    with pytest.raises(ValueError, match=text):
+        Schedule(phases)
+
+
+@pytest.mark.parametrize(("until", "config"), [(0, None), (1.1, None), ("1", None), (0.5, "fast")])
+def test_bad_phases(until, config):
+    with pytest.raises(ValueError, match=r"(until|config)="):
+        Phase(until, config)
+
+
+@given(st.integers(1, 100), st.integers(1, 1000))
+def test_phase_ends_without_rounding(percent, total):
+    first = AgentConfig(merge_ratio=0.1)
+    phases = (Phase(percent / 100, first),) if percent == 100 else (Phase(percent / 100, first), Phase(1.0, None))
+    schedule = Schedule(phases)
+    assert [schedule.at(i, total) is first for i in range(total)] == [i * 100 < percent * total for i in range(total)]
+
+
+def test_index_outside_the_run():
+    with pytest.raises(ValueError, match=r"index=50 must lie in \[0, total=50\)"):
+        PRESETS["paper"].at(50, 50)
+
+
+def test_paper_preset_is_the_published_schedule():
+    schedule = preset_schedule("paper")
+    early = AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4, broadcast_exponent=0.3, shortcut=0.075)
+    late = AgentConfig(merge_ratio=0.4, agent_ratio=None, stride=2)
+    assert [schedule.at(i, 50) for i in range(50)] == [early] * 20 + [late] * 30
+    # PLMS calls the UNet 51 times for 50 steps; the published code switches after its call 20.
+    assert [schedule.at(i, 51) for i in range(51)] == [early] * 21 + [late] * 30
+    assert schedule.at(0, 1) == early
+    assert {config.max_downsample for config in schedule.configs} == {1}
+
+
+def test_ratio_replaces_the_merge_ratio_of_every_phase():
+    assert {config.merge_ratio for config in preset_schedule("paper", 0.2).configs} == {0.2}
+
+
+def test_presets_are_known_by_name():
+    assert DEFAULT_PRESET in PRESETS
+    with pytest.raises(ValueError, match=r"preset='turbo' is unknown; choose one of balanced, .*paper"):
+        preset_schedule("turbo")

@@ -1,0 +1,129 @@
+"""Token choice and merging: parity with explicit sets, and the properties of the maps."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import agentsd.tokens
+from agentsd.tokens import cell_pattern, pool_tokens, rank_tokens
+
+
+@st.composite
+def grids(draw):
+    stride = draw(st.integers(2, 4))
+    return draw(st.integers(stride, 13)), draw(st.integers(stride, 13)), stride, draw(st.integers(0, 10**6))
+
+
+def ranked(height, width, stride, seed, *, random=True):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(2, height * width, 6, generator=generator, dtype=torch.float64)
+    pattern = cell_pattern(height, width, stride, generator if random else None)
+    return tokens, pattern, rank_tokens(tokens, pattern)
+
+
+@given(grids())
+@settings(deadline=None, max_examples=40)
+def test_pattern_has_one_destination_per_whole_cell(grid):
+    height, width, stride, seed = grid
+    pattern = cell_pattern(height, width, stride, torch.Generator().manual_seed(seed))
+    y, x = pattern.destinations // width, pattern.destinations % width
+    cells = list(zip((y // stride).tolist(), (x // stride).tolist(), strict=True))
+    assert cells == [(i, j) for i in range(height // stride) for j in range(width // stride)]
+    both = torch.cat([pattern.destinations, pattern.sources])
+    assert sorted(both.tolist()) == list(range(height * width))
+
+
+@given(grids(), st.integers(0, 200))
+@settings(deadline=None, max_examples=40)
+def test_merge_and_unmerge_are_a_projection(grid, count):
+    tokens, _, ranking = ranked(*grid)
+    token_map = ranking.cut(count)
+    project = lambda x: token_map.unmerge(token_map.merge(x))  # noqa: E731
+    once = project(tokens)
+    torch.testing.assert_close(project(once), once)
+    sources = tokens.shape[1] - ranking.pattern.destinations.shape[0]
+    assert token_map.merge(tokens).shape[1] == tokens.shape[1] - min(count, sources)
+    constant = torch.ones_like(tokens)
+    torch.testing.assert_close(project(constant), constant)
+
+
+@given(grids())
+@settings(deadline=None, max_examples=20)
+def test_merging_nothing_is_the_identity(grid):
+    tokens, _, ranking = ranked(*grid)
+    token_map = ranking.cut(0)
+    assert torch.equal(token_map.unmerge(token_map.merge(tokens)), tokens)
+
+
+@given(grids(), st.integers(1, 200))
+@settings(deadline=None, max_examples=40)
+def test_parity_with_explicit_sets(grid, count):
+    height, width, stride, seed = grid
+    tokens, _, ranking = ranked(height, width, stride, seed, random=False)
+    token_map = ranking.cut(count)
+    merged = token_map.merge(tokens)
+    for image in range(2):
+        expected, place = reference.merge(tokens[image].numpy(), tokens[image].numpy(), height, width, stride, count)
+        np.testing.assert_allclose(merged[image], expected, atol=1e-12)
+        assert token_map.position[image].tolist() == place.tolist()
+
+
+@given(grids(), st.integers(1, 100))
+@settings(deadline=None, max_examples=20)
+def test_the_most_similar_are_merged_first(grid, count):
+    tokens, pattern, ranking = ranked(*grid)
+    unit = torch.nn.functional.normalize(tokens, dim=-1)
+    best = (unit @ unit[:, pattern.destinations].transpose(1, 2)).amax(-1)
+    token_map = ranking.cut(count)
+    if token_map.kept.shape[1]:
+        least_merged, most_kept = best.gather(1, token_map.merged).amin(1), best.gather(1, token_map.kept).amax(1)
+        assert (least_merged >= most_kept - 1e-12).all()
+
+
+def test_ranking_in_blocks_equals_ranking_at_once(monkeypatch):
+    tokens, pattern, whole = ranked(12, 10, 2, 0)
+    monkeypatch.setattr(agentsd.tokens, "_MAX_SIMILARITIES", 7 * 2 * 30)
+    blocks = rank_tokens(tokens, pattern)
+    assert torch.equal(blocks.order, whole.order)
+    assert torch.equal(blocks.target, whole.target)
+
+
+def test_merging_in_bfloat16_counts_exactly():
+    # 16 x 16 equal tokens in one cell: a count kept in bfloat16 would stop at 256, a sum of ones is exact to 256.
+    ranking = rank_tokens(torch.ones(1, 256, 4), cell_pattern(16, 16, 16))
+    merged = ranking.cut(255).merge(torch.ones(1, 256, 4, dtype=torch.bfloat16))
+    assert torch.equal(merged, torch.ones(1, 1, 4, dtype=torch.bfloat16))
+
+
+@given(grids())
+@settings(deadline=None, max_examples=40)
+def test_pooling_averages_each_cell(grid):
+    height, width, stride, seed = grid
+    tokens = torch.randn(2, height * width, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    image = tokens.view(2, height, width, 3)
+    expected = [
+        image[:, y : y + stride, x : x + stride].mean((1, 2))
+        for y in range(0, height, stride)
+        for x in range(0, width, stride)
+    ]
+    torch.testing.assert_close(pool_tokens(tokens, height, width, stride), torch.stack(expected, 1))
+
+
+def test_pooling_a_grid_smaller_than_a_cell_leaves_one_token():
+    assert pool_tokens(torch.ones(1, 6, 2), 2, 3, 4).shape == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: cell_pattern(3, 8, 4), r"grid 3x8 holds no whole cell of stride=4; use a smaller stride"),
+        (lambda: rank_tokens(torch.ones(1, 9, 2), cell_pattern(4, 4, 2)), r"metric has 9 tokens, the pattern 16"),
+        (lambda: pool_tokens(torch.ones(1, 9, 2), 4, 4, 2), r"tokens has 9 tokens, the grid 4x4 has 16"),
+    ],
+)
+def test_errors(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
