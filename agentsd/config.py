@@ -1,6 +1,7 @@
 """What to do and when, as plain data: layer settings, phases and schedules (no torch here)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -146,15 +147,19 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the denoising run and what self-attention does in it.
+    """A stretch of the denoising run and what the UNet does in it.
 
     Args:
         until: Share of the run at which the phase ends, in (0, 1]; a step `i` of `n` belongs to the first phase with
             `i / n < until`.
-        config: Settings for the phase; `None` runs stock attention, bit for bit.
+        config: Settings for self-attention in the phase; `None` runs stock attention, bit for bit.
+        reuse: Every how many steps the whole UNet runs, counted from the phase's first step; the steps between reuse
+            its deep features and run the outermost layers only (Ma et al., CVPR 2024, https://arxiv.org/abs/2312.00858).
+            1 runs the whole UNet at every step.
 
     Raises:
-        ValueError: If `until` is outside (0, 1] or `config` is neither an `AgentConfig` nor `None`.
+        ValueError: If `until` is outside (0, 1], `config` is neither an `AgentConfig` nor `None`, or `reuse` is no
+            positive integer.
 
     Example:
         >>> Phase(0.4, AgentConfig(merge_ratio=0.4)).until
@@ -163,9 +168,11 @@ class Phase:
 
     until: float
     config: AgentConfig | None
+    reuse: int = 1
 
     def __post_init__(self) -> None:
         _check_number("until", self.until)
+        _check_int("reuse", self.reuse, minimum=1)
         if not 0 < self.until <= 1:
             raise ValueError(f"until={self.until!r} must lie in (0, 1]: a share of the denoising run.")
         if self.config is not None and not isinstance(self.config, AgentConfig):
@@ -178,9 +185,12 @@ class Schedule:
 
     Args:
         phases: One or more `Phase`, `until` strictly rising, the last `until` equal to 1.
+        reuse_depth: How many of the UNet's last layers run at a step that reuses deep features (with the first layers
+            whose outputs they need): 1 is the cheapest.
 
     Raises:
-        ValueError: If there is no phase, the order does not rise, or the last phase does not end at 1.
+        ValueError: If there is no phase, the order does not rise, the last phase does not end at 1, or `reuse_depth`
+            is no positive integer.
 
     Example:
         >>> schedule = Schedule((Phase(0.4, AgentConfig(merge_ratio=0.4)), Phase(1.0, None)))
@@ -189,8 +199,10 @@ class Schedule:
     """
 
     phases: tuple[Phase, ...]
+    reuse_depth: int = 1
 
     def __post_init__(self) -> None:
+        _check_int("reuse_depth", self.reuse_depth, minimum=1)
         phases = tuple(self.phases)
         object.__setattr__(self, "phases", phases)
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
@@ -202,14 +214,19 @@ class Schedule:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
 
     @classmethod
-    def constant(cls, config: AgentConfig) -> "Schedule":
-        """Return the schedule that holds `config` at every step."""
-        return cls((Phase(1.0, config),))
+    def constant(cls, config: AgentConfig | None, *, reuse: int = 1) -> "Schedule":
+        """Return the schedule that holds `config` and `reuse` at every step."""
+        return cls((Phase(1.0, config, reuse),))
 
     @property
     def configs(self) -> tuple[AgentConfig, ...]:
         """The distinct settings used, in order of first use."""
         return tuple(dict.fromkeys(phase.config for phase in self.phases if phase.config is not None))
+
+    @property
+    def reuses(self) -> bool:
+        """Whether any step reuses deep features."""
+        return any(phase.reuse > 1 for phase in self.phases)
 
     def at(self, index: int, total: int) -> AgentConfig | None:
         """Return the settings of step `index` of a run of `total` steps; exact, without rounding.
@@ -226,22 +243,55 @@ class Schedule:
         Raises:
             ValueError: If `index` lies outside the run.
         """
+        return self._phase(index, total)[0].config
+
+    def is_full(self, index: int, total: int) -> bool:
+        """Return whether the whole UNet runs at step `index` of `total`, rather than its outermost layers only.
+
+        Args:
+            index: Step within the run, `0 <= index < total`.
+            total: Number of steps in the run.
+
+        Returns:
+            `True` at the first step of a phase and every `reuse` steps after it.
+
+        Raises:
+            ValueError: If `index` lies outside the run.
+
+        Example:
+            >>> [Schedule.constant(None, reuse=3).is_full(i, 7) for i in range(7)]
+            [True, False, False, True, False, False, True]
+        """
+        phase, first = self._phase(index, total)
+        return (index - first) % phase.reuse == 0
+
+    def _phase(self, index: int, total: int) -> tuple[Phase, int]:
+        """Return the phase of a step and the phase's first step."""
         if not 0 <= index < total:
             raise ValueError(f"index={index} must lie in [0, total={total}).")
+        first = 0
         for phase in self.phases:
-            end = Fraction(str(phase.until))  # the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004
-            if index * end.denominator < end.numerator * total:
-                return phase.config
+            # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.
+            end = math.ceil(Fraction(str(phase.until)) * total)
+            if index < end:
+                return phase, first
+            first = end
         raise AssertionError("unreachable: the last phase ends at 1")
 
     def with_merge_ratio(self, ratio: float) -> "Schedule":
         """Return the same schedule with `merge_ratio=ratio` in every phase that has settings."""
-        return Schedule(
-            tuple(
-                Phase(phase.until, None if phase.config is None else replace(phase.config, merge_ratio=ratio))
-                for phase in self.phases
+        return self._map(
+            lambda phase: (
+                phase if phase.config is None else replace(phase, config=replace(phase.config, merge_ratio=ratio))
             )
         )
+
+    def with_reuse(self, reuse: int) -> "Schedule":
+        """Return the same schedule with `reuse` in every phase."""
+        return self._map(lambda phase: replace(phase, reuse=reuse))
+
+    def _map(self, change: Callable[[Phase], Phase]) -> "Schedule":
+        return replace(self, phases=tuple(change(phase) for phase in self.phases))
 
 
 def _check_number(name: str, value: object) -> None:

@@ -1,112 +1,33 @@
-"""Install agent attention on a pipeline or UNet, follow its steps, report, and restore it exactly."""
+"""Install agent attention on a pipeline or UNet, report what was patched, and restore it exactly."""
 
-import hashlib
-import threading
-import warnings
-import weakref
-from collections import Counter, OrderedDict
+import functools
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from types import MethodType
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agentsd.config import AgentConfig, Schedule
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
-from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
+from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
-from agentsd.steps import Position, StepReader
-from agentsd.tokens import CellPattern, cell_pattern
+from agentsd.reuse import feature_hook_target, max_depth
+from agentsd.runtime import (
+    KEEPER,
+    Runtime,
+    after_denoiser_call,
+    forward_with_reuse,
+    grid_at,
+    on_block_call,
+    on_deep_feature,
+    on_denoiser_call,
+)
 
-if TYPE_CHECKING:
-    from agentsd.sites import Candidate, Skipped
-
-_CACHED_PATTERNS = 256
+_HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 _REPLACED = "processor replaced by other code: not patched any more"
-
-
-class _State:
-    """Everything a patched denoiser carries (on `denoiser._agentsd`); copies and pickles start with no run in progress.
-
-    Pipelines are held weakly and lost in a copy: the step is then read from the timestep alone.
-    """
-
-    def __init__(self, schedule: Schedule, seed: int, layers: "list[Candidate]", skipped: "list[Skipped]") -> None:
-        self.schedule = schedule
-        self.seed = seed
-        self.slot = StepSlot()
-        self.attentions = [layer.attn for layer in layers]
-        self.sites = [Site(layer.name, layer.level, layer.attn.processor, self.slot) for layer in layers]
-        self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
-        self.finest = min(site.level for site in self.sites)
-        self.sample: tuple[int, int] | None = None
-        self._fresh()
-
-    def _fresh(self) -> None:
-        self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.local = threading.local()
-        self.patterns: OrderedDict[tuple[Any, ...], CellPattern] = OrderedDict()
-        self.lock = threading.Lock()
-        self.warned: set[str] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "local", "patterns", "lock", "warned"}
-        return {key: value for key, value in self.__dict__.items() if key not in volatile}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._fresh()
-
-    def read_step(self, timestep: object) -> Position | None:
-        if not hasattr(self.local, "reader"):
-            self.local.reader = StepReader()
-        schedulers = [pipe.scheduler for pipe in list(self.pipes) if getattr(pipe, "scheduler", None) is not None]
-        timesteps = [scheduler.timesteps for scheduler in schedulers if torch.is_tensor(scheduler.timesteps)]
-        train_steps = next((int(scheduler.config.num_train_timesteps) for scheduler in schedulers), 1000)
-        position: Position | None = self.local.reader.read(timestep, timesteps, train_steps=train_steps)
-        return position
-
-    def context(self, position: Position | None, sample: Tensor) -> StepContext:
-        if position is None or not getattr(self.local, "enabled", True):
-            return StepContext()
-        config = self.schedule.at(position.index, position.total)
-        if config is None:
-            return StepContext()
-        levels = {}
-        for level in sorted({site.level for site in self.sites}):
-            if 2 ** (level - self.finest) > config.max_downsample:
-                continue
-            height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
-            counts = config.count_tokens(height, width)
-            if counts is None:
-                continue
-            pattern = None
-            if config.uses_ranking:
-                index = position.index if config.randomize else None
-                pattern = self._pattern(index, height, width, config.stride, sample.device)
-            levels[level] = LevelPlan(height, width, config, counts, pattern)
-        return StepContext(levels)
-
-    def _pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
-        key = (index, height, width, stride, device)
-        with self.lock:
-            if key not in self.patterns:
-                generator = None
-                if index is not None:
-                    # Drawn from what the step is, not from what ran before: equal calls give equal images.
-                    words = f"{self.seed} {index} {height} {width} {stride}".encode()
-                    digest = hashlib.blake2b(words, digest_size=7).digest()
-                    generator = torch.Generator().manual_seed(int.from_bytes(digest))
-                self.patterns[key] = cell_pattern(height, width, stride, generator).to(device)
-                if len(self.patterns) > _CACHED_PATTERNS:
-                    self.patterns.popitem(last=False)
-            return self.patterns[key]
-
-    def warn_once(self, message: str) -> None:
-        if message not in self.warned:
-            self.warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=2)
 
 
 class Patch:
@@ -120,19 +41,19 @@ class Patch:
         False
     """
 
-    def __init__(self, denoiser: nn.Module, state: _State) -> None:
+    def __init__(self, denoiser: nn.Module, runtime: Runtime) -> None:
         self._denoiser = denoiser
-        self._state = state
+        self._runtime = runtime
 
     @property
     def active(self) -> bool:
         """Whether this patch is still installed (not removed, nor replaced by a later `apply`)."""
-        return self._denoiser.__dict__.get(SITE) is self._state
+        return self._denoiser.__dict__.get(SITE) is self._runtime
 
     @property
     def schedule(self) -> Schedule:
         """The schedule in force."""
-        return self._state.schedule
+        return self._runtime.schedule
 
     def remove(self) -> None:
         """Restore the denoiser exactly; does nothing if it is restored already or patched anew."""
@@ -141,12 +62,12 @@ class Patch:
 
     def report(self) -> Report:
         """Return which layers were patched, at which grid, with how many features and agents, and which were not."""
-        return _report(self._denoiser, self._state)
+        return _report(self._denoiser, self._runtime)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Run stock attention in this thread while the context lasts, without taking the patch off."""
-        local = self._state.local
+        local = self._runtime.local
         before = getattr(local, "enabled", True)
         local.enabled = False
         try:
@@ -171,6 +92,8 @@ def apply(
     preset: str | None = None,
     config: AgentConfig | None = None,
     schedule: Schedule | None = None,
+    reuse: int | None = None,
+    reuse_depth: int | None = None,
     seed: int = 0,
 ) -> Patch:
     """Patch a pipeline's UNet in place, so that its spatial self-attention follows an agent-attention schedule.
@@ -184,6 +107,8 @@ def apply(
         preset: Name of a preset, see `agentsd.PRESETS`; the default is `"balanced"`.
         config: Settings for every step, instead of a preset.
         schedule: A schedule of your own, instead of a preset.
+        reuse: Run the whole UNet only every so many steps and its outermost layers between: replaces the preset's.
+        reuse_depth: How many of the last layers run between: replaces the preset's (1, the cheapest).
         seed: Seed of the random merge destinations; equal seeds give equal images, whatever ran before.
 
     Returns:
@@ -198,7 +123,7 @@ def apply(
         >>> image = pipe("a red circle", num_inference_steps=2, output_type="pt").images
         >>> patch.remove()
     """
-    chosen = _choose_schedule(ratio, preset, config, schedule)
+    chosen = _choose_schedule(ratio, preset, config, schedule, reuse, reuse_depth)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = _denoiser(target)
@@ -207,10 +132,10 @@ def apply(
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         _uninstall(denoiser)
-    state = _install(denoiser, chosen, seed)
+    runtime = _install(denoiser, chosen, seed)
     for pipe in pipes:
-        state.pipes.add(pipe)
-    return Patch(denoiser, state)
+        runtime.pipes.add(pipe)
+    return Patch(denoiser, runtime)
 
 
 def remove(target: Any) -> None:
@@ -241,43 +166,51 @@ def report(target: Any) -> Report:
         TypeError: If the target is neither a pipeline with a UNet nor a module.
     """
     denoiser = _denoiser(target)
-    state = denoiser.__dict__.get(SITE)
-    if state is None:
+    runtime = denoiser.__dict__.get(SITE)
+    if runtime is None:
         raise ValueError(f"target {type(target).__name__} is not patched; call agentsd.apply(target) first.")
-    return _report(denoiser, state)
-
-
-def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
-    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
-
-    Example:
-        >>> grid_at(1, 65, 97)
-        (33, 49)
-    """
-    for _ in range(level):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
+    return _report(denoiser, runtime)
 
 
 def _choose_schedule(
-    ratio: float | None, preset: str | None, config: AgentConfig | None, schedule: Schedule | None
+    ratio: float | None,
+    preset: str | None,
+    config: AgentConfig | None,
+    schedule: Schedule | None,
+    reuse: int | None,
+    reuse_depth: int | None,
 ) -> Schedule:
-    given = [name for name, value in (("config", config), ("schedule", schedule)) if value is not None]
-    if given and (ratio is not None or preset is not None or len(given) > 1):
-        others = [name for name, value in (("ratio", ratio), ("preset", preset)) if value is not None]
+    arguments = {
+        "config": config,
+        "schedule": schedule,
+        "preset": preset,
+        "ratio": ratio,
+        "reuse": reuse,
+        "reuse_depth": reuse_depth,
+    }
+    given = [name for name, value in arguments.items() if value is not None]
+    if schedule is not None and len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given together, but schedule says everything; give it alone.")
+    if config is not None and (ratio is not None or preset is not None):
         raise ValueError(
-            f"{' and '.join(given + others)} were given together, but config and schedule each say everything; "
-            "give one of: config, schedule, or preset and/or ratio."
+            f"{' and '.join(given)} were given together, but config stands in the place of preset and ratio; "
+            "give either config, or preset and/or ratio."
         )
     if config is not None:
         if not isinstance(config, AgentConfig):
             raise ValueError(f"config={config!r} must be an AgentConfig.")
-        return Schedule.constant(config)
-    if schedule is not None:
+        chosen = Schedule.constant(config)
+    elif schedule is not None:
         if not isinstance(schedule, Schedule):
             raise ValueError(f"schedule={schedule!r} must be a Schedule.")
-        return schedule
-    return preset_schedule(DEFAULT_PRESET if preset is None else preset, ratio)
+        chosen = schedule
+    else:
+        chosen = preset_schedule(DEFAULT_PRESET if preset is None else preset, ratio)
+    if reuse is not None:
+        chosen = chosen.with_reuse(reuse)
+    if reuse_depth is not None:
+        chosen = replace(chosen, reuse_depth=reuse_depth)
+    return chosen
 
 
 def _denoiser(target: Any) -> nn.Module:
@@ -293,20 +226,34 @@ def _denoiser(target: Any) -> nn.Module:
     return compiled
 
 
-def _install(denoiser: nn.Module, schedule: Schedule, seed: int) -> _State:
+def _install(denoiser: nn.Module, schedule: Schedule, seed: int) -> Runtime:
     from agentsd.sites import find_sites
 
     candidates, skipped = find_sites(denoiser)
     if not candidates:
         raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
-    state = _State(schedule, seed, candidates, skipped)
-    for layer, site in zip(candidates, state.sites, strict=True):
+    if schedule.reuses and schedule.reuse_depth > max_depth(denoiser):
+        raise ValueError(
+            f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(denoiser)} for {type(denoiser).__name__} "
+            "(the number of layers in its last up block; 0: it cannot reuse deep features). "
+            "Lower reuse_depth, or set reuse=1."
+        )
+    runtime = Runtime(schedule, seed, candidates, skipped)
+    for layer, site in zip(candidates, runtime.sites, strict=True):
         setattr(layer.attn, SITE, site)
         layer.attn.set_processor(AgentAttnProcessor())
-        layer.block.register_forward_pre_hook(_on_block_call, with_kwargs=True)
-    setattr(denoiser, SITE, state)
-    denoiser.register_forward_pre_hook(_on_denoiser_call, with_kwargs=True)
-    return state
+        layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
+    setattr(denoiser, SITE, runtime)
+    denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
+    if schedule.reuses:
+        module, sees_input = feature_hook_target(denoiser, schedule.reuse_depth)
+        setattr(module, KEEPER, runtime.slot)
+        register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
+        register(on_deep_feature, with_kwargs=True)
+        denoiser.register_forward_hook(after_denoiser_call)
+        original = denoiser.__dict__.get("forward")
+        denoiser.forward = functools.partial(forward_with_reuse, denoiser, original)
+    return runtime
 
 
 def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
@@ -327,58 +274,41 @@ def _uninstall(denoiser: nn.Module) -> None:
             if isinstance(module.processor, AgentAttnProcessor):
                 module.processor = site.original
             delattr(module, SITE)
-        _drop_hook(module, _on_block_call)
-    _drop_hook(denoiser, _on_denoiser_call)
+        if KEEPER in module.__dict__:
+            delattr(module, KEEPER)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in _HOOKS]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_with_kwargs.pop(key, None)
+    # accelerate, hooked in after us, keeps the forward it found under `_old_forward`.
+    for name in ("forward", "_old_forward"):
+        forward = denoiser.__dict__.get(name)
+        if isinstance(forward, functools.partial) and forward.func is forward_with_reuse:
+            original = forward.args[1]
+            if original is not None:
+                setattr(denoiser, name, original)
+            elif name == "forward":
+                del denoiser.forward
+            else:
+                setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
     delattr(denoiser, SITE)
 
 
-def _drop_hook(module: nn.Module, hook: Any) -> None:
-    for key in [key for key, value in module._forward_pre_hooks.items() if value is hook]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def _report(denoiser: nn.Module, state: _State) -> Report:
-    sample = state.sample
+def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
+    sample = runtime.sample
     size = getattr(getattr(denoiser, "config", None), "sample_size", None)
     if sample is None and size is not None:
         sample = (size, size) if isinstance(size, int) else (size[0], size[1])
     layers = tuple(
         LayerReport(
             name=site.name,
-            downsample=2 ** (site.level - state.finest),
+            downsample=2 ** (site.level - runtime.finest),
             grid=None if sample is None else grid_at(site.level, *sample),
             problem=site.problem if type(attn.processor) is AgentAttnProcessor else _REPLACED,
         )
-        for site, attn in zip(state.sites, state.attentions, strict=True)
+        for site, attn in zip(runtime.sites, runtime.attentions, strict=True)
     )
-    return Report(type(denoiser).__name__, state.schedule, layers, state.skipped, state.seed)
-
-
-def _on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
-    site: Site | None = block.attn1.__dict__.get(SITE)
-    if site is not None:
-        plan = site.slot.read().levels.get(site.level)
-        if plan is not None and plan.pattern is not None:
-            site.slot.put_metric(args[0] if args else kwargs["hidden_states"])
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Read the step from the timestep and leave the step's settings for the layers."""
-    state: _State = denoiser.__dict__[SITE]
-    sample = args[0] if args else kwargs["sample"]
-    timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
-    state.sample = (sample.shape[-2], sample.shape[-1])
-    state.slot.write(state.context(state.read_step(timestep), sample))
-    replaced = sum(type(attn.processor) is not AgentAttnProcessor for attn in state.attentions)
-    if replaced:
-        state.warn_once(
-            f"{replaced} of the {len(state.sites)} attention processors that agentsd installed have been replaced by "
-            "other code (attention slicing, xformers, fuse_qkv_projections, PAG, ...); those layers do not use agent "
-            "attention now. If that was not meant, call agentsd.apply again afterwards."
-        )
-    for site in state.sites:
-        if site.problem is not None:
-            state.warn_once(f"agentsd at {site.name}: {site.problem}.")
+    return Report(
+        type(denoiser).__name__, runtime.schedule, layers, runtime.skipped, runtime.seed, runtime.reuse_problem
+    )

@@ -18,6 +18,8 @@ class AgentPipeline:
         preset: See `agentsd.apply`.
         config: See `agentsd.apply`.
         schedule: See `agentsd.apply`.
+        reuse: See `agentsd.apply`.
+        reuse_depth: See `agentsd.apply`.
         seed: See `agentsd.apply`.
 
     Raises:
@@ -38,10 +40,21 @@ class AgentPipeline:
         preset: str | None = None,
         config: AgentConfig | None = None,
         schedule: Schedule | None = None,
+        reuse: int | None = None,
+        reuse_depth: int | None = None,
         seed: int = 0,
     ) -> None:
         self.pipe = pipe
-        self.patch: Patch = apply(pipe, ratio, preset=preset, config=config, schedule=schedule, seed=seed)
+        self.patch: Patch = apply(
+            pipe,
+            ratio,
+            preset=preset,
+            config=config,
+            schedule=schedule,
+            reuse=reuse,
+            reuse_depth=reuse_depth,
+            seed=seed,
+        )
 
     def __call__(self, *args: Any, agents: bool = True, **kwargs: Any) -> Any:
         """Run the pipeline; `agents=False` runs this one call on stock attention."""

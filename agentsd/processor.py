@@ -31,9 +31,14 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step does, by level; a layer whose level is missing runs stock attention."""
+    """What a step does: by level (a layer whose level is missing runs stock attention), and with deep features.
+
+    `feature` is the deep feature to start from, `None` at a full step; `keep` says that a full step leaves its own.
+    """
 
     levels: Mapping[int, LevelPlan] = field(default_factory=dict)
+    feature: Tensor | None = None
+    keep: bool = False
 
 
 class StepSlot:
@@ -44,8 +49,10 @@ class StepSlot:
         self._latest = StepContext()
 
     def write(self, context: StepContext) -> None:
-        """Set this thread's step."""
+        """Set this thread's step, and forget what an interrupted one may have left."""
         self._local.context = context
+        self._local.metric = None
+        self._local.feature = None
         self._latest = context
 
     def read(self) -> StepContext:
@@ -61,6 +68,16 @@ class StepSlot:
         metric: Tensor | None = getattr(self._local, "metric", None)
         self._local.metric = None
         return metric
+
+    def put_feature(self, feature: Tensor) -> None:
+        """Leave the deep feature of a full step."""
+        self._local.feature = feature
+
+    def take_feature(self) -> Tensor | None:
+        """Return and forget the deep feature."""
+        feature: Tensor | None = getattr(self._local, "feature", None)
+        self._local.feature = None
+        return feature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepSlot":
         return StepSlot()

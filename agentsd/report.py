@@ -32,6 +32,7 @@ class Report:
         layers: Patched layers in execution order.
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns.
+        reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
     """
 
     target: str
@@ -39,16 +40,22 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: tuple[tuple[str, str], ...]
     seed: int
+    reuse_problem: str | None = None
 
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
         start = 0.0
         for phase in self.schedule.phases:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
+            if phase.reuse > 1:
+                depth = self.schedule.reuse_depth
+                lines.append(f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between")
             start = phase.until
             if phase.config is not None:
                 lines += [f"      {layer.name}: {_counts(layer, phase.config)}" for layer in self.layers]
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
+        if self.reuse_problem:
+            lines.append(f"  problem: deep features not reused: {self.reuse_problem}")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.skipped:
             reasons.setdefault(reason, []).append(name)

@@ -16,14 +16,16 @@ _REMEMBERED_RUNS = 8  # pipelines that may take turns in one thread
 
 @dataclass(frozen=True)
 class Position:
-    """Step `index` of a run of `total` steps."""
+    """Step `index` of a run of `total` steps; `run` is equal for calls of one run, `None` for a call on its own."""
 
     index: int
     total: int
+    run: int | None = None
 
 
 @dataclass
 class _Run:
+    number: int
     timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
     start: int
     cursor: int
@@ -40,12 +42,13 @@ class StepReader:
     Example:
         >>> timesteps = torch.tensor([900, 600, 300])
         >>> [StepReader().read(t, []) for t in timesteps[:1]]
-        [Position(index=0, total=3)]
+        [Position(index=0, total=3, run=1)]
         >>> StepReader().read(250, [])
-        Position(index=749, total=1000)
+        Position(index=749, total=1000, run=None)
     """
 
     _runs: list[_Run] = field(default_factory=list)
+    _started: int = 0
 
     def read(self, timestep: object, timesteps: Iterable[Tensor], *, train_steps: int = 1000) -> Position | None:
         """Return where in its run this call stands, or `None` if that cannot be known.
@@ -84,7 +87,8 @@ class StepReader:
         for run in self._runs:
             if _shares_memory(run.timesteps, timesteps):
                 return run
-        run = _Run(timesteps, first, first)
+        self._started += 1
+        run = _Run(self._started, timesteps, first, first)
         self._runs = [*self._runs[1 - _REMEMBERED_RUNS :], run]
         return run
 
@@ -93,7 +97,7 @@ class StepReader:
             return None
         run = self._run(timesteps, index)
         run.start = min(run.start, index)
-        return Position(index - run.start, total - run.start)
+        return Position(index - run.start, total - run.start, run.number)
 
     def _by_value(self, value: float, known: list[Tensor]) -> Position | None:
         for timesteps in known:

@@ -3,9 +3,16 @@
 from functools import cache
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 WIDTH = 32  # of the text encoder
 SAMPLE = 16  # latent side: grids 16, 8, 4 (finest two with attention)
@@ -94,3 +101,80 @@ def draw(pipe, prompt="a red circle", *, seed: int = 0, steps: int = 5, **kwargs
     kwargs.setdefault("output_type", "latent")
     generator = torch.Generator().manual_seed(seed)
     return pipe(prompt, num_inference_steps=steps, generator=generator, **kwargs).images
+
+
+def make_one_level_unet(*, seed: int = 0, **changes) -> UNet2DConditionModel:
+    """One level, three self-attention layers, all on the 16 x 16 grid: quick to compile."""
+    return make_tiny_unet(
+        seed=seed,
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
+        attention_head_dim=2,
+        **changes,
+    )
+
+
+def make_controlnet(seed: int = 0) -> ControlNetModel:
+    """The ControlNet that fits `make_tiny_unet`: self-attention layers 1 + 1 + 1."""
+    torch.manual_seed(seed)
+    net = ControlNetModel(
+        layers_per_block=1,
+        block_out_channels=(16, 32, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        attention_head_dim=(2, 4, 4),
+        cross_attention_dim=WIDTH,
+        norm_num_groups=8,
+        conditioning_embedding_out_channels=(8, 8),
+    ).eval()
+    for name, parameter in net.named_parameters():
+        if name.startswith("controlnet_"):  # zero convolutions: a fresh ControlNet would change nothing
+            torch.nn.init.normal_(parameter, std=0.5)
+    return net
+
+
+def make_sdxl_pipe(seed: int = 0) -> StableDiffusionXLPipeline:
+    """SDXL: no attention on the finest level; self-attention layers 1 + 2 + 2 + 4 + 2, level 1 the finest with any."""
+    parts = components(
+        seed,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        use_linear_projection=True,
+        cross_attention_dim=2 * WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+    )
+    for name in ("safety_checker", "feature_extractor"):
+        del parts[name]
+    pipe = StableDiffusionXLPipeline(
+        **parts,
+        text_encoder_2=make_text_encoder(seed + 1, CLIPTextModelWithProjection, projection_dim=WIDTH),
+        tokenizer_2=parts["tokenizer"],
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def ip_adapter_weights(unet: UNet2DConditionModel, *, width: int = 8, seed: int = 0) -> dict:
+    """The state dict of an IP-Adapter for `unet` and image embeddings of `width` numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw_weight(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    layers = {}
+    for place, name in enumerate(name for name in unet.attn_processors if name.endswith("attn2.processor")):
+        attn = unet.get_submodule(name.removesuffix(".processor"))
+        for kind in ("to_k_ip", "to_v_ip"):
+            layers[f"{2 * place + 1}.{kind}.weight"] = draw_weight(attn.inner_dim, WIDTH)
+    projection = {
+        "proj.weight": draw_weight(4 * WIDTH, width),
+        "proj.bias": draw_weight(4 * WIDTH),
+        "norm.weight": draw_weight(WIDTH),
+        "norm.bias": draw_weight(WIDTH),
+    }
+    return {"image_proj": projection, "ip_adapter": layers}

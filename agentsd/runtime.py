@@ -1,0 +1,258 @@
+"""What a patched denoiser carries, and what happens at each of its calls: read the step, set it, keep features."""
+
+import hashlib
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from agentsd.config import Schedule
+from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
+from agentsd.reuse import bind_arguments, obstacle, shallow_pass
+from agentsd.steps import Position, StepReader
+from agentsd.tokens import CellPattern, cell_pattern
+
+if TYPE_CHECKING:
+    from agentsd.sites import Candidate, Skipped
+
+_CACHED_PATTERNS = 256
+_REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its deep features
+KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
+
+
+class _RunFeatures:
+    """Deep features of one run, by call within a step."""
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+        self.index = -1
+        self.call = 0
+        self.features: dict[int, Tensor] = {}
+
+
+class _Turn(NamedTuple):
+    """The call in progress: its run, and which call of its step it is."""
+
+    run: _RunFeatures
+    call: int
+
+
+class Runtime:
+    """Everything a patched denoiser carries (on `denoiser._agentsd`); copies and pickles start with no run in progress.
+
+    Pipelines are held weakly and lost in a copy: the step is then read from the timestep alone.
+    """
+
+    def __init__(self, schedule: Schedule, seed: int, layers: "list[Candidate]", skipped: "list[Skipped]") -> None:
+        self.schedule = schedule
+        self.seed = seed
+        self.slot = StepSlot()
+        self.attentions = [layer.attn for layer in layers]
+        self.sites = [Site(layer.name, layer.level, layer.attn.processor, self.slot) for layer in layers]
+        self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
+        self.finest = min(site.level for site in self.sites)
+        self.sample: tuple[int, int] | None = None
+        self.reuse_problem: str | None = None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.local = threading.local()
+        self.patterns: OrderedDict[tuple[Any, ...], CellPattern] = OrderedDict()
+        self.lock = threading.Lock()
+        self.warned: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        volatile = {"pipes", "local", "patterns", "lock", "warned"}
+        return {key: value for key, value in self.__dict__.items() if key not in volatile}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fresh()
+
+    def _position(self, timestep: object) -> Position | None:
+        if not hasattr(self.local, "reader"):
+            self.local.reader = StepReader()
+        # Read live, at every call: users swap schedulers.
+        schedulers = [pipe.scheduler for pipe in list(self.pipes) if getattr(pipe, "scheduler", None) is not None]
+        candidates = [getattr(scheduler, "timesteps", None) for scheduler in schedulers]
+        timesteps = [candidate for candidate in candidates if isinstance(candidate, Tensor)]
+        train_steps = next((int(scheduler.config.num_train_timesteps) for scheduler in schedulers), 1000)
+        position: Position | None = self.local.reader.read(timestep, timesteps, train_steps=train_steps)
+        return position
+
+    def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the step of a call from its arguments and leave its settings for the layers."""
+        arguments = bind_arguments(args, kwargs)
+        sample = arguments["sample"]
+        self.sample = (sample.shape[-2], sample.shape[-1])
+        self.local.turn = None
+        position = self._position(arguments.get("timestep"))
+        if position is None or not getattr(self.local, "enabled", True):
+            self.slot.write(StepContext())
+            return
+        levels = self._levels(position, sample)
+        feature, keep = self._reuse(denoiser, position, arguments)
+        self.slot.write(StepContext(levels, feature, keep))
+
+    def end(self) -> None:
+        """Keep the deep feature that a full step left, for the steps that follow in its run."""
+        feature = self.slot.take_feature()
+        turn: _Turn | None = self.local.turn
+        if feature is not None and turn is not None:
+            # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
+            turn.run.features[turn.call] = feature.detach().clone()
+
+    def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
+        """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
+        if not self.schedule.reuses or position.run is None:
+            return None, False
+        run = self._run(position)
+        # Pipelines that call the UNet once per guidance branch make several calls at one step: each has its feature.
+        run.call = run.call + 1 if position.index == run.index else 0
+        run.index = position.index
+        self.local.turn = _Turn(run, run.call)
+        last = position.index == position.total - 1
+        feature = run.features.pop(run.call, None) if last else run.features.get(run.call)
+        if self.schedule.is_full(position.index, position.total):
+            return None, not last
+        problem = obstacle(denoiser, arguments)
+        if problem is None and feature is not None and not _fits(feature, arguments["sample"]):
+            problem = "the batch or picture size changed within the run"
+        if problem is not None:
+            self.reuse_problem = problem
+            self.warn_once(f"agentsd cannot reuse deep features: {problem}; the whole UNet runs instead.")
+        elif feature is not None:
+            return feature, False
+        return None, not last
+
+    def _run(self, position: Position) -> "_RunFeatures":
+        runs: list[_RunFeatures] = getattr(self.local, "runs", [])
+        run = next((run for run in runs if run.number == position.run and run.index <= position.index), None)
+        if run is None:
+            run = _RunFeatures(position.run)
+            self.local.runs = [*(other for other in runs if other.number != position.run), run][-_REMEMBERED_RUNS:]
+        return run
+
+    def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
+        config = self.schedule.at(position.index, position.total)
+        levels: dict[int, LevelPlan] = {}
+        if config is None:
+            return levels
+        for level in sorted({site.level for site in self.sites}):
+            if 2 ** (level - self.finest) > config.max_downsample:
+                continue
+            height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
+            counts = config.count_tokens(height, width)
+            if counts is None:
+                continue
+            pattern = None
+            if config.uses_ranking:
+                index = position.index if config.randomize else None
+                pattern = self._pattern(index, height, width, config.stride, sample.device)
+            levels[level] = LevelPlan(height, width, config, counts, pattern)
+        return levels
+
+    def _pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
+        key = (index, height, width, stride, device)
+        with self.lock:
+            if key not in self.patterns:
+                generator = None
+                if index is not None:
+                    # Drawn from what the step is, not from what ran before: equal calls give equal images.
+                    words = f"{self.seed} {index} {height} {width} {stride}".encode()
+                    digest = hashlib.blake2b(words, digest_size=7).digest()
+                    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+                self.patterns[key] = cell_pattern(height, width, stride, generator).to(device)
+                if len(self.patterns) > _CACHED_PATTERNS:
+                    self.patterns.popitem(last=False)
+            return self.patterns[key]
+
+    def warn_once(self, message: str) -> None:
+        """Warn, unless this denoiser said the same before."""
+        if message not in self.warned:
+            self.warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _fits(feature: Tensor, sample: Tensor) -> bool:
+    return (
+        feature.shape[0] == sample.shape[0]
+        and feature.shape[-2:] == sample.shape[-2:]
+        and feature.device == sample.device
+    )
+
+
+def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
+    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
+
+    Example:
+        >>> grid_at(1, 65, 97)
+        (33, 49)
+    """
+    for _ in range(level):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width
+
+
+def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
+    site: Site | None = block.attn1.__dict__.get(SITE)
+    if site is not None:
+        plan = site.slot.read().levels.get(site.level)
+        if plan is not None and plan.pattern is not None:
+            site.slot.put_metric(args[0] if args else kwargs["hidden_states"])
+
+
+def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+    """Leave the deep feature of a full step: the input of the last up block, or the output of one of its layers."""
+    slot: StepSlot | None = module.__dict__.get(KEEPER)
+    if slot is not None and slot.read().keep:
+        if output is None:
+            output = args[0] if args else kwargs["hidden_states"]
+        slot.put_feature(output[0] if isinstance(output, tuple) else output)
+
+
+# Root hooks run outside compiled graphs; left to the compiler they would break `fullgraph=True`.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Read the step from the timestep, set it for the layers, and say once if the layers are no longer ours."""
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.begin(denoiser, args, kwargs)
+    replaced = sum(type(attn.processor) is not AgentAttnProcessor for attn in runtime.attentions)
+    if replaced:
+        runtime.warn_once(
+            f"{replaced} of the {len(runtime.sites)} attention processors that agentsd installed have been replaced by "
+            "other code (attention slicing, xformers, fuse_qkv_projections, PAG, ...); those layers do not use agent "
+            "attention now. If that was not meant, call agentsd.apply again afterwards."
+        )
+    for site in runtime.sites:
+        if site.problem is not None:
+            runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Keep what the steps to come will reuse."""
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.end()
+
+
+def forward_with_reuse(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for the UNet's forward: start from the step's deep feature if it has one, else run the original.
+
+    Installed as `functools.partial(forward_with_reuse, unet, original)`, which copies and pickles with the UNet; a
+    closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
+    """
+    runtime: Runtime | None = denoiser.__dict__.get(SITE)
+    if runtime is not None:
+        feature = runtime.slot.read().feature
+        if feature is not None:
+            return shallow_pass(denoiser, feature, runtime.schedule.reuse_depth, bind_arguments(args, kwargs))
+    if original is None:
+        return type(denoiser).forward(denoiser, *args, **kwargs)
+    return original(*args, **kwargs)

@@ -1,0 +1,362 @@
+"""Deep feature reuse: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from DeepCache import DeepCacheSDHelper
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from tiny import draw, make_tiny_pipe, make_tiny_unet
+
+import agentsd
+from agentsd import AgentConfig, Phase, Schedule
+from agentsd.reuse import max_depth, obstacle
+
+POOL = AgentConfig(agents="pool", stride=4)
+
+
+def reuse(interval, depth=1, config=None):
+    return Schedule((Phase(1.0, config, interval),), reuse_depth=depth)
+
+
+class Calls:
+    """Counts runs of the middle block (whole UNet) and of the UNet."""
+
+    def __init__(self, unet):
+        self.full = self.all = 0
+        self.handles = [unet.mid_block.register_forward_hook(self._full), unet.register_forward_hook(self._any)]
+
+    def _full(self, *_):
+        self.full += 1
+
+    def _any(self, *_):
+        self.all += 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("interval", [2, 3])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_equals_deepcache(interval, depth, guidance):
+    pipe = make_tiny_pipe()
+    helper = DeepCacheSDHelper(pipe=pipe)
+    # DeepCache counts the layers of a branch from 0 and in threes; these UNets have two layers in the last up block.
+    helper.set_params(cache_interval=interval, cache_branch_id=depth - 1)
+    helper.enable()
+    expected = draw(pipe, steps=7, guidance_scale=guidance)
+    helper.disable()
+    with agentsd.apply(pipe, schedule=reuse(interval, depth)):
+        ours = draw(pipe, steps=7, guidance_scale=guidance)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours, draw(pipe, steps=7, guidance_scale=guidance), atol=1e-3)
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler])
+def test_whole_unet_runs_every_third_call(scheduler):
+    pipe = make_tiny_pipe()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    with agentsd.apply(pipe, schedule=reuse(3)), Calls(pipe.unet) as calls:
+        draw(pipe, steps=10)
+        assert calls.full == -(-calls.all // 3)
+        draw(pipe, steps=10)
+        assert calls.full == 2 * -(-calls.all // 2 // 3)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_step_on_its_own_feature_is_the_full_step(depth):
+    """With the same input at every step nothing is lost: what is reused is what would have been computed."""
+    unet = make_tiny_unet()
+    sample, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
+    timesteps = torch.tensor([500, 500, 500])
+    with torch.no_grad():
+        stock = unet(sample, 500, context).sample
+        with agentsd.apply(unet, schedule=reuse(3, depth)), Calls(unet) as calls:
+            outputs = [unet(sample, t, encoder_hidden_states=context, return_dict=False)[0] for t in timesteps]
+            assert (calls.full, calls.all) == (1, 3)
+    assert torch.equal(outputs[0], stock)
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, stock)
+
+
+def test_agents_and_reuse_together_change_the_layers_that_run():
+    pipe = make_tiny_pipe()
+    pictures = {}
+    for name, schedule in {"reuse": reuse(3), "both": reuse(3, config=POOL)}.items():
+        with agentsd.apply(pipe, schedule=schedule):
+            pictures[name] = draw(pipe, steps=6)
+    assert not torch.allclose(pictures["reuse"], pictures["both"], atol=1e-4)
+
+
+def test_phases_start_with_a_full_step():
+    schedule = Schedule((Phase(0.4, None, 2), Phase(1.0, None, 4)))
+    assert [i for i in range(10) if schedule.is_full(i, 10)] == [0, 2, 4, 8]
+
+
+def test_nothing_leaks_between_runs_sizes_and_strengths():
+    pipe = make_tiny_pipe()
+    img2img = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    img2img.set_progress_bar_config(disable=True)
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def half(pipe):
+        return pipe(
+            "a", image=picture, strength=0.5, num_inference_steps=8, output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+
+    with agentsd.apply(pipe, schedule=reuse(3)):
+        alone = draw(pipe, steps=7)
+    with agentsd.apply(pipe, schedule=reuse(3)):
+        half_alone = half(img2img)
+    with agentsd.apply(pipe, schedule=reuse(3)), Calls(pipe.unet) as calls:
+        draw(pipe, steps=5, height=48, width=32)
+        pipe.unet(torch.randn(1, 4, 8, 8), 5, torch.randn(1, 77, 32))
+        assert torch.equal(half(img2img), half_alone)
+        with pytest.raises(RuntimeError, match="stop"):
+            draw(pipe, steps=7, callback_on_step_end=_stop)
+        assert torch.equal(draw(pipe, steps=7), alone)
+        before = calls.full
+        half(img2img)
+        assert calls.full - before == 2  # 4 steps of 8: full at the first of them and at the fourth
+
+
+def _stop(pipe, step, timestep, kwargs):
+    if step == 3:
+        raise RuntimeError("stop")
+    return kwargs
+
+
+def test_two_pipes_take_turns_on_one_unet():
+    unet = make_tiny_unet()
+    context = torch.randn(1, 77, 32)
+    inputs = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    runs = [torch.tensor([900, 600, 300, 0]), torch.tensor([800, 500, 200, 100])]
+
+    def steps(which):
+        return [unet(inputs[which], t, context).sample for t in runs[which]]
+
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)):
+        apart = [steps(0), steps(1)]
+    runs = [run.clone() for run in runs]
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)):
+        turns = [[unet(inputs[i], runs[i][k], context).sample for i in range(2)] for k in range(4)]
+    for k in range(4):
+        for i in range(2):
+            assert torch.equal(turns[k][i], apart[i][k])
+
+
+def test_one_call_per_guidance_branch():
+    """Modular pipelines call the UNet for each guidance branch; every branch must reuse its own feature."""
+    unet = make_tiny_unet()
+    sample = torch.randn(1, 4, 16, 16)
+    contexts = torch.randn(2, 77, 32)
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)), Calls(unet) as calls:
+        together = [unet(sample.expand(2, -1, -1, -1), t, contexts).sample for t in torch.tensor([900, 600, 300])]
+        apart = [[unet(sample, t, contexts[i : i + 1]).sample for i in range(2)] for t in torch.tensor([900, 600, 300])]
+        assert (calls.full, calls.all) == (2 + 4, 3 + 6)
+    for whole, branches in zip(together, apart, strict=True):
+        torch.testing.assert_close(torch.cat(branches), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_controlnet_residuals_reach_the_layers_that_run():
+    unet = make_tiny_unet()
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    shapes = [(16, 16, 16), (16, 16, 16), (16, 8, 8), (32, 8, 8), (32, 4, 4), (32, 4, 4)]
+    residuals = {
+        "down_block_additional_residuals": [torch.randn(1, *shape) for shape in shapes],
+        "mid_block_additional_residual": torch.randn(1, 32, 4, 4),
+    }
+    with torch.no_grad():
+        stock = unet(sample, 500, context, **residuals).sample
+        for depth in (1, 2):
+            with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
+                outputs = [unet(sample, t, context, **residuals).sample for t in torch.tensor([500, 500])]
+                assert calls.full == 1
+            torch.testing.assert_close(outputs[1], stock)
+
+
+def test_adapter_residuals_reach_the_layers_that_run():
+    unet = make_tiny_unet()
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    residuals = [torch.randn(1, 16, 16, 16), torch.randn(1, 32, 8, 8), torch.randn(1, 32, 4, 4)]
+    with torch.no_grad():
+        stock = unet(sample, 500, context, down_intrablock_additional_residuals=list(residuals)).sample
+        with agentsd.apply(unet, schedule=reuse(2, 2)):
+            outputs = [
+                unet(sample, t, context, down_intrablock_additional_residuals=list(residuals)).sample
+                for t in torch.tensor([500, 500])
+            ]
+    torch.testing.assert_close(outputs[1], stock)
+
+
+def test_calls_that_cannot_reuse_run_the_whole_unet_and_are_reported():
+    unet = make_tiny_unet()
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    reason = "adapter residuals came by the deprecated argument"
+
+    def residuals():
+        return [torch.zeros(1, 16, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(1, 32, 4, 4)]
+
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)) as patch, Calls(unet) as calls:
+        timesteps = torch.tensor([600, 300])
+        unet(sample, timesteps[0], context)
+        with pytest.warns(UserWarning, match=reason):
+            unet(sample, timesteps[1], context, down_block_additional_residuals=residuals())
+        assert calls.full == 2
+        assert reason in str(patch.report())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"attention_mask": torch.ones(1, 256)}, "attention_mask was given"),
+        ({"cross_attention_kwargs": {"gligen": {}}}, "GLIGEN objects were given"),
+        ({"down_block_additional_residuals": []}, "adapter residuals came by the deprecated argument"),
+        ({"cross_attention_kwargs": {"scale": 1.0}, "class_labels": None}, None),
+    ],
+)
+def test_obstacles(arguments, reason):
+    found = obstacle(make_tiny_unet(), {"sample": torch.zeros(1, 4, 16, 16), **arguments})
+    assert found is None if reason is None else reason in found
+
+
+def test_training_and_freeu_on_the_last_block_are_obstacles():
+    unet = make_tiny_unet()
+    assert obstacle(unet.train(), {}) == "the UNet is being trained"
+    small = make_tiny_unet(
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4),
+    )
+    small.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert obstacle(small, {}) == "FreeU changes the last up block"
+
+
+def test_batch_that_changes_within_a_run_runs_the_whole_unet():
+    unet = make_tiny_unet()
+    context = torch.randn(2, 77, 32)
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)), Calls(unet) as calls:
+        timesteps = torch.tensor([600, 300, 100])
+        unet(torch.randn(2, 4, 16, 16), timesteps[0], context)
+        with pytest.warns(UserWarning, match="the batch or picture size changed"):
+            unet(torch.randn(1, 4, 16, 16), timesteps[1], context[:1])
+        unet(torch.randn(1, 4, 16, 16), timesteps[2], context[:1])
+        assert calls.full == 2
+
+
+def test_lora_scale_holds_in_reuse_steps():
+    peft = pytest.importorskip("peft")
+    pipe = make_tiny_pipe()
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "a")
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=3, cache_branch_id=0)
+    pictures = {}
+    for scale in (0.3, 1.0):
+        helper.enable()
+        expected = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
+        helper.disable()
+        with agentsd.apply(pipe, schedule=reuse(3)):
+            pictures[scale] = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
+        torch.testing.assert_close(pictures[scale], expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(pictures[0.3], pictures[1.0], atol=1e-4)
+
+
+def test_undo_is_exact():
+    pipe = make_tiny_pipe()
+    stock = draw(pipe)
+    keys = {name: set(module.__dict__) for name, module in pipe.unet.named_modules()}
+    patch = agentsd.apply(pipe, reuse=3)
+    assert not torch.equal(draw(pipe), stock)
+    patch.remove()
+    assert torch.equal(draw(pipe), stock)
+    assert {name: set(module.__dict__) for name, module in pipe.unet.named_modules()} == keys
+    assert pipe.unet.forward.__func__ is UNet2DConditionModel.forward
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in pipe.unet.modules())
+
+
+def test_copies_run_their_own_weights():
+    pipe = make_tiny_pipe()
+    stock = draw(pipe)
+    agentsd.apply(pipe, reuse=2)
+    patched = draw(pipe)
+    for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert torch.equal(draw(twin), patched)
+        with torch.no_grad():
+            for parameter in twin.unet.parameters():
+                parameter.zero_()
+        assert not draw_unet(twin.unet).any()
+        agentsd.remove(twin)
+    assert torch.equal(draw(pipe), patched)
+    agentsd.remove(pipe)
+    assert torch.equal(draw(pipe), stock)
+
+
+def draw_unet(unet):
+    with torch.no_grad():
+        timesteps = torch.tensor([500, 400])
+        outputs = [unet(torch.ones(1, 4, 16, 16), t, torch.ones(1, 77, 32)).sample for t in timesteps]
+    return torch.stack(outputs)
+
+
+def test_disabled_patch_does_not_reuse():
+    pipe = make_tiny_pipe()
+    stock = draw(pipe)
+    with agentsd.apply(pipe, reuse=2) as patch, patch.disabled():
+        assert torch.equal(draw(pipe), stock)
+
+
+def test_accelerate_hook_on_top_survives_undo():
+    from accelerate import cpu_offload_with_hook
+
+    pipe = make_tiny_pipe()
+    stock = draw(pipe)
+    patch = agentsd.apply(pipe, reuse=2)
+    patched = draw(pipe)
+    cpu_offload_with_hook(pipe.unet, execution_device="cpu")
+    assert torch.equal(draw(pipe), patched)
+    patch.remove()
+    assert torch.equal(draw(pipe), stock)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda unet: agentsd.apply(unet, reuse=0), r"reuse=0 must be an integer of at least 1"),
+        (lambda unet: agentsd.apply(unet, reuse=3, reuse_depth=3), r"reuse_depth=3 must be at most 2"),
+        (lambda unet: agentsd.apply(unet, reuse=3, schedule=reuse(3)), r"schedule and reuse were given together"),
+    ],
+)
+def test_errors_leave_the_unet_stock(call, text):
+    unet = make_tiny_unet()
+    with pytest.raises(ValueError, match=text):
+        call(unet)
+    assert "_agentsd" not in unet.__dict__
+
+
+def test_sdxl_like_unet_without_attention_at_the_finest_level():
+    unet = make_tiny_unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    assert max_depth(unet) == 2
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    with torch.no_grad():
+        stock = unet(sample, 500, context).sample
+        with agentsd.apply(unet, schedule=reuse(2, 2)):
+            outputs = [unet(sample, t, context).sample for t in torch.tensor([500, 500])]
+    torch.testing.assert_close(outputs[1], stock)
