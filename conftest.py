@@ -6,9 +6,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import make_tiny_pipe, make_tiny_unet
 
 torch.set_num_threads(1)  # two threads on a busy two-core machine are up to 70 times slower
+settings.register_profile("default", deadline=None)  # a busy machine is no defect
 
 
 @pytest.fixture

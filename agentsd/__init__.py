@@ -8,7 +8,10 @@ from agentsd.patch import apply as apply
 from agentsd.patch import remove as remove
 from agentsd.patch import report as report
 from agentsd.pipeline import AgentPipeline as AgentPipeline
+from agentsd.planning import plan as plan
+from agentsd.plans import Plan as Plan
 from agentsd.presets import DEFAULT_PRESET as DEFAULT_PRESET
+from agentsd.presets import FRONT as FRONT
 from agentsd.presets import PRESETS as PRESETS
 from agentsd.presets import preset_schedule as preset_schedule
 

@@ -92,23 +92,18 @@ def random_unet(
 def random_inputs(
     unet: "UNet2DConditionModel", height: int, width: int, batch: int, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Return UNet inputs for a picture of `height x width` pixels (VAE factor 8): keywords of its `forward`.
+    """Return random UNet inputs for latents of `height x width`: keywords of its `forward`.
 
     Args:
         unet: UNet to feed.
-        height: Picture height in pixels, a multiple of 8.
-        width: Picture width in pixels, a multiple of 8.
+        height: Latent height, for Stable Diffusion an eighth of the picture's.
+        width: Latent width.
         batch: Samples per call; classifier-free guidance doubles the number of images.
         seed: Seed of the inputs.
 
     Returns:
         `sample`, `timestep`, `encoder_hidden_states` and, where the architecture wants them, `added_cond_kwargs`.
-
-    Raises:
-        ValueError: If the size is not a multiple of 8.
     """
-    if height % 8 or width % 8:
-        raise ValueError(f"height={height}, width={width} must be multiples of 8.")
     device, dtype = unet.device, unet.dtype
     generator = torch.Generator().manual_seed(seed)
 
@@ -116,12 +111,12 @@ def random_inputs(
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
     inputs: dict[str, Any] = {
-        "sample": normal(batch, unet.config.in_channels, height // 8, width // 8),
+        "sample": normal(batch, unet.config.in_channels, height, width),
         "timestep": 500,
         "encoder_hidden_states": normal(batch, 77, unet.config.cross_attention_dim),
     }
     if unet.config.addition_embed_type == "text_time":
         pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
-        sizes = torch.tensor([[height, width, 0, 0, height, width]] * batch)
+        sizes = torch.tensor([[8 * height, 8 * width, 0, 0, 8 * height, 8 * width]] * batch)
         inputs["added_cond_kwargs"] = {"text_embeds": normal(batch, pooled), "time_ids": sizes.to(device, dtype)}
     return inputs

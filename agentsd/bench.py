@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 _BOOTSTRAP_DRAWS = 2000
-Arm = Callable[[], AbstractContextManager[Any]]
+Entry = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Speedup:
 
 
 def interleave(
-    run: Callable[[], object],
-    arms: Mapping[str, Arm],
+    run: Callable[[str], object],
+    arms: Mapping[str, Entry],
     *,
     rounds: int,
     warmup: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
-    """Time `run()` under every arm, in order A B C, C B A, A B C, ... so that slow drift cancels (ABBA).
+    """Time `run(name)` under every arm, in order A B C, C B A, A B C, ... so that slow drift cancels (ABBA).
 
     Args:
-        run: What is timed.
+        run: What is timed, given the name of the arm.
         arms: Name to a function that returns a context manager; entering and leaving it is not timed.
         rounds: Timed rounds; each times every arm once.
         warmup: Untimed rounds before.
@@ -54,7 +54,7 @@ def interleave(
 
     Example:
         >>> from contextlib import nullcontext
-        >>> len(interleave(lambda: None, {"a": nullcontext, "b": nullcontext}, rounds=4)["b"])
+        >>> len(interleave(lambda name: None, {"a": nullcontext, "b": nullcontext}, rounds=4)["b"])
         4
     """
     if not arms or rounds < 1:
@@ -65,7 +65,7 @@ def interleave(
             with arms[name]():
                 _synchronize(device)
                 start = time.perf_counter()
-                run()
+                run(name)
                 _synchronize(device)
                 elapsed = time.perf_counter() - start
             if number >= 0:

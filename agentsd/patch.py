@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from agentsd.config import AgentConfig, Schedule
+from agentsd.plans import Plan
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
@@ -94,6 +95,7 @@ def apply(
     schedule: Schedule | None = None,
     reuse: int | None = None,
     reuse_depth: int | None = None,
+    plan: Plan | None = None,
     seed: int = 0,
 ) -> Patch:
     """Patch a pipeline's UNet in place, so that its spatial self-attention follows an agent-attention schedule.
@@ -109,6 +111,8 @@ def apply(
         schedule: A schedule of your own, instead of a preset.
         reuse: Run the whole UNet only every so many steps and its outermost layers between: replaces the preset's.
         reuse_depth: How many of the last layers run between: replaces the preset's (1, the cheapest).
+        plan: What `agentsd.plan` found for this device and size: its schedule, with layers left stock where agents
+            do not win.
         seed: Seed of the random merge destinations; equal seeds give equal images, whatever ran before.
 
     Returns:
@@ -123,16 +127,22 @@ def apply(
         >>> image = pipe("a red circle", num_inference_steps=2, output_type="pt").images
         >>> patch.remove()
     """
-    chosen = _choose_schedule(ratio, preset, config, schedule, reuse, reuse_depth)
+    if plan is not None:
+        if any(value is not None for value in (ratio, preset, config, schedule, reuse, reuse_depth)):
+            raise ValueError("plan says everything; give it without ratio, preset, config, schedule and reuse.")
+        if not isinstance(plan, Plan):
+            raise ValueError(f"plan={plan!r} must be what agentsd.plan returned.")
+        schedule = plan.schedule
+    chosen = choose_schedule(ratio, preset, config, schedule, reuse, reuse_depth)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
-    denoiser = _denoiser(target)
+    denoiser = denoiser_of(target)
     pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         _uninstall(denoiser)
-    runtime = _install(denoiser, chosen, seed)
+    runtime = _install(denoiser, chosen, seed, plan)
     for pipe in pipes:
         runtime.pipes.add(pipe)
     return Patch(denoiser, runtime)
@@ -147,7 +157,7 @@ def remove(target: Any) -> None:
     Raises:
         TypeError: If the target is neither a pipeline with a UNet nor a module.
     """
-    denoiser = _denoiser(target)
+    denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
         _uninstall(denoiser)
 
@@ -165,14 +175,14 @@ def report(target: Any) -> Report:
         ValueError: If the target is not patched.
         TypeError: If the target is neither a pipeline with a UNet nor a module.
     """
-    denoiser = _denoiser(target)
+    denoiser = denoiser_of(target)
     runtime = denoiser.__dict__.get(SITE)
     if runtime is None:
         raise ValueError(f"target {type(target).__name__} is not patched; call agentsd.apply(target) first.")
     return _report(denoiser, runtime)
 
 
-def _choose_schedule(
+def choose_schedule(
     ratio: float | None,
     preset: str | None,
     config: AgentConfig | None,
@@ -180,6 +190,7 @@ def _choose_schedule(
     reuse: int | None,
     reuse_depth: int | None,
 ) -> Schedule:
+    """Return the schedule that `apply`'s arguments ask for; raises ValueError if they contradict each other."""
     arguments = {
         "config": config,
         "schedule": schedule,
@@ -213,7 +224,8 @@ def _choose_schedule(
     return chosen
 
 
-def _denoiser(target: Any) -> nn.Module:
+def denoiser_of(target: Any) -> nn.Module:
+    """Return the module to patch: the pipeline's UNet, or the module itself, out of its compiled wrapper."""
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
     if module is None and getattr(target, "transformer", None) is not None:
         raise ValueError(
@@ -226,7 +238,7 @@ def _denoiser(target: Any) -> nn.Module:
     return compiled
 
 
-def _install(denoiser: nn.Module, schedule: Schedule, seed: int) -> Runtime:
+def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | None) -> Runtime:
     from agentsd.sites import find_sites
 
     candidates, skipped = find_sites(denoiser)
@@ -238,7 +250,7 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int) -> Runtime:
             "(the number of layers in its last up block; 0: it cannot reuse deep features). "
             "Lower reuse_depth, or set reuse=1."
         )
-    runtime = Runtime(schedule, seed, candidates, skipped)
+    runtime = Runtime(schedule, seed, candidates, skipped, plan)
     for layer, site in zip(candidates, runtime.sites, strict=True):
         setattr(layer.attn, SITE, site)
         layer.attn.set_processor(AgentAttnProcessor())
@@ -303,6 +315,7 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
     layers = tuple(
         LayerReport(
             name=site.name,
+            level=site.level,
             downsample=2 ** (site.level - runtime.finest),
             grid=None if sample is None else grid_at(site.level, *sample),
             problem=site.problem if type(attn.processor) is AgentAttnProcessor else _REPLACED,
@@ -310,5 +323,11 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         for site, attn in zip(runtime.sites, runtime.attentions, strict=True)
     )
     return Report(
-        type(denoiser).__name__, runtime.schedule, layers, runtime.skipped, runtime.seed, runtime.reuse_problem
+        target=type(denoiser).__name__,
+        schedule=runtime.schedule,
+        layers=layers,
+        skipped=runtime.skipped,
+        seed=runtime.seed,
+        reuse_problem=runtime.reuse_problem,
+        planned_stock=tuple((config, runtime.left_stock(config)) for config in runtime.schedule.configs),
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import Patch, apply
+from agentsd.plans import Plan
 from agentsd.report import Report
 
 
@@ -20,6 +21,7 @@ class AgentPipeline:
         schedule: See `agentsd.apply`.
         reuse: See `agentsd.apply`.
         reuse_depth: See `agentsd.apply`.
+        plan: See `agentsd.apply`.
         seed: See `agentsd.apply`.
 
     Raises:
@@ -42,6 +44,7 @@ class AgentPipeline:
         schedule: Schedule | None = None,
         reuse: int | None = None,
         reuse_depth: int | None = None,
+        plan: Plan | None = None,
         seed: int = 0,
     ) -> None:
         self.pipe = pipe
@@ -53,6 +56,7 @@ class AgentPipeline:
             schedule=schedule,
             reuse=reuse,
             reuse_depth=reuse_depth,
+            plan=plan,
             seed=seed,
         )
 

@@ -13,14 +13,21 @@ _PAPER = Schedule(
     )
 )
 
-_BALANCED = Schedule(
-    (
-        Phase(0.4, AgentConfig(agents="pool", stride=4)),
-        Phase(1.0, AgentConfig(agents="merge", merge_ratio=0.4, agent_ratio=None, stride=2)),
-    )
+_POOLED_4 = AgentConfig(agents="pool", stride=4)
+_POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2)
+
+PRESETS = MappingProxyType(
+    {
+        "paper": _PAPER,
+        "quality": Schedule((Phase(0.2, None), Phase(1.0, _POOLED_4, reuse=2))),
+        "balanced": Schedule((Phase(0.1, _POOLED_4), Phase(1.0, _POOLED_4, reuse=3))),
+        "fast": Schedule.constant(_POOLED_4, reuse=4),
+        "extreme": Schedule.constant(_POOLED_8, reuse=6),
+    }
 )
 
-PRESETS = MappingProxyType({"paper": _PAPER, "balanced": _BALANCED})
+# Our presets from the gentlest to the fastest: what `plan(target_speedup=...)` chooses from.
+FRONT = ("quality", "balanced", "fast", "extreme")
 
 
 def preset_schedule(name: str = DEFAULT_PRESET, ratio: float | None = None) -> Schedule:

@@ -130,7 +130,7 @@ class AgentAttnProcessor:
             if plan is not None:
                 problem = _problem(plan, hidden_states, encoder_hidden_states, attention_mask)
                 if problem is None:
-                    return _attend(attn, hidden_states, metric, plan)
+                    return attend(attn, hidden_states, metric, plan)
                 if site.problem != problem:
                     site.problem = problem
             original = site.original
@@ -150,7 +150,7 @@ def _problem(
     return None
 
 
-def _attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
+def attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
     """Merge, attend (through agents or directly), project out and unmerge: [B, N, C] -> [B, N, C]."""
     config, counts = plan.config, plan.counts
     features, token_map, ranking = tokens, None, None

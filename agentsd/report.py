@@ -11,12 +11,14 @@ class LayerReport:
 
     Attributes:
         name: Path of the layer in the denoiser.
+        level: Halvings of the latent grid before the layer.
         downsample: Downsampling factor relative to the finest patched level.
         grid: Token grid (height, width): of the last call, else of the model's default size, else `None`.
         problem: Why the layer ran stock attention where the schedule asked for more; `None` if it did not.
     """
 
     name: str
+    level: int
     downsample: int
     grid: tuple[int, int] | None
     problem: str | None
@@ -33,6 +35,7 @@ class Report:
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns.
         reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
+        planned_stock: Levels that a plan leaves stock, by settings.
     """
 
     target: str
@@ -41,6 +44,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     seed: int
     reuse_problem: str | None = None
+    planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
 
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
@@ -52,7 +56,8 @@ class Report:
                 lines.append(f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between")
             start = phase.until
             if phase.config is not None:
-                lines += [f"      {layer.name}: {_counts(layer, phase.config)}" for layer in self.layers]
+                left = dict(self.planned_stock).get(phase.config, frozenset())
+                lines += [f"      {layer.name}: {_counts(layer, phase.config, left)}" for layer in self.layers]
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
         if self.reuse_problem:
             lines.append(f"  problem: deep features not reused: {self.reuse_problem}")
@@ -75,7 +80,9 @@ def _describe(config: AgentConfig | None) -> str:
     return f"{merging}, {kind} agents (stride {config.stride}), levels down to /{config.max_downsample}"
 
 
-def _counts(layer: LayerReport, config: AgentConfig) -> str:
+def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int]) -> str:
+    if layer.level in left_stock:
+        return "stock (the plan measured that these settings do not win here)"
     if layer.downsample > config.max_downsample:
         return f"stock (level /{layer.downsample} is coarser than max_downsample={config.max_downsample})"
     if layer.grid is None:

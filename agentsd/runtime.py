@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agentsd.config import Schedule
+from agentsd.config import AgentConfig, Schedule
+from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
 from agentsd.reuse import bind_arguments, obstacle, shallow_pass
 from agentsd.steps import Position, StepReader
@@ -47,7 +48,14 @@ class Runtime:
     Pipelines are held weakly and lost in a copy: the step is then read from the timestep alone.
     """
 
-    def __init__(self, schedule: Schedule, seed: int, layers: "list[Candidate]", skipped: "list[Skipped]") -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        seed: int,
+        layers: "list[Candidate]",
+        skipped: "list[Skipped]",
+        plan: Plan | None = None,
+    ) -> None:
         self.schedule = schedule
         self.seed = seed
         self.slot = StepSlot()
@@ -55,6 +63,7 @@ class Runtime:
         self.sites = [Site(layer.name, layer.level, layer.attn.processor, self.slot) for layer in layers]
         self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
         self.finest = min(site.level for site in self.sites)
+        self.plan = plan
         self.sample: tuple[int, int] | None = None
         self.reuse_problem: str | None = None
         self._fresh()
@@ -90,6 +99,12 @@ class Runtime:
         arguments = bind_arguments(args, kwargs)
         sample = arguments["sample"]
         self.sample = (sample.shape[-2], sample.shape[-1])
+        if self.plan is not None and self.sample != self.plan.latent:
+            height, width = self.plan.latent
+            self.warn_once(
+                f"agentsd runs a plan made for {height}x{width} latents on {self.sample[0]}x{self.sample[1]}; "
+                "what was faster there need not be here. Make a plan for this size."
+            )
         self.local.turn = None
         position = self._position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
@@ -144,7 +159,7 @@ class Runtime:
         if config is None:
             return levels
         for level in sorted({site.level for site in self.sites}):
-            if 2 ** (level - self.finest) > config.max_downsample:
+            if 2 ** (level - self.finest) > config.max_downsample or level in self.left_stock(config):
                 continue
             height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
             counts = config.count_tokens(height, width)
@@ -156,6 +171,10 @@ class Runtime:
                 pattern = self._pattern(index, height, width, config.stride, sample.device)
             levels[level] = LevelPlan(height, width, config, counts, pattern)
         return levels
+
+    def left_stock(self, config: AgentConfig) -> frozenset[int]:
+        """Return the levels that the plan leaves stock under these settings."""
+        return frozenset() if self.plan is None else self.plan.stock_levels(config)
 
     def _pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
         key = (index, height, width, stride, device)

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from agentsd.config import AgentConfig
-from agentsd.processor import LevelPlan, _attend
+from agentsd.processor import LevelPlan, attend
 from agentsd.tokens import cell_pattern, rank_tokens
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
@@ -74,7 +74,7 @@ def test_golden(path):
 
     attn = attention_layer(arrays, params["heads"])
     with torch.no_grad():
-        output = _attend(attn, tokens, metric, LevelPlan(height, width, config, counts, pattern))
+        output = attend(attn, tokens, metric, LevelPlan(height, width, config, counts, pattern))
     np.testing.assert_allclose(output, arrays["output"], atol=TOLERANCE)
     assert_same_tokens(
         output.gather(1, token_map.kept[..., None].expand(-1, -1, output.shape[-1])),

@@ -1,0 +1,38 @@
+# Two commands for newcomers: `make demo` draws a picture, `make test` checks everything. `make` lists all.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.agentsd-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+
+DEMO_PROMPT ?= a red ring below a small blue cross on a striped gray background
+DEMO_OUTPUT ?= outputs/demo.png
+
+.PHONY: help install demo test test-slow lint
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with the tested versions (done once)
+
+# --group needs pip 25.1; torch first and alone, so that a CPU index or find-links decides the build.
+$(STAMP): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) 'pip>=25.1'
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt --editable . --group dev
+	touch $@
+
+demo: $(STAMP) ## draw with the bundled model, stock beside agentsd, into outputs/
+	$(BIN)/python scripts/generate.py --compare --prompt '$(DEMO_PROMPT)' --output '$(DEMO_OUTPUT)' --force
+
+test: $(STAMP) ## run the test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP) ## check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy

@@ -1,0 +1,191 @@
+"""What is compared: our schedules, rivals and baselines, each a context manager on a pipeline."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agentsd.config import AgentConfig, Schedule
+from agentsd.patch import apply
+from agentsd.presets import PRESETS
+
+Enter = Callable[[Any], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to run a pipeline: entered with the pipeline, left restored; `cycle` steps until its costs repeat."""
+
+    enter: Enter
+    cycle: int = 1
+
+
+def stock(pipe: Any) -> AbstractContextManager[Any]:
+    """Return the pipeline as users have it: fused scaled-dot-product attention."""
+    return nullcontext(pipe)
+
+
+def agent_arm(schedule: Schedule) -> Arm:
+    """Return the arm that applies a schedule of ours."""
+    return Arm(lambda pipe: apply(pipe, schedule=schedule), max(phase.reuse for phase in schedule.phases))
+
+
+@contextmanager
+def no_self_attention(pipe: Any) -> Iterator[None]:
+    """Leave self-attention out altogether: the ceiling of every attention method, not a picture anyone wants."""
+    with _replaced(pipe.unet, lambda attn: _Identity()):
+        yield
+
+
+def tomesd_arm(ratio: float) -> Arm:
+    """Return token merging by the package tomesd (https://github.com/dbolya/tomesd)."""
+
+    @contextmanager
+    def arm(pipe: Any) -> Iterator[None]:
+        import tomesd
+
+        tomesd.apply_patch(pipe, ratio=ratio)
+        try:
+            yield
+        finally:
+            tomesd.remove_patch(pipe)
+            pipe.unet.__dict__.pop("_tome_info", None)  # left behind by tomesd
+
+    return Arm(arm)
+
+
+def deepcache_arm(interval: int) -> Arm:
+    """Return deep feature reuse by the package DeepCache (https://github.com/horseee/DeepCache), branch 0."""
+
+    @contextmanager
+    def arm(pipe: Any) -> Iterator[None]:
+        from DeepCache import DeepCacheSDHelper
+
+        helper = DeepCacheSDHelper(pipe=pipe)
+        helper.set_params(cache_interval=interval, cache_branch_id=0)
+        helper.enable()
+        try:
+            yield
+        finally:
+            helper.disable()
+
+    return Arm(arm, interval)
+
+
+def kv_downsampling_arm(factor: int) -> Arm:
+    """Return nearest-neighbour downsampling of keys and values at the finest level (ToDo, arXiv 2402.13573)."""
+
+    @contextmanager
+    def arm(pipe: Any) -> Iterator[None]:
+        from agentsd.sites import find_sites
+
+        sites, _ = find_sites(pipe.unet)
+        finest = min(site.level for site in sites)
+        chosen = {site.attn for site in sites if site.level == finest}
+        with _replaced(pipe.unet, lambda attn: _Downsampled(factor) if attn in chosen else None):
+            yield
+
+    return Arm(arm)
+
+
+@contextmanager
+def _replaced(unet: nn.Module, replacement: Callable[[Any], Any]) -> Iterator[None]:
+    """Swap the processors of self-attention layers (those for which `replacement` is not None), then restore them."""
+    layers = [module for name, module in unet.named_modules() if name.endswith(".attn1")]
+    before: list[tuple[Any, Any]] = []
+    try:
+        for layer in layers:
+            new = replacement(layer)
+            if new is not None:
+                before.append((layer, layer.processor))
+                layer.processor = new
+        yield
+    finally:
+        for layer, old in before:
+            layer.processor = old
+
+
+class _Identity:
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _Downsampled:
+    """Attention of all queries to every `factor`-th key and value in both directions of a square grid."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        batch, number, channels = hidden_states.shape
+        side = round(number**0.5)
+        if side * side != number:
+            raise ValueError(f"{number} tokens are no square grid; this baseline takes square pictures only.")
+        grid = hidden_states.view(batch, side, side, channels)[:, :: self.factor, :: self.factor]
+        few = grid.reshape(batch, -1, channels)
+        query, key, value = (
+            project(tokens).view(batch, tokens.shape[1], attn.heads, -1).transpose(1, 2)
+            for project, tokens in ((attn.to_q, hidden_states), (attn.to_k, few), (attn.to_v, few))
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale).transpose(1, 2)
+        output: Tensor = attn.to_out[1](attn.to_out[0](attended.flatten(2)))
+        return output
+
+
+POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2)
+_PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
+
+# What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
+STEP_ARMS = MappingProxyType(
+    {
+        "stock": Arm(stock),
+        "stock A/A": Arm(stock),
+        "no self-attention (ceiling)": Arm(no_self_attention),
+        "tomesd 0.5": tomesd_arm(0.5),
+        "K/V downsampling 2 (ToDo)": kv_downsampling_arm(2),
+        "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
+        "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
+        "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
+        "pooled agents, stride 8, two levels": agent_arm(Schedule.constant(POOLED_8)),
+        "DeepCache 3": deepcache_arm(3),
+        "DeepCache 5": deepcache_arm(5),
+        "reuse 3": agent_arm(Schedule.constant(None, reuse=3)),
+        "reuse 3 + pooled agents": agent_arm(Schedule.constant(POOLED_8, reuse=3)),
+        "reuse 5 + pooled agents": agent_arm(Schedule.constant(POOLED_8, reuse=5)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class RunArm(Arm):
+    """An arm over whole runs; `fewer_steps` divides the number of steps (the baseline of equal time)."""
+
+    fewer_steps: float = 1.0
+
+
+def _run(schedule: Schedule) -> RunArm:
+    return RunArm(agent_arm(schedule).enter)
+
+
+def _front() -> dict[str, RunArm]:
+    arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
+    arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0)}
+    arms |= {f"preset {name}": _run(schedule) for name, schedule in PRESETS.items()}
+    arms |= {name: RunArm(STEP_ARMS[name].enter) for name in ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3")}
+    pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
+    arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
+    arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
+    arms |= {
+        f"reuse {k} + {name}": _run(Schedule.constant(pooled[name], reuse=k))
+        for k in (2, 3)
+        for name in ("pooled agents, stride 2", "pooled agents, stride 4")
+    }
+    return arms
+
+
+# What a whole run costs in time and quality.
+RUN_ARMS = MappingProxyType(_front())

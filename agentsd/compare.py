@@ -1,0 +1,151 @@
+"""Stock beside agentsd from one seed: pictures, times in the order ABBA, and how far the two are apart."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from agentsd.bench import interleave
+from agentsd.generate import Settings, generate
+from agentsd.metrics import psnr, ssim
+from agentsd.patch import apply
+
+_WARMUP_STEPS = 4
+_WARMUP_RUNS = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The stock picture beside agentsd's, from the same seed, with their times in the order ABBA.
+
+    Attributes:
+        stock: Picture of the stock pipeline.
+        agents: Picture of the patched pipeline.
+        stock_seconds: Times of the first and the last run.
+        agents_seconds: Times of the two runs between.
+        psnr_db: PSNR of the patched picture against the stock one; infinite if they are equal.
+        ssim: SSIM of the two.
+    """
+
+    stock: Image.Image
+    agents: Image.Image
+    stock_seconds: tuple[float, float]
+    agents_seconds: tuple[float, float]
+    psnr_db: float
+    ssim: float
+
+    @property
+    def speed_ratio(self) -> float:
+        """Stock time over patched time: the geometric mean of the two pairs."""
+        pairs = zip(self.stock_seconds, self.agents_seconds, strict=True)
+        return math.exp(statistics.fmean(math.log(stock / agents) for stock, agents in pairs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers as plain data for JSON, where an infinite PSNR is `None`."""
+        return {
+            "stock_seconds": [round(seconds, 4) for seconds in self.stock_seconds],
+            "agentsd_seconds": [round(seconds, 4) for seconds in self.agents_seconds],
+            "speed_ratio": round(self.speed_ratio, 4),
+            "psnr_db": round(self.psnr_db, 3) if math.isfinite(self.psnr_db) else None,
+            "ssim": round(self.ssim, 5),
+        }
+
+
+def warm_up(pipe: Any, settings: Settings) -> None:
+    """Run both arms of a comparison a few steps at its shape, so that no first-call cost enters a time."""
+    short = dataclasses.replace(settings, steps=min(_WARMUP_STEPS, settings.steps or _WARMUP_STEPS))
+    for _ in range(_WARMUP_RUNS):
+        generate(pipe, [short])
+        with apply(pipe, schedule=settings.schedule, seed=settings.agents_seed):
+            generate(pipe, [short])
+
+
+def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None = None) -> Comparison:
+    """Make a picture stock and patched, timing whole pipeline calls in the order stock, agentsd, agentsd, stock.
+
+    Args:
+        pipe: The pipeline, not patched, warmed up.
+        settings: The picture; its schedule is the patched arm's.
+        on_run: Called after each of the four runs, outside the times (a progress bar).
+
+    Returns:
+        Both pictures, their times, and how far they differ.
+
+    Raises:
+        ValueError: If the settings hold no schedule.
+    """
+    if settings.schedule is None:
+        raise ValueError("schedule=None has nothing to compare with the stock pipeline; give a preset.")
+    drawn: dict[str, Image.Image] = {}
+
+    def draw(name: str) -> None:
+        drawn[name] = generate(pipe, [settings])[0]
+
+    @contextmanager
+    def arm(patched: bool) -> Iterator[None]:
+        with apply(pipe, schedule=settings.schedule, seed=settings.agents_seed) if patched else nullcontext():
+            yield
+        if on_run is not None:
+            on_run()
+
+    seconds = interleave(
+        draw,
+        {"stock": lambda: arm(False), "agentsd": lambda: arm(True)},
+        rounds=2,
+        warmup=0,
+        device=torch.device(pipe.device),
+    )
+    stock, agents = _to_tensor(drawn["stock"]), _to_tensor(drawn["agentsd"])
+    return Comparison(
+        stock=drawn["stock"],
+        agents=drawn["agentsd"],
+        stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
+        agents_seconds=(seconds["agentsd"][0], seconds["agentsd"][1]),
+        psnr_db=float(psnr(agents, stock)),
+        ssim=float(ssim(agents, stock)),
+    )
+
+
+def side_by_side(comparison: Comparison, label: str) -> Image.Image:
+    """Return one picture: stock left, agentsd right, with their times above and their likeness below.
+
+    Args:
+        comparison: What to show.
+        label: Name of the patched arm.
+    """
+    numbers = comparison.to_dict()
+    likeness = "equal pictures" if numbers["psnr_db"] is None else f"PSNR {numbers['psnr_db']:.1f} dB"
+    titles = (
+        f"stock: {statistics.fmean(comparison.stock_seconds):.2f} s",
+        f"agentsd {label}: {statistics.fmean(comparison.agents_seconds):.2f} s",
+    )
+    footer = f"stock time / agentsd time {comparison.speed_ratio:.2f}, {likeness}, SSIM {comparison.ssim:.3f}"
+    width, height = comparison.stock.size
+    panel, strip, margin = max(width, 320), 28, 8
+    canvas = Image.new("RGB", (2 * panel + 3 * margin, height + 2 * strip), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (title, picture) in enumerate(zip(titles, (comparison.stock, comparison.agents), strict=True)):
+        left = margin + i * (panel + margin)
+        _write(draw, (left, strip // 2), title, panel)
+        canvas.paste(picture, (left + (panel - width) // 2, strip))
+    _write(draw, (margin, height + strip + strip // 2), footer, 2 * panel + margin)
+    return canvas
+
+
+def _to_tensor(picture: Image.Image) -> Tensor:
+    data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return data.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    size = 15
+    while size > 8 and ImageFont.load_default(size).getlength(text) > width:
+        size -= 1
+    draw.text(place, text, fill="black", font=ImageFont.load_default(size), anchor="lm")

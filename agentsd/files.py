@@ -1,0 +1,120 @@
+"""Pictures on disk: checked before the work, written whole, with everything that made them inside."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from agentsd.generate import Settings
+
+_CHUNK = "agentsd"  # keyword of the PNG text chunk
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+Kind = Literal["picture", "comparison"]
+
+
+def prompts_from_file(path: Path) -> list[str]:
+    """Return the prompts of a UTF-8 text file, one per line; empty lines are skipped.
+
+    Raises:
+        ValueError: If the file cannot be read or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts_file={str(path)!r} cannot be read as UTF-8 text: {error}.") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts_file={str(path)!r} holds no prompt; write one per line.")
+    return prompts
+
+
+def plan_files(output: Path, pictures: Sequence[Settings], kind: Kind, *, force: bool = False) -> list[Path]:
+    """Return the file of every picture, checked before anything is generated.
+
+    Args:
+        output: A file that ends in .png (one picture only), or a folder.
+        pictures: The pictures.
+        kind: Whether they are pictures or comparisons.
+        force: Whether files that exist may be replaced.
+
+    Returns:
+        One path per picture.
+
+    Raises:
+        ValueError: If the output cannot take the pictures, or a file exists and `force` is not set.
+    """
+    suffix = output.suffix.lower()
+    if output.is_dir() or suffix not in _PICTURE_SUFFIXES:
+        names = (_file_name(i, one, kind) for i, one in enumerate(pictures))
+        files = [output / name for name in names]
+    elif suffix != ".png":
+        raise ValueError(f"output={str(output)!r} must end in .png, which keeps the settings, or be a folder.")
+    elif len(pictures) > 1:
+        raise ValueError(f"output={str(output)!r} is one file for {len(pictures)} pictures; name a folder.")
+    else:
+        files = [output]
+    for parent in files[0].parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(f"output={str(output)!r} lies in {str(parent)!r}, which is not a folder.")
+            if not os.access(parent, os.W_OK):
+                raise ValueError(f"output={str(output)!r} cannot be written: no right to write in {str(parent)!r}.")
+            break
+    taken = [str(file) for file in files if file.exists()]
+    if taken and not force:
+        more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
+        raise ValueError(f"output {taken[0]!r}{more} exists; name another output, or add --force to replace it.")
+    return files
+
+
+def write_picture(path: Path, picture: Image.Image, record: dict[str, Any]) -> None:
+    """Write a PNG with its record in the text chunk `agentsd`: whole or not at all.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        picture: The picture.
+        record: Plain data for JSON.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    info.add_text(_CHUNK, json.dumps(record))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        picture.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record that `write_picture` put into a PNG.
+
+    Raises:
+        ValueError: If the file cannot be read or holds no record.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(_CHUNK)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"from_png={str(path)!r} cannot be read: {error}.") from error
+    if text is None:
+        raise ValueError(f"from_png={str(path)!r} holds no settings; it must be a PNG that scripts/generate.py wrote.")
+    try:
+        record = json.loads(text)
+        if not isinstance(record["settings"], dict):
+            raise TypeError("settings is not an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"from_png={str(path)!r} holds settings that cannot be understood: {error}.") from error
+    return dict(record)
+
+
+def _file_name(index: int, settings: Settings, kind: Kind) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", settings.prompt.lower()).strip("-")[:48].strip("-") or "picture"
+    arm = "compare" if kind == "comparison" else re.sub(r"[^a-z0-9.]+", "-", settings.label.lower()).strip("-")
+    return f"{index:04d}-{words}-seed{settings.seed}-{arm}.png"

@@ -1,0 +1,100 @@
+"""What a plan says, as plain data: a schedule, the levels where agents do not pay, and the times that decided it."""
+
+from dataclasses import dataclass
+
+from agentsd.config import AgentConfig, Schedule
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """Seconds of one self-attention layer, stock and by a setting.
+
+    Attributes:
+        level: Halvings of the latent grid before the layer.
+        grid: Token grid (height, width).
+        layers: How many layers of this shape the UNet has.
+        outer: How many of them run at a step that reuses deep features.
+        config: The setting that was timed.
+        stock_seconds: Median seconds of the stock layer.
+        agent_seconds: Median seconds of the layer by the setting.
+    """
+
+    level: int
+    grid: tuple[int, int]
+    layers: int
+    outer: int
+    config: AgentConfig
+    stock_seconds: float
+    agent_seconds: float
+
+    @property
+    def wins(self) -> bool:
+        """Whether the setting is faster than stock here."""
+        return self.agent_seconds < self.stock_seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule for one device, dtype and picture size, with every layer left stock where agents do not win.
+
+    Attributes:
+        schedule: The schedule.
+        latent: Size of the latents it was made for, (height, width).
+        batch: Samples in one UNet call it was made for.
+        step_seconds: Measured seconds of a whole stock UNet step.
+        shallow_seconds: Measured seconds of a stock step that reuses deep features; `None` if the schedule has none.
+        timings: What was measured, layer shape by layer shape.
+    """
+
+    schedule: Schedule
+    latent: tuple[int, int]
+    batch: int
+    step_seconds: float
+    shallow_seconds: float | None
+    timings: tuple[LayerTiming, ...]
+
+    def stock_levels(self, config: AgentConfig) -> frozenset[int]:
+        """Return the levels where the setting does not win and layers stay stock."""
+        return frozenset(timing.level for timing in self.timings if timing.config == config and not timing.wins)
+
+    def predicted_seconds(self, index: int, total: int) -> float:
+        """Return the predicted seconds of UNet step `index` of a run of `total` steps.
+
+        The stock step less what every winning layer that runs at it saves.
+        """
+        full = self.schedule.is_full(index, total) or self.shallow_seconds is None
+        seconds = self.step_seconds if full else self.shallow_seconds
+        config = self.schedule.at(index, total)
+        for timing in self.timings:
+            if timing.config == config and timing.level not in self.stock_levels(timing.config):
+                running = timing.layers if full else timing.outer
+                seconds = (seconds or 0.0) - running * (timing.stock_seconds - timing.agent_seconds)
+        return seconds or 0.0
+
+    def predicted_speedup(self, steps: int = 50) -> float:
+        """Return the predicted speed-up of all UNet steps of a run over stock.
+
+        Args:
+            steps: Steps of the run (calls of the UNet).
+
+        Raises:
+            ValueError: If `steps` is below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps!r} must be at least 1.")
+        return steps * self.step_seconds / sum(self.predicted_seconds(i, steps) for i in range(steps))
+
+    def __str__(self) -> str:
+        height, width = self.latent
+        lines = [
+            f"plan for {height}x{width} latents, batch {self.batch}: predicted UNet speed-up "
+            f"{self.predicted_speedup():.2f}x over 50 steps (stock step {self.step_seconds:.4g} s)"
+        ]
+        for timing in self.timings:
+            ratio = timing.stock_seconds / timing.agent_seconds
+            verdict = "stays stock" if timing.level in self.stock_levels(timing.config) else "agents"
+            lines.append(
+                f"  level /{2**timing.level}, grid {timing.grid[0]}x{timing.grid[1]}, {timing.layers} layers: "
+                f"{ratio:.2f}x by {timing.config}: {verdict}"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,352 @@
+"""The command line of scripts/generate.py, in process, on a tiny saved pipeline."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tiny import make_tiny_pipe
+
+import agentsd
+from agentsd.compare import Comparison, compare, side_by_side
+from agentsd.files import plan_files, read_record, write_picture
+from agentsd.generate import (
+    DEMO,
+    SCHEDULERS,
+    Settings,
+    choose_device,
+    find_model,
+    generate,
+    load_pipeline,
+    plan_pictures,
+    with_model_defaults,
+)
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "generate.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+main = load_script().main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, tmp_path, capsys):
+    """Run the command line on the tiny model, on the CPU, writing into tmp_path; returns code, stdout, stderr."""
+
+    def call(*arguments, output=tmp_path / "out", given_model=model):
+        capsys.readouterr()
+        argv = [*map(str, arguments), "--device", "cpu", "--output", str(output)]
+        code = main([*argv, "--model", str(given_model)] if given_model else argv)
+        done = capsys.readouterr()
+        return code, done.out, done.err
+
+    return call
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def test_makes_a_picture_with_its_settings_inside(run, tmp_path, model):
+    code, out, _ = run("--prompt", "a red circle", "--steps", 4, "--seed", 3, "--preset", "paper", "--ratio", 0.2)
+    (path,) = (tmp_path / "out").glob("*")
+    assert code == 0
+    assert path.name == "0000-a-red-circle-seed3-paper-ratio-0.2.png"
+    assert str(path) in out
+    assert pixels(path).shape == (32, 32, 3)
+    record = read_record(path)
+    settings = Settings.from_dict(record["settings"])
+    assert settings == Settings(
+        prompt="a red circle",
+        model=str(model),
+        steps=4,
+        guidance_scale=7.5,  # the pipeline's default, spelt out
+        height=32,
+        width=32,
+        seed=3,
+        schedule=agentsd.preset_schedule("paper", 0.2),
+        label="paper, ratio 0.2",
+    )
+    assert record["environment"]["agentsd"] == agentsd.__version__
+    assert record["environment"]["torch"] == torch.__version__
+
+
+def test_is_what_the_library_draws(run, tmp_path, model):
+    run("--prompt", "a red circle", "--steps", 4, "--seed", 3, output=tmp_path / "a.png")
+    pipe = make_tiny_pipe()
+    with agentsd.apply(pipe):
+        image = pipe("a red circle", num_inference_steps=4, generator=torch.Generator().manual_seed(3)).images[0]
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(image))
+
+
+@pytest.mark.parametrize("arm", [["--stock"], ["--preset", "paper", "--agents-seed", "5"], ["--reuse", "2"]])
+def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
+    first, again, other = (tmp_path / name for name in ("first.png", "again.png", "other.png"))
+    given = ["--prompt", "zwei Füße", "--negative-prompt", "blurry", "--steps", 3, "--seed", 7, "--width", 48]
+    run(*given, "--scheduler", "euler-a", *arm, output=first)
+    code, _, _ = run("--from-png", first, output=again, given_model=None)
+    assert code == 0
+    assert np.array_equal(pixels(first), pixels(again))
+    assert read_record(first)["settings"] == read_record(again)["settings"]
+    run("--from-png", first, "--seed", 8, output=other, given_model=None)
+    assert not np.array_equal(pixels(first), pixels(other))
+    assert read_record(other)["settings"] == {**read_record(first)["settings"], "seed": 8}
+
+
+def test_prompts_come_in_order_and_do_not_depend_on_the_batch(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeffa ring\n\n  a cross  \n", encoding="utf-8")
+    arguments = ["--prompt", "a circle", "--prompts-file", prompts, "--num-images", 2, "--steps", 3, "--json"]
+    code, out, _ = run(*arguments)
+    rows = json.loads(out)["pictures"]
+    assert code == 0
+    assert [row["settings"]["prompt"] for row in rows] == [p for p in ("a circle", "a ring", "a cross") for _ in "12"]
+    assert [row["settings"]["seed"] for row in rows] == list(range(6))
+    _, out, _ = run(*arguments, "--batch-size", 4, output=tmp_path / "batched")
+    batched = json.loads(out)["pictures"]
+    assert [row["batch_size"] for row in batched] == [4, 4, 4, 4, 2, 2]
+    for one, other in zip(rows, batched, strict=True):
+        assert np.abs(pixels(one["path"]).astype(int) - pixels(other["path"])).max() <= 1
+    assert len({pixels(row["path"]).tobytes() for row in rows}) == 6
+
+
+def test_comparison_holds_both_pictures_and_its_numbers(run, tmp_path):
+    path = tmp_path / "both.png"
+    given = ["--prompt", "a red circle", "--steps", 5]
+    code, out, _ = run(*given, "--compare", "--preset", "paper", output=path)
+    assert code == 0
+    for words in ("ratio", "PSNR", "SSIM", "32x32, 5 steps, float32", f"torch {torch.__version__}", "CPU threads"):
+        assert words in out
+    run(*given, "--stock", output=tmp_path / "stock.png")
+    run(*given, "--preset", "paper", output=tmp_path / "paper.png")
+    whole = pixels(path)
+    assert contains(whole[:, : whole.shape[1] // 2], pixels(tmp_path / "stock.png"))
+    assert contains(whole[:, whole.shape[1] // 2 :], pixels(tmp_path / "paper.png"))
+    record = read_record(path)
+    assert len(record["stock_seconds"]) == len(record["agentsd_seconds"]) == 2
+    ratio = math.sqrt(math.prod(record["stock_seconds"]) / math.prod(record["agentsd_seconds"]))
+    assert record["speed_ratio"] == pytest.approx(ratio, rel=0.05)
+    assert record["psnr_db"] > 10
+    assert 0 < record["ssim"] <= 1
+
+
+def contains(whole, part):
+    height, width = part.shape[:2]
+    return any(
+        np.array_equal(whole[y : y + height, x : x + width], part)
+        for y in range(whole.shape[0] - height + 1)
+        for x in range(whole.shape[1] - width + 1)
+    )
+
+
+def test_a_comparison_is_repeated_as_one(run, tmp_path):
+    run("--prompt", "a ring", "--steps", 3, "--compare", output=tmp_path / "a.png")
+    code, out, _ = run("--from-png", tmp_path / "a.png", "--json", output=tmp_path / "b.png", given_model=None)
+    result = json.loads(out)
+    assert (code, result["kind"]) == (0, "comparison")
+    assert result["pictures"][0]["psnr_db"] == read_record(tmp_path / "a.png")["psnr_db"]
+
+
+def test_nothing_but_json_on_stdout(run):
+    _, out, err = run("--prompt", "a ring", "--steps", 3, "--compare", "--json")
+    row = json.loads(out)["pictures"][0]
+    assert Path(row["path"]).is_file()
+    assert row["settings"]["schedule"]["phases"][-1]["until"] == 1.0
+    assert "picture 1 of 1" in err
+
+
+def test_refuses_to_overwrite_before_drawing(run, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"precious")
+    monkeypatch.setattr("diffusers.AutoPipelineForText2Image.from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    code, out, err = run("--prompt", "a ring", output=path)
+    assert (code, out) == (2, "")
+    assert f"output {str(path)!r} exists; name another output, or add --force to replace it." in err
+    assert path.read_bytes() == b"precious"
+    monkeypatch.undo()
+    assert run("--prompt", "a ring", "--steps", 2, "--force", output=path)[0] == 0
+    assert pixels(path).shape == (32, 32, 3)
+    assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".partial")] == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"precious")
+
+    def fail(self, target, **_):
+        Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_picture(path, Image.new("RGB", (16, 16)), {})
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.png", b"precious")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "prompt is missing; give one or more prompts, or a file of prompts."),
+        (["--prompt", "a", "--steps", "0"], "steps=0 must be a whole number from 1 to 1000."),
+        (["--prompt", "a", "--height", "33"], "height=33 must be a multiple of 8 of at least 16 pixels."),
+        (["--prompt", "a", "--width", "8"], "width=8 must be a multiple of 8 of at least 16 pixels."),
+        (["--prompt", "a", "--guidance-scale", "-1"], "guidance_scale=-1.0 must lie in [0, 100]"),
+        (["--prompt", "a", "--guidance-scale", "nan"], "guidance_scale=nan must lie in [0, 100]"),
+        (["--prompt", "a", "--seed", "-1"], "seed=-1 must be a whole number from 0 to 2**63 - 1."),
+        (["--prompt", "a", "--num-images", "0"], "num_images=0 must be a whole number of at least 1."),
+        (["--prompt", "a", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1."),
+        (["--prompt", "a", "--ratio", "1.5"], "merge_ratio=1.5 must lie in [0, 1)"),
+        (["--prompt", "a", "--reuse", "0"], "reuse=0 must be an integer of at least 1."),
+        (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
+        (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),
+        (["--prompts-file", "no-such.txt"], "prompts_file='no-such.txt' cannot be read as UTF-8 text"),
+        (["--from-png", "no-such.png"], "from_png='no-such.png' cannot be read"),
+    ],
+)
+def test_bad_input_ends_with_2_and_says_why(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scheduler", "magic"], "argument --scheduler: invalid choice: 'magic' (choose from"),
+        (["--preset", "magic"], "argument --preset: invalid choice: 'magic' (choose from"),
+        (["--dtype", "float8"], "argument --dtype: invalid choice: 'float8' (choose from"),
+        (["--steps", "ten"], "argument --steps: invalid int value: 'ten'"),
+    ],
+)
+def test_bad_choices_end_with_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--prompt", "a", *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_loaded_says_what_to_do(run, tmp_path, monkeypatch):
+    def error(given):
+        code, out, err = run("--prompt", "a", given_model=given)
+        assert (code, out) == (2, "")
+        return err
+
+    assert "does not exist as a folder and is no hub id (owner/name)" in error(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert "is a folder without model_index.json" in error(tmp_path / "empty")
+    (tmp_path / "v1.safetensors").touch()
+    assert "is a file; a diffusers folder or hub id is needed" in error(tmp_path / "v1.safetensors")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert "Is the folder complete?" in error(tmp_path / "broken")
+
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nto load this model")
+
+    monkeypatch.setattr("diffusers.AutoPipelineForText2Image.from_pretrained", unreachable)
+    message = error("somebody/some-model")
+    assert "model='somebody/some-model' cannot be loaded from the Hugging Face hub: OSError: We couldn't con" in message
+    assert "without network give a local diffusers folder" in message
+    monkeypatch.setattr("agentsd.demo.MODEL_PATH", tmp_path / "untrained")
+    with pytest.raises(ValueError, match=r"model='demo': .*untrained holds no model.* Or give another --model"):
+        find_model(DEMO)
+
+
+def test_files_are_checked_before_the_work(tmp_path):
+    one, two = plan_pictures(Settings(prompt="x"), ["a", "b"])
+    for output, pictures, message in (
+        (tmp_path / "a.jpg", [one], r"must end in \.png"),
+        (tmp_path / "a.png", [one, two], r"is one file for 2 pictures; name a folder"),
+        (Path(__file__) / "a.png", [one], r"which is not a folder"),
+        (Path(__file__), [one], r"which is not a folder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan_files(output, pictures, "picture")
+    assert plan_files(tmp_path / "v1.5", [one, two], "comparison") == [
+        tmp_path / "v1.5" / "0000-a-seed0-compare.png",
+        tmp_path / "v1.5" / "0001-b-seed1-compare.png",
+    ]
+    hostile = dataclasses.replace(one, prompt="../../" + "/etc " * 60, label="../x")
+    (path,) = plan_files(tmp_path, [hostile], "picture")
+    assert path.parent == tmp_path
+    assert len(path.name) < 100
+
+
+def test_records_of_other_files_are_refused(tmp_path):
+    plain, strange, newer = (tmp_path / name for name in ("plain.png", "strange.png", "newer.png"))
+    Image.new("RGB", (16, 16)).save(plain)
+    with pytest.raises(ValueError, match="holds no settings; it must be a PNG that"):
+        read_record(plain)
+    info = PngInfo()
+    info.add_text("agentsd", "[1, 2")
+    Image.new("RGB", (16, 16)).save(strange, pnginfo=info)
+    with pytest.raises(ValueError, match="holds settings that cannot be understood"):
+        read_record(strange)
+    write_picture(newer, Image.new("RGB", (16, 16)), {"settings": {"prompt": "a", "sparkle": 3}})
+    with pytest.raises(ValueError, match=r"settings are not of this version of agentsd: .*sparkle"):
+        Settings.from_dict(read_record(newer)["settings"])
+
+
+def test_demo_settings_hold_for_the_demo_alone():
+    demo = with_model_defaults(Settings(prompt="a"))
+    assert (demo.steps, demo.guidance_scale) == (50, 4.0)
+    assert with_model_defaults(Settings(prompt="a", steps=9, guidance_scale=1.0)).steps == 9
+    other = Settings(prompt="a", model="owner/name")
+    assert with_model_defaults(other) == other
+
+
+@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+def test_every_scheduler_draws(model, scheduler):
+    settings = Settings(prompt="a", model=str(model), steps=4, scheduler=scheduler)
+    pipe = load_pipeline(settings, torch.device("cpu"))
+    assert type(pipe.scheduler).__name__ == SCHEDULERS[scheduler][0]
+    with agentsd.apply(pipe):
+        assert generate(pipe, [settings])[0].size == (32, 32)
+
+
+def test_comparing_leaves_the_pipeline_unpatched():
+    pipe = make_tiny_pipe()
+    before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
+    ran = []
+    schedule = agentsd.preset_schedule("paper")
+    compare(pipe, Settings(prompt="a", steps=2, schedule=schedule), on_run=lambda: ran.append(1))
+    assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before
+    assert len(ran) == 4
+    with pytest.raises(ValueError, match="schedule=None has nothing to compare"):
+        compare(pipe, Settings(prompt="a", steps=2))
+
+
+def test_equal_pictures_are_said_to_be_equal():
+    picture = Image.new("RGB", (32, 32), "red")
+    same = Comparison(picture, picture, (2.0, 2.0), (1.0, 1.0), math.inf, 1.0)
+    assert same.to_dict()["psnr_db"] is None
+    assert same.speed_ratio == pytest.approx(2.0)
+    assert side_by_side(same, "a label that is much, much, much too long for the picture" * 2).size == (664, 88)
+
+
+def test_devices():
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+    with pytest.raises(ValueError, match="device='gpu' is unknown; use auto, cpu, cuda"):
+        choose_device("gpu")
+    with pytest.raises(ValueError, match="device='cuda:99' is not there: torch sees"):
+        choose_device("cuda:99")
