@@ -53,7 +53,6 @@ def tomesd_arm(ratio: float) -> Arm:
             yield
         finally:
             tomesd.remove_patch(pipe)
-            pipe.unet.__dict__.pop("_tome_info", None)  # left behind by tomesd
 
     return Arm(arm)
 
