@@ -1,8 +1,10 @@
 """Fixtures: tiny random-weight pipelines of the real architectures, built offline."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["AGENTSD_CACHE"] = tempfile.mkdtemp(prefix="agentsd-test-")  # never the user's own
 
 import pytest
 import torch

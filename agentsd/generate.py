@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from agentsd.config import AgentConfig, Phase, Schedule
-from agentsd.presets import DEFAULT_PRESET, preset_schedule
+from agentsd.patch import choose_schedule
+from agentsd.presets import DEFAULT_PRESET
 
 DEMO = "demo"
 DEMO_STEPS = 50
@@ -146,12 +147,8 @@ def labelled_schedule(
         >>> labelled_schedule("paper", ratio=0.2)[1]
         'paper, ratio 0.2'
     """
-    preset = DEFAULT_PRESET if preset is None else preset
-    schedule, label = preset_schedule(preset, ratio), preset
-    if reuse is not None:
-        schedule = schedule.with_reuse(reuse)
-    if reuse_depth is not None:
-        schedule = dataclasses.replace(schedule, reuse_depth=reuse_depth)
+    schedule = choose_schedule(ratio, preset, None, None, reuse, reuse_depth)
+    label = DEFAULT_PRESET if preset is None else preset
     for name, value in (("ratio", ratio), ("reuse", reuse), ("depth", reuse_depth)):
         label += "" if value is None else f", {name} {value:g}"
     return schedule, label

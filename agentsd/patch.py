@@ -61,6 +61,10 @@ class Patch:
         if self.active:
             _uninstall(self._denoiser)
 
+    def attach(self, pipe: Any) -> None:
+        """Let the steps be read from the scheduler of `pipe`; `apply` does it for its target, a copy has lost it."""
+        self._runtime.pipes.add(pipe)
+
     def report(self) -> Report:
         """Return which layers were patched, at which grid, with how many features and agents, and which were not."""
         return _report(self._denoiser, self._runtime)
@@ -68,7 +72,7 @@ class Patch:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Run stock attention in this thread while the context lasts, without taking the patch off."""
-        local = self._runtime.local
+        local = self._denoiser.__dict__.get(SITE, self._runtime).local  # also of a patch that replaced this one
         before = getattr(local, "enabled", True)
         local.enabled = False
         try:
@@ -142,7 +146,13 @@ def apply(
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         _uninstall(denoiser)
+    refused = None
+    if chosen.reuses and reuse is None and schedule is None and max_depth(denoiser) == 0:
+        # The preset asks for reuse, not the user: a ControlNet or video UNet gets the rest of it, and is told so.
+        refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
+        chosen = chosen.with_reuse(1)
     runtime = _install(denoiser, chosen, seed, plan)
+    runtime.reuse_problem = refused
     for pipe in pipes:
         runtime.pipes.add(pipe)
     return Patch(denoiser, runtime)
@@ -251,20 +261,24 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
             "Lower reuse_depth, or set reuse=1."
         )
     runtime = Runtime(schedule, seed, candidates, skipped, plan)
-    for layer, site in zip(candidates, runtime.sites, strict=True):
-        setattr(layer.attn, SITE, site)
-        layer.attn.set_processor(AgentAttnProcessor())
-        layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
-    setattr(denoiser, SITE, runtime)
-    denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
-    if schedule.reuses:
-        module, sees_input = feature_hook_target(denoiser, schedule.reuse_depth)
-        setattr(module, KEEPER, runtime.slot)
-        register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
-        register(on_deep_feature, with_kwargs=True)
+    setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
+    try:
+        for layer, site in zip(candidates, runtime.sites, strict=True):
+            setattr(layer.attn, SITE, site)
+            layer.attn.set_processor(AgentAttnProcessor())
+            layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
+        denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
         denoiser.register_forward_hook(after_denoiser_call)
-        original = denoiser.__dict__.get("forward")
-        denoiser.forward = functools.partial(forward_with_reuse, denoiser, original)
+        if schedule.reuses:
+            module, sees_input = feature_hook_target(denoiser, schedule.reuse_depth)
+            setattr(module, KEEPER, runtime.slot)
+            register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
+            register(on_deep_feature, with_kwargs=True)
+            original = denoiser.__dict__.get("forward")
+            denoiser.forward = functools.partial(forward_with_reuse, denoiser, original)
+    except BaseException:
+        _uninstall(denoiser)
+        raise
     return runtime
 
 

@@ -67,6 +67,11 @@ class AgentPipeline:
         with self.patch.disabled():
             return self.pipe(*args, **kwargs)
 
+    def to(self, *args: Any, **kwargs: Any) -> "AgentPipeline":
+        """Move the pipeline, as its own `to` does; returns this object."""
+        self.pipe.to(*args, **kwargs)
+        return self
+
     def remove(self) -> None:
         """Restore the pipeline exactly."""
         self.patch.remove()
@@ -74,6 +79,16 @@ class AgentPipeline:
     def report(self) -> Report:
         """Return what was patched."""
         return self.patch.report()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("pipe", "patch"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.pipe, name, value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.patch.attach(self.pipe)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("pipe", "patch"):  # not set yet (copying, unpickling): do not recurse

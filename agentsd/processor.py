@@ -1,6 +1,7 @@
 """Agent attention inside one diffusers `Attention` layer, and what a step tells its layers."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 SITE = "_agentsd"
+_REMEMBERED_INPUTS = 4096  # of blocks awaiting their backward
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,21 @@ class StepSlot:
     def __init__(self) -> None:
         self._local = threading.local()
         self._latest = StepContext()
+        self._of_input: OrderedDict[int, StepContext] = OrderedDict()
+
+    def recall(self, hidden_states: Tensor, *, in_call: bool) -> None:
+        """Keep the step by the block's input, or, when autograd recomputes a checkpoint, set the step it had then.
+
+        The graph keeps that input alive until its backward, so its address tells the call it belongs to.
+        """
+        address = hidden_states.data_ptr()
+        if in_call:
+            self._of_input[address] = self.read()
+            self._of_input.move_to_end(address)
+            while len(self._of_input) > _REMEMBERED_INPUTS:
+                self._of_input.popitem(last=False)
+        else:
+            self._local.context = self._of_input.get(address, self._latest)
 
     def write(self, context: StepContext) -> None:
         """Set this thread's step, and forget what an interrupted one may have left."""
@@ -58,6 +75,15 @@ class StepSlot:
     def read(self) -> StepContext:
         """Return this thread's step; in a thread without one (autograd recomputing a checkpoint) the latest."""
         return getattr(self._local, "context", self._latest)
+
+    @property
+    def in_call(self) -> bool:
+        """Whether this thread is inside a call of the denoiser (else a block's call is autograd recomputing it)."""
+        return getattr(self._local, "in_call", False)
+
+    @in_call.setter
+    def in_call(self, value: bool) -> None:
+        self._local.in_call = value
 
     def put_metric(self, metric: Tensor | None) -> None:
         """Leave the block's input (before norm1) for the layer that ranks by it."""
@@ -134,7 +160,9 @@ class AgentAttnProcessor:
                 if site.problem != problem:
                     site.problem = problem
             original = site.original
-        result: Tensor = original(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
+        if temb is not None:  # not every processor takes it: attention slicing's does not
+            kwargs["temb"] = temb
+        result: Tensor = original(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
         return result
 
 

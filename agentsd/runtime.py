@@ -60,7 +60,7 @@ class Runtime:
         self.seed = seed
         self.slot = StepSlot()
         self.attentions = [layer.attn for layer in layers]
-        self.sites = [Site(layer.name, layer.level, layer.attn.processor, self.slot) for layer in layers]
+        self.sites = [Site(layer.name, layer.level, _original(layer.attn), self.slot) for layer in layers]
         self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
         self.finest = min(site.level for site in self.sites)
         self.plan = plan
@@ -96,8 +96,12 @@ class Runtime:
 
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
+        self.slot.in_call = True
         arguments = bind_arguments(args, kwargs)
-        sample = arguments["sample"]
+        sample = arguments.get("sample")
+        if sample is None:  # the UNet's own error follows
+            self.slot.write(StepContext())
+            return
         self.sample = (sample.shape[-2], sample.shape[-1])
         if self.plan is not None and self.sample != self.plan.latent:
             height, width = self.plan.latent
@@ -116,8 +120,9 @@ class Runtime:
 
     def end(self) -> None:
         """Keep the deep feature that a full step left, for the steps that follow in its run."""
+        self.slot.in_call = False
         feature = self.slot.take_feature()
-        turn: _Turn | None = self.local.turn
+        turn: _Turn | None = getattr(self.local, "turn", None)
         if feature is not None and turn is not None:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
             turn.run.features[turn.call] = feature.detach().clone()
@@ -186,7 +191,8 @@ class Runtime:
                     words = f"{self.seed} {index} {height} {width} {stride}".encode()
                     digest = hashlib.blake2b(words, digest_size=7).digest()
                     generator = torch.Generator().manual_seed(int.from_bytes(digest))
-                self.patterns[key] = cell_pattern(height, width, stride, generator).to(device)
+                with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+                    self.patterns[key] = cell_pattern(height, width, stride, generator).to(device)
                 if len(self.patterns) > _CACHED_PATTERNS:
                     self.patterns.popitem(last=False)
             return self.patterns[key]
@@ -196,6 +202,13 @@ class Runtime:
         if message not in self.warned:
             self.warned.add(message)
             warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def _original(attn: Any) -> Any:
+    """Return the layer's processor; the stock one in the place of a left-over of ours, which would call itself."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
 
 
 def _fits(feature: Tensor, sample: Tensor) -> bool:
@@ -222,6 +235,8 @@ def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
     site: Site | None = block.attn1.__dict__.get(SITE)
     if site is not None:
+        if block.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            site.slot.recall(args[0] if args else kwargs["hidden_states"], in_call=site.slot.in_call)
         plan = site.slot.read().levels.get(site.level)
         if plan is not None and plan.pattern is not None:
             site.slot.put_metric(args[0] if args else kwargs["hidden_states"])

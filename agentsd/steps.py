@@ -5,6 +5,7 @@ offset is the step index. That needs no synchronisation with the GPU, resolves r
 needs neither the pipeline's loop nor its callbacks.
 """
 
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ class _Run:
     timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
     start: int
     cursor: int
+    last: int = -1
     values: list[float] | None = None
 
 
@@ -64,7 +66,7 @@ class StepReader:
         Returns:
             The position; `None` for samples at different timesteps (training) and for anything not a number.
         """
-        if isinstance(timestep, bool | int | float):
+        if isinstance(timestep, numbers.Real):  # numpy's numbers too
             return _by_share(float(timestep), train_steps)
         if not isinstance(timestep, torch.Tensor) or timestep.numel() == 0:
             return None
@@ -73,7 +75,8 @@ class StepReader:
             for candidate in known:
                 if _shares_memory(timestep, candidate):
                     offset = timestep.storage_offset() - candidate.storage_offset()
-                    return self._position(candidate, int(offset), candidate.shape[0])
+                    stride = max(1, candidate.stride(0)) if candidate.ndim else 1
+                    return self._position(candidate, int(offset) // stride, candidate.shape[0])
             size = timestep.untyped_storage().nbytes() // timestep.element_size()
             if size > 1:
                 return self._position(timestep, int(timestep.storage_offset()), size)
@@ -86,6 +89,7 @@ class StepReader:
     def _run(self, timesteps: Tensor, first: int) -> _Run:
         for run in self._runs:
             if _shares_memory(run.timesteps, timesteps):
+                self._runs = [*(other for other in self._runs if other is not run), run]  # the least recent goes first
                 return run
         self._started += 1
         run = _Run(self._started, timesteps, first, first)
@@ -96,7 +100,9 @@ class StepReader:
         if not 0 <= index < total:
             return None
         run = self._run(timesteps, index)
-        run.start = min(run.start, index)
+        if index < run.last == total - 1:
+            run.start = index  # the run had ended: this is the next one on the same timesteps
+        run.start, run.last = min(run.start, index), index
         return Position(index - run.start, total - run.start, run.number)
 
     def _by_value(self, value: float, known: list[Tensor]) -> Position | None:

@@ -86,12 +86,14 @@ class TokenMap:
         channels = tokens.shape[-1]
         destinations = tokens.index_select(1, self.destinations)
         if self.merged.shape[1]:
-            source = tokens.gather(1, _rows(self.merged, channels))
-            total = destinations.scatter_add(1, _rows(self.target, channels), source)
+            # Sums in float32: thousands of similar tokens may share a destination, and float16 ends at 65504.
+            wide = torch.promote_types(tokens.dtype, torch.float32)
+            source = tokens.gather(1, _rows(self.merged, channels)).to(wide)
+            total = destinations.to(wide).scatter_add(1, _rows(self.target, channels), source)
             # Counts in float32: bfloat16 cannot count past 256.
             count = torch.ones(destinations.shape[:2], device=tokens.device)
             count = count.scatter_add(1, self.target, torch.ones(self.target.shape, device=tokens.device))
-            destinations = total * count.reciprocal().to(tokens.dtype).unsqueeze(-1)
+            destinations = (total * count.reciprocal().to(wide).unsqueeze(-1)).to(tokens.dtype)
         if not self.kept.shape[1]:
             return destinations
         return torch.cat([tokens.gather(1, _rows(self.kept, channels)), destinations], dim=1)
