@@ -48,11 +48,11 @@ def tomesd_arm(ratio: float) -> Arm:
     def arm(pipe: Any) -> Iterator[None]:
         import tomesd
 
-        tomesd.apply_patch(pipe, ratio=ratio)
+        tomesd.apply_patch(pipe.unet, ratio=ratio)
         try:
             yield
         finally:
-            tomesd.remove_patch(pipe)
+            tomesd.remove_patch(pipe.unet)
 
     return Arm(arm)
 

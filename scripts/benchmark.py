@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -30,18 +31,26 @@ def main(argv: list[str] | None = None) -> int:
 
     names = ["stock", *(name for name in args.arms if name != "stock")]
     unet = random_unet(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for size in args.size:
-        rows = measure(unet, names, size, args)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in measure(unet, names, size, args):
+            with args.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
     return 0
 
 
+class Stand:
+    """A UNet and a scheduler's timesteps in the place of a pipeline: all that the arms look at."""
+
+    def __init__(self, unet) -> None:
+        self.unet = unet
+        self.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000), timesteps=None)
+
+
 @torch.inference_mode()
-def measure(unet, names: list[str], size: int, args: argparse.Namespace) -> list[dict]:
+def measure(unet, names: list[str], size: int, args: argparse.Namespace) -> Iterator[dict]:
     inputs = random_inputs(unet, size // 8, size // 8, args.batch)
-    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000)))
+    pipe = Stand(unet)
 
     def run(name: str) -> None:
         # A run is one cycle of the arm, on a timesteps tensor of its own, as a scheduler would make.
@@ -59,30 +68,26 @@ def measure(unet, names: list[str], size: int, args: argparse.Namespace) -> list
     entries = {name: partial(enter, name) for name in names}
     seconds = interleave(run, entries, rounds=args.rounds, device=args.device)
     step = {name: [time / ARMS[name].cycle for time in times] for name, times in seconds.items()}
-    rows = []
     for name in names:
         with entries[name]():
             memory = peak_memory(partial(run, name), device=args.device)
         gain = speedup(step["stock"], step[name])
-        rows.append(
-            {
-                "benchmark": "unet step",
-                "weights": "random",
-                "architecture": args.architecture,
-                "arm": name,
-                "size": size,
-                "batch": args.batch,
-                "dtype": args.dtype,
-                "speedup": round(gain.median, 4),
-                "speedup_95": [round(gain.low, 4), round(gain.high, 4)],
-                "rounds": gain.pairs,
-                "seconds": [round(second, 4) for second in step[name]],
-                "peak_bytes": memory,
-                **environment(args.device),
-            }
-        )
         print(f"{size} {name:38} {gain.median:5.2f}x [{gain.low:.2f}, {gain.high:.2f}]", file=sys.stderr, flush=True)
-    return rows
+        yield {
+            "benchmark": "unet step",
+            "weights": "random",
+            "architecture": args.architecture,
+            "arm": name,
+            "size": size,
+            "batch": args.batch,
+            "dtype": args.dtype,
+            "speedup": round(gain.median, 4),
+            "speedup_95": [round(gain.low, 4), round(gain.high, 4)],
+            "rounds": gain.pairs,
+            "seconds": [round(second, 4) for second in step[name]],
+            "peak_bytes": memory,
+            **environment(args.device),
+        }
 
 
 if __name__ == "__main__":

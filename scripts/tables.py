@@ -57,14 +57,18 @@ def speed_table() -> str:
     ]  # fmt: skip
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = [cells.get((arm, size)) for size in sizes]
-        gains = [f"{row['speedup']:.2f}x" if row else "" for row in found]
+        gains = [
+            f"{row['speedup']:.2f}x [{row['speedup_95'][0]:.2f}, {row['speedup_95'][1]:.2f}]" if row else ""
+            for row in found
+        ]
         memory = [f"{row['peak_bytes'] / 2**30:.2f} GiB" if row and row["peak_bytes"] else "" for row in found]
         lines.append(f"| {arm} | " + " | ".join(gains + memory) + " |")
     note = (
         f"Speed-up over stock diffusers (fused SDPA), {first['architecture']} architecture with random weights, batch "
         f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch {first['torch']}, "
-        f"diffusers {first['diffusers']}; arms interleaved in one process, median of paired ratios, per step of a "
-        "cycle. `scripts/benchmark.py`, `results/speed.jsonl`."
+        f"diffusers {first['diffusers']}; arms interleaved in one process, median of {first['rounds']} paired "
+        "ratios with 95% interval, per step of a cycle; stock A/A shows the noise. "
+        "`scripts/benchmark.py`, `results/speed.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
