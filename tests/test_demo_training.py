@@ -23,7 +23,8 @@ from agentsd.demo.attributes import (
 )
 from agentsd.demo.captions import caption, grammar_words, parse_caption
 from agentsd.demo.diffusion import Stage, Trainer, build_scheduler, build_unet, sample
-from agentsd.demo.pool import build_pool, draw_batch, thumbnails
+from agentsd.demo.muon import Muon
+from agentsd.demo.pool import FOCUS, build_pool, draw_batch, thumbnails
 from agentsd.demo.scenes import COMBOS, combo_index, sample_scenes
 from agentsd.demo.text import (
     QUESTIONS,
@@ -153,6 +154,34 @@ def test_batches_depend_on_the_step_alone(tiny):
     assert sorted(int(t) // 100 for t in first.timesteps) == list(range(10))
 
 
+def test_focus_draws_more_of_the_middle_timesteps(tiny):
+    even = draw_batch(tiny[0], 0, size=1000, grid=16, seed=1).timesteps
+    focused = draw_batch(tiny[0], 0, size=1000, grid=16, seed=1, focus=0.4).timesteps
+    low, high = FOCUS
+    inside = [int(((t >= low) & (t < high)).sum()) / 1000 for t in (even, focused)]
+    assert inside == pytest.approx([0.55, 0.73], abs=0.02)
+    assert 0 <= int(focused.min()) <= int(focused.max()) <= 999
+
+
+def test_muon_fits_a_linear_map_and_takes_no_closure():
+    torch.manual_seed(0)
+    wanted, inputs = torch.randn(8, 12), torch.randn(64, 12)
+    layer = torch.nn.Linear(12, 8, bias=False)
+    optimiser = Muon(layer.parameters(), lr=0.03, weight_decay=0.0)
+
+    def loss():
+        return (layer(inputs) - inputs @ wanted.T).square().mean()
+
+    before = loss().item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+    assert loss().item() < 0.05 * before
+    with pytest.raises(ValueError, match="closure is given"):
+        optimiser.step(lambda: 0.0)
+
+
 def test_schedule_ends_in_noise():
     signal = build_scheduler().alphas_cumprod
     assert float(signal[-1]) < 1e-5
@@ -170,7 +199,10 @@ def test_each_stage_lowers_the_loss(tiny, grid):
 
 def test_resumption_is_exact(tiny, tmp_path):
     pool, encode_texts, _, _ = tiny
-    stages = [Stage("A", 16, 2, steps=6, lr=1e-3, warmup=2), Stage("B", 32, 2, steps=4, lr=1e-3, warmup=2)]
+    stages = [
+        Stage("A", 16, 2, steps=6, lr=1e-3, warmup=2),
+        Stage("B", 32, 2, steps=4, lr=1e-3, muon_lr=1e-3, warmup=2, focus=0.4),
+    ]
     whole = Trainer(tiny_unet(), pool, encode_texts)
     expected = [loss for stage in stages for loss in whole.run(stage)]
 
@@ -194,7 +226,7 @@ def test_a_stage_without_length_is_refused():
 
 
 def test_learning_rate_rises_and_falls():
-    stage = Stage("A", grid=16, batch=2, steps=100, lr=1.0, warmup=10)
+    stage = Stage("A", grid=16, batch=2, steps=100, lr=1e-3, warmup=10)
     rates = [stage.learning_rate(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[30] == 1.0
