@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run that the work folder holds")
     parser.add_argument("--threads", type=int, default=2, help="torch threads")
     arguments = parser.parse_args()
-    if (arguments.work / "checkpoint.pt").exists() and not arguments.resume:
+    if (arguments.work / "coarse.pt").exists() and not arguments.resume:
         parser.error(f"--work {arguments.work} holds a run already; add --resume or name another folder.")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)

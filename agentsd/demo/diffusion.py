@@ -41,6 +41,7 @@ class Stage:
         ema: Decay of the averaged weights, approached from below at the start of the stage.
         warmup: Steps of rising learning rate.
         focus: Share of timesteps drawn from ``agentsd.demo.pool.FOCUS`` instead of from all.
+        noise: Standard deviation of the noise.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage:
     ema: float = 0.998
     warmup: int = 40
     focus: float = 0.0
+    noise: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -69,29 +71,44 @@ class Stage:
         return rise * (0.525 + 0.475 * math.cos(math.pi * min(fall, 1.0)))
 
 
+INNER_CHANNELS = (48, 96, 160, 192)  # of the UNet trained on coarse grids, then grafted into the final one
+FINEST_GRID = 64
+
+# What the bundled weights went through, to within a few steps: README.md of the model folder tells the whole story.
 STAGES = (
     Stage("A", grid=16, batch=32, steps=1700, lr=8e-4),
     Stage("B", grid=32, batch=16, steps=470, lr=8e-4, ema=0.996, focus=0.4),
     Stage("C", grid=32, batch=16, steps=280, lr=8e-4, muon_lr=2e-3, ema=0.996, focus=0.4),
-    Stage("D", grid=32, batch=16, steps=800, lr=8e-4, muon_lr=2e-3, ema=0.99),
-    Stage("E", grid=64, batch=4, steps=500, lr=3e-4, muon_lr=1e-3, ema=0.99),
+    Stage("D", grid=32, batch=16, steps=660, lr=8e-4, muon_lr=2e-3, ema=0.99),
+    Stage("E", grid=32, batch=16, steps=140, lr=6e-4, muon_lr=2e-3, ema=0.98, noise=0.5),
+    Stage("F", grid=64, batch=4, steps=550, lr=8e-4, muon_lr=1e-3, ema=0.99),
 )
 
 
 def build_unet(
-    channels: tuple[int, ...] = (48, 96, 160, 192), groups: int = 16, text: int = 128
+    channels: tuple[int, ...] = (48, 48, 96, 160, 192), groups: int = 16, text: int = 128
 ) -> UNet2DConditionModel:
-    """Build the untrained UNet in the layout of Stable Diffusion 1.5, initialised from torch's global generator."""
+    """Build an untrained UNet in the layout of Stable Diffusion 1.5: all levels but the innermost have attention.
+
+    Args:
+        channels: Width of each level, outermost first.
+        groups: Groups of each group normalisation.
+        text: Width of the text encoder's states.
+
+    Returns:
+        The model, in fp32, initialised from torch's global generator.
+    """
     from diffusers import UNet2DConditionModel
 
+    attending = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=64,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
         block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        down_block_types=("CrossAttnDownBlock2D",) * attending + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attending,
         attention_head_dim=tuple(max(1, width // 32) for width in channels),
         cross_attention_dim=text,
         norm_num_groups=groups,
@@ -130,7 +147,7 @@ def v_loss(
     unet: torch.nn.Module, pool: Pool, stage: Stage, step: int, seed: int, encode_texts: TextFunction
 ) -> torch.Tensor:
     """Mean squared error of the predicted velocity on the batch of a step, with uniform weights over timesteps."""
-    batch = draw_batch(pool, step, size=stage.batch, grid=stage.grid, seed=seed, focus=stage.focus)
+    batch = draw_batch(pool, step, size=stage.batch, grid=stage.grid, seed=seed, focus=stage.focus, noise=stage.noise)
     signal = build_scheduler().alphas_cumprod[batch.timesteps][:, None, None, None]
     noisy = signal.sqrt() * batch.latents + (1 - signal).sqrt() * batch.noise
     velocity = signal.sqrt() * batch.noise - (1 - signal).sqrt() * batch.latents

@@ -104,7 +104,15 @@ FOCUS = (150, 700)  # timesteps at which shapes are decided; later ones fix colo
 
 
 def draw_batch(
-    pool: Pool, step: int, *, size: int, grid: int, seed: int, focus: float = 0.0, dropout: float = 0.1
+    pool: Pool,
+    step: int,
+    *,
+    size: int,
+    grid: int,
+    seed: int,
+    focus: float = 0.0,
+    noise: float = 1.0,
+    dropout: float = 0.1,
 ) -> Batch:
     """Draw the batch of a step; it depends on the arguments alone, so that resuming needs no generator state.
 
@@ -115,6 +123,7 @@ def draw_batch(
         grid: Side of the latents, by average pooling.
         seed: Seed of the run.
         focus: Share of timesteps drawn from ``FOCUS`` instead of from all.
+        noise: Standard deviation of the noise; a half is what is left of unit noise after pooling 2 x 2.
         dropout: Share of captions replaced by the empty one, for classifier-free guidance.
 
     Returns:
@@ -131,4 +140,4 @@ def draw_batch(
     shares = [0.0, (1 - focus) * low / 1000, (1 - focus) * high / 1000 + focus, 1.0]
     timesteps = torch.from_numpy(np.interp(strata, shares, [0, low, high, 1000]).astype(np.int64))
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    return Batch(latents, torch.randn(latents.shape, generator=generator), timesteps, texts)
+    return Batch(latents, noise * torch.randn(latents.shape, generator=generator), timesteps, texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -12,7 +11,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from agentsd.demo.diffusion import STAGES, Stage, TextFunction, Trainer, build_scheduler, build_unet
+from agentsd.demo.diffusion import (
+    FINEST_GRID,
+    INNER_CHANNELS,
+    STAGES,
+    Stage,
+    TextFunction,
+    Trainer,
+    build_scheduler,
+    build_unet,
+)
+from agentsd.demo.graft import graft
 from agentsd.demo.pool import Pool, build_pool
 from agentsd.demo.text import (
     build_text_encoder,
@@ -143,10 +152,40 @@ def export(pipeline: StableDiffusionPipeline, target: pathlib.Path) -> int:
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 
+def train_unet(
+    folder: pathlib.Path, pool: Pool, encode_texts: TextFunction, stages: tuple[Stage, ...]
+) -> UNet2DConditionModel:
+    """Run the coarse stages on the inner UNet, graft it into one with a 64 x 64 level, and run the fine stages on that.
+
+    Args:
+        folder: Work folder with the checkpoints coarse.pt and fine.pt.
+        pool: Training pool.
+        encode_texts: Captions to hidden states.
+        stages: The stages; those below grid 64 come first.
+
+    Returns:
+        The averaged weights.
+    """
+    torch.manual_seed(4)
+    coarse = Trainer(build_unet(INNER_CHANNELS), pool, encode_texts, checkpoint=folder / "coarse.pt")
+    coarse.resume()
+    for stage in stages:
+        if stage.grid < FINEST_GRID:
+            coarse.run(stage)
+    outer = build_unet()
+    graft(coarse.average, outer)
+    fine = Trainer(outer, pool, encode_texts, checkpoint=folder / "fine.pt")
+    fine.resume()
+    for stage in stages:
+        if stage.grid == FINEST_GRID:
+            fine.run(stage)
+    return fine.average
+
+
 def train_demo(
     folder: pathlib.Path, target: pathlib.Path, *, stages: tuple[Stage, ...] = STAGES, scenes: int = POOL_SCENES
 ) -> None:
-    """Train every part that the work folder lacks, resuming where it stopped, and export after each stage.
+    """Train every part that the work folder lacks, resuming where it stopped, and export the pipeline.
 
     Args:
         folder: Work folder: checkpoints, latents, record.json.
@@ -160,18 +199,10 @@ def train_demo(
     vae = prepare_vae(folder)
     encoder, tokenizer = prepare_text(folder)
     pool = build_pool(vae, scenes, folder / "pool")
-    torch.manual_seed(4)
-    unet = build_unet()
-    trainer = Trainer(unet, pool, text_function(encoder, tokenizer), checkpoint=folder / "checkpoint.pt")
-    trainer.resume()
-    for stage in stages:
-        if stage.name in trainer.finished:
-            continue
-        trainer.run(stage)
-        average = copy.deepcopy(trainer.average)  # export rounds to fp16 in place, also the frozen parts
-        size = export(assemble(copy.deepcopy(vae), copy.deepcopy(encoder), tokenizer, average), target)
-        logger.info("stage %s exported to %s, %.1f MB", stage.name, target, size / 1e6)
-        prepare_classifier(pool, target)
+    prepare_classifier(pool, target)
+    unet = train_unet(folder, pool, text_function(encoder, tokenizer), stages)
+    size = export(assemble(vae, encoder, tokenizer, unet), target)
+    logger.info("exported to %s, %.1f MB", target, size / 1e6)
 
 
-__all__ = ["Pool", "assemble", "export", "prepare_text", "prepare_vae", "text_function", "train_demo"]
+__all__ = ["Pool", "assemble", "export", "prepare_text", "prepare_vae", "text_function", "train_demo", "train_unet"]
