@@ -1,8 +1,12 @@
-"""What is compared: our schedules, rivals and baselines, each a context manager on a pipeline."""
+"""What is compared: our schedules, rivals and baselines, each a context manager on a pipeline.
 
-from collections.abc import Callable, Iterator
+What is missing and why (HyperTile, HiDiffusion, Faster-Diffusion, the official AgentSD): `docs/benchmarks.md`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
@@ -18,10 +22,24 @@ Enter = Callable[[Any], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to run a pipeline: entered with the pipeline, left restored; `cycle` steps until its costs repeat."""
+    """A way to run a pipeline: entered with the pipeline, left restored.
+
+    Args:
+        enter: Gives the context manager.
+        cycle: Steps until its costs repeat.
+        settings: What it does beyond its name, as text: results measured under other settings are not its own.
+    """
 
     enter: Enter
     cycle: int = 1
+    settings: str = ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # rivals are installed for development only
+        return "not installed"
 
 
 def stock(pipe: Any) -> AbstractContextManager[Any]:
@@ -31,7 +49,20 @@ def stock(pipe: Any) -> AbstractContextManager[Any]:
 
 def agent_arm(schedule: Schedule) -> Arm:
     """Return the arm that applies a schedule of ours."""
-    return Arm(lambda pipe: apply(pipe, schedule=schedule), max(phase.reuse for phase in schedule.phases))
+    cycle = max(phase.reuse for phase in schedule.phases)
+    return Arm(lambda pipe: apply(pipe, schedule=schedule), cycle, repr(schedule))
+
+
+def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
+    """Return the arm with the UNet under `torch.compile`, mode "default"; graphs are kept from entry to entry."""
+
+    @contextmanager
+    def enter(pipe: Any) -> Iterator[None]:
+        with arm.enter(pipe), _restored(pipe.unet):
+            pipe.unet.compile(backend=backend)
+            yield
+
+    return Arm(enter, arm.cycle, f"torch.compile {arm.settings}".strip())
 
 
 @contextmanager
@@ -48,13 +79,14 @@ def tomesd_arm(ratio: float) -> Arm:
     def arm(pipe: Any) -> Iterator[None]:
         import tomesd
 
-        tomesd.apply_patch(pipe.unet, ratio=ratio)
-        try:
-            yield
-        finally:
-            tomesd.remove_patch(pipe.unet)
+        with _restored(pipe.unet):
+            tomesd.apply_patch(pipe.unet, ratio=ratio)
+            try:
+                yield
+            finally:
+                tomesd.remove_patch(pipe.unet)
 
-    return Arm(arm)
+    return Arm(arm, settings=f"tomesd {_version('tomesd')}")
 
 
 def deepcache_arm(interval: int) -> Arm:
@@ -66,13 +98,14 @@ def deepcache_arm(interval: int) -> Arm:
 
         helper = DeepCacheSDHelper(pipe=pipe)
         helper.set_params(cache_interval=interval, cache_branch_id=0)
-        helper.enable()
-        try:
-            yield
-        finally:
-            helper.disable()
+        with _restored(pipe.unet):
+            helper.enable()
+            try:
+                yield
+            finally:
+                helper.disable()
 
-    return Arm(arm, interval)
+    return Arm(arm, interval, f"DeepCache {_version('DeepCache')}")
 
 
 def kv_downsampling_arm(factor: int) -> Arm:
@@ -89,6 +122,18 @@ def kv_downsampling_arm(factor: int) -> Arm:
             yield
 
     return Arm(arm)
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Put back the attributes of a module and all in it as they were: packages leave some behind, T-GATE all."""
+    before = [(part, dict(part.__dict__)) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
 
 
 @contextmanager
@@ -159,22 +204,81 @@ STEP_ARMS = MappingProxyType(
 )
 
 
+def _call(pipe: Any, *args: Any, **kwargs: Any) -> Any:
+    return pipe(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class RunArm(Arm):
-    """An arm over whole runs; `fewer_steps` divides the number of steps (the baseline of equal time)."""
+    """An arm over whole runs.
+
+    Args:
+        enter: See `Arm`.
+        cycle: See `Arm`.
+        settings: See `Arm`.
+        fewer_steps: Divides the number of steps (the baseline of equal time).
+        call: What is called with the pipeline and the arguments of a pipeline call, where that is not `pipe(...)`.
+
+    Example:
+        >>> with RUN_ARMS["stock, steps / 2"].enter(pipe):
+        ...     image = RUN_ARMS["stock, steps / 2"].run(pipe, "a red circle", num_inference_steps=4).images[0]
+    """
 
     fewer_steps: float = 1.0
+    call: Callable[..., Any] = _call
+
+    def run(self, pipe: Any, *args: Any, num_inference_steps: int, **kwargs: Any) -> Any:
+        """Call the pipeline as the arm does, for a stock run of `num_inference_steps`; enter the arm first."""
+        steps = max(1, round(num_inference_steps / self.fewer_steps))
+        return self.call(pipe, *args, num_inference_steps=steps, **kwargs)
+
+
+def tgate_arm(gate: float = 0.4) -> RunArm:
+    """Return T-GATE 1.0.0 (https://github.com/HaozheLiu-ST/T-GATE), which has a call of its own and no undo.
+
+    Until the gate it reuses self-attention for five steps at a time; from the gate on it keeps cross-attention fixed
+    and leaves classifier-free guidance out, which halves the batch. Its other settings are its defaults.
+
+    Args:
+        gate: Share of the run at which the gate is: its authors put it at step 10 of 25.
+
+    Returns:
+        The arm, for `StableDiffusionPipeline` alone.
+    """
+
+    @contextmanager
+    def enter(pipe: Any) -> Iterator[None]:
+        from tgate import TgateSDLoader
+
+        with _restored(pipe.unet):
+            TgateSDLoader(pipe)
+            try:
+                yield
+            finally:
+                del pipe.tgate
+
+    def call(pipe: Any, *args: Any, num_inference_steps: int, **kwargs: Any) -> Any:
+        step = max(1, round(gate * num_inference_steps))
+        return pipe.tgate(*args, num_inference_steps=num_inference_steps, gate_step=step, **kwargs)
+
+    return RunArm(enter, settings=f"tgate {_version('tgate')}, gate {gate:g}", call=call)
+
+
+def _as_run(arm: Arm) -> RunArm:
+    return RunArm(arm.enter, arm.cycle, arm.settings)
 
 
 def _run(schedule: Schedule) -> RunArm:
-    return RunArm(agent_arm(schedule).enter)
+    return _as_run(agent_arm(schedule))
 
 
 def _front() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
     arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0)}
     arms |= {f"preset {name}": _run(schedule) for name, schedule in PRESETS.items()}
-    arms |= {name: RunArm(STEP_ARMS[name].enter) for name in ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3")}
+    rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3", "DeepCache 5")
+    arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
+    arms["T-GATE"] = tgate_arm()
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
     arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
@@ -188,3 +292,20 @@ def _front() -> dict[str, RunArm]:
 
 # What a whole run costs in time and quality.
 RUN_ARMS = MappingProxyType(_front())
+
+# The same under torch.compile, for those who ask: compiling takes minutes.
+COMPILED = ", compiled"
+
+
+def with_compiled(arms: Mapping[str, Arm], names: Iterable[str]) -> dict[str, Arm]:
+    """Return the arms with a compiled twin of each named one, run arms as run arms.
+
+    Example:
+        >>> list(with_compiled({"stock": Arm(stock)}, ["stock"]))
+        ['stock', 'stock, compiled']
+    """
+    result = dict(arms)
+    for name in names:
+        twin = compiled(arms[name])
+        result[name + COMPILED] = replace(arms[name], enter=twin.enter, settings=twin.settings)
+    return result

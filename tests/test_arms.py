@@ -4,10 +4,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import draw, make_tiny_pipe
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from agentsd.arms import RUN_ARMS, STEP_ARMS, kv_downsampling_arm, no_self_attention
+from agentsd.arms import (
+    RUN_ARMS,
+    STEP_ARMS,
+    Arm,
+    compiled,
+    kv_downsampling_arm,
+    no_self_attention,
+    stock,
+    tgate_arm,
+    with_compiled,
+)
 
 SAME = {"stock", "stock A/A"}
+
+
+def attributes(module):
+    return {path: dict(part.__dict__) for path, part in module.named_modules()}
 
 
 @pytest.mark.parametrize("name", STEP_ARMS)
@@ -16,14 +31,92 @@ def test_every_arm_changes_the_picture_and_is_undone(name):
     pipe = make_tiny_pipe()
     settings = {"steps": 4, "height": 64, "width": 64}
     stock = draw(pipe, **settings)
-    keys = {path: set(module.__dict__) for path, module in pipe.unet.named_modules()}
+    before, parts = attributes(pipe.unet), set(pipe.__dict__)
     with STEP_ARMS[name].enter(pipe):
         inside = draw(pipe, **settings)
     assert torch.equal(inside, stock) == (name in SAME)
     assert torch.equal(draw(pipe, **settings), stock)
-    # The rivals' own packages leave attributes behind, without effect on the picture.
-    if not name.startswith(("DeepCache", "tomesd")):
-        assert {path: set(module.__dict__) for path, module in pipe.unet.named_modules()} == keys
+    assert set(pipe.__dict__) == parts
+    after = attributes(pipe.unet)
+    assert {path: set(part) for path, part in after.items()} == {path: set(part) for path, part in before.items()}
+    for path, part in before.items():
+        assert all(part[key] is after[path][key] for key in part), path
+
+
+@pytest.mark.parametrize("name", [name for name in RUN_ARMS if name not in STEP_ARMS])
+def test_every_run_arm_runs_as_it_says_and_is_undone(name):
+    pipe = make_tiny_pipe()
+    expected = drawn(pipe, RUN_ARMS["stock"])
+    arm = RUN_ARMS[name]
+    before, parts = attributes(pipe.unet), set(pipe.__dict__)
+    with arm.enter(pipe):
+        assert not torch.equal(drawn(pipe, arm), expected)
+    assert set(pipe.__dict__) == parts
+    after = attributes(pipe.unet)
+    assert after.keys() == before.keys()
+    for path, part in before.items():
+        assert part.keys() == after[path].keys()
+        assert all(part[key] is after[path][key] for key in part), path
+    assert torch.equal(drawn(pipe, RUN_ARMS["stock"]), expected)
+
+
+def drawn(pipe, arm, steps=6):
+    generator = torch.Generator().manual_seed(0)
+    settings = dict(height=32, width=32, generator=generator, output_type="latent")
+    return arm.run(pipe, "a red circle", num_inference_steps=steps, **settings).images
+
+
+def test_tgate_drops_guidance_at_its_gate_and_is_undone_after_an_error():
+    pipe = make_tiny_pipe()
+    before, batches = attributes(pipe.unet), []
+    arm = tgate_arm(0.5)
+
+    def watch(module, args, kwargs):
+        batches.append(args[0].shape[0])
+        if len(batches) > 8:
+            raise RuntimeError("stop")
+
+    with arm.enter(pipe):
+        handle = pipe.unet.register_forward_pre_hook(watch, with_kwargs=True)
+        drawn(pipe, arm)
+        assert batches == [2, 2, 2, 1, 1, 1]
+        with pytest.raises(RuntimeError, match="stop"):
+            drawn(pipe, arm)
+    handle.remove()
+    assert not hasattr(pipe, "tgate")
+    after = attributes(pipe.unet)
+    assert all(part.keys() == after[path].keys() for path, part in before.items())
+
+
+@pytest.mark.parametrize("name", ["stock", "pooled agents, stride 4"])
+def test_compiled_arms_compile_once_for_all_entries_and_are_undone(name):
+    torch.compiler.reset()
+    pipe, counter = make_tiny_pipe(), CompileCounterWithBackend("eager")
+    eager = STEP_ARMS[name]
+    with eager.enter(pipe):
+        expected = drawn(pipe, RUN_ARMS["stock"], steps=2)
+    arm, graphs = compiled(eager, counter), []
+    for _ in range(3):
+        with arm.enter(pipe):
+            torch.testing.assert_close(drawn(pipe, RUN_ARMS["stock"], steps=2), expected, rtol=1e-4, atol=1e-5)
+        graphs.append(counter.frame_count)
+        assert pipe.unet._compiled_call_impl is None
+        drawn(pipe, RUN_ARMS["stock"], steps=2)  # eager again: counts no graph
+    assert graphs[0] > 0
+    assert set(graphs) == {graphs[0]}
+    torch.compiler.reset()
+
+
+def test_twins_are_named_and_know_what_they_are():
+    arms = with_compiled({"stock": Arm(stock), "other": Arm(stock)}, ["stock"])
+    assert list(arms) == ["stock", "other", "stock, compiled"]
+    assert arms["stock, compiled"].settings == "torch.compile"
+    assert with_compiled(RUN_ARMS, ["T-GATE"])["T-GATE, compiled"].call is RUN_ARMS["T-GATE"].call
+
+
+def test_settings_tell_arms_of_one_name_apart():
+    assert "stride=4" in STEP_ARMS["pooled agents, stride 4"].settings
+    assert STEP_ARMS["tomesd 0.5"].settings == "tomesd 0.1.3"
 
 
 def test_cycles_follow_the_interval():
