@@ -35,6 +35,15 @@ def test_folder_is_complete_and_small():
     assert "license: apache-2.0" in card
 
 
+def test_it_draws_as_loaded_without_a_dtype():
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(model_path())
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
+    pipe.set_progress_bar_config(disable=True)
+    pipe("a red ring", num_inference_steps=1, height=64, width=64, output_type="latent")
+
+
 def test_missing_model_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("agentsd.demo.MODEL_PATH", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"train one with scripts/train_demo\.py"):

@@ -143,6 +143,9 @@ def export(pipeline: StableDiffusionPipeline, target: pathlib.Path) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     write_slow_tokenizer_files(fresh / "tokenizer")
+    # transformers loads in the dtype that the folder names, diffusers in fp32: without this they would not fit together.
+    text_config = fresh / "text_encoder" / "config.json"
+    text_config.write_text(json.dumps(json.loads(text_config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     if target.exists():
         for kept in target.iterdir():  # the model card and the attribute classifier
             place = fresh / kept.name
