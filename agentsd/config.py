@@ -187,10 +187,13 @@ class Schedule:
         phases: One or more `Phase`, `until` strictly rising, the last `until` equal to 1.
         reuse_depth: How many of the UNet's last layers run at a step that reuses deep features (with the first layers
             whose outputs they need): 1 is the cheapest.
+        reuse_forecast: How far reused deep features follow their own change, in [0, 1]. A step `d` steps after the full
+            step `b`, before which step `a` was full, starts from `F_b + reuse_forecast * d / (b - a) * (F_b - F_a)`:
+            0 reuses `F_b` as it is (DeepCache), 1 is the straight line through both. Costs no time.
 
     Raises:
-        ValueError: If there is no phase, the order does not rise, the last phase does not end at 1, or `reuse_depth`
-            is no positive integer.
+        ValueError: If there is no phase, the order does not rise, the last phase does not end at 1, `reuse_depth` is no
+            positive integer, or `reuse_forecast` lies outside [0, 1].
 
     Example:
         >>> schedule = Schedule((Phase(0.4, AgentConfig(merge_ratio=0.4)), Phase(1.0, None)))
@@ -200,9 +203,16 @@ class Schedule:
 
     phases: tuple[Phase, ...]
     reuse_depth: int = 1
+    reuse_forecast: float = 0.0
 
     def __post_init__(self) -> None:
         _check_int("reuse_depth", self.reuse_depth, minimum=1)
+        _check_number("reuse_forecast", self.reuse_forecast)
+        if not 0 <= self.reuse_forecast <= 1:
+            raise ValueError(
+                f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1]: 0 reuses features unchanged, 1 continues "
+                "their last change in full."
+            )
         phases = tuple(self.phases)
         object.__setattr__(self, "phases", phases)
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
@@ -214,9 +224,9 @@ class Schedule:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
 
     @classmethod
-    def constant(cls, config: AgentConfig | None, *, reuse: int = 1) -> "Schedule":
+    def constant(cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float = 0.0) -> "Schedule":
         """Return the schedule that holds `config` and `reuse` at every step."""
-        return cls((Phase(1.0, config, reuse),))
+        return cls((Phase(1.0, config, reuse),), reuse_forecast=reuse_forecast)
 
     @property
     def configs(self) -> tuple[AgentConfig, ...]:

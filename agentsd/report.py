@@ -53,7 +53,8 @@ class Report:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
             if phase.reuse > 1:
                 depth = self.schedule.reuse_depth
-                lines.append(f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between")
+                forecast = f", forecast {self.schedule.reuse_forecast:g}" if self.schedule.reuse_forecast else ""
+                lines.append(f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between{forecast}")
             start = phase.until
             if phase.config is not None:
                 left = dict(self.planned_stock).get(phase.config, frozenset())

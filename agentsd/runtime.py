@@ -25,6 +25,21 @@ _REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
 
 
+class _Kept(NamedTuple):
+    """The deep feature of full step `index`, and its change since the full step `gap` steps before."""
+
+    feature: Tensor
+    index: int
+    change: Tensor | None = None
+    gap: int = 1
+
+    def at(self, index: int, forecast: float) -> Tensor:
+        """Return what to start step `index` from."""
+        if self.change is None:
+            return self.feature
+        return torch.add(self.feature, self.change, alpha=forecast * (index - self.index) / self.gap)
+
+
 class _RunFeatures:
     """Deep features of one run, by call within a step."""
 
@@ -32,7 +47,7 @@ class _RunFeatures:
         self.number = number
         self.index = -1
         self.call = 0
-        self.features: dict[int, Tensor] = {}
+        self.kept: dict[int, _Kept] = {}
 
 
 class _Turn(NamedTuple):
@@ -125,7 +140,12 @@ class Runtime:
         turn: _Turn | None = getattr(self.local, "turn", None)
         if feature is not None and turn is not None:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
-            turn.run.features[turn.call] = feature.detach().clone()
+            fresh = _Kept(feature.detach().clone(), turn.run.index)
+            before = turn.run.kept.get(turn.call)
+            alike = before is not None and before.index < fresh.index and _fits(before.feature, fresh.feature)
+            if self.schedule.reuse_forecast and before is not None and alike:
+                fresh = fresh._replace(change=fresh.feature - before.feature, gap=fresh.index - before.index)
+            turn.run.kept[turn.call] = fresh
 
     def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
@@ -137,17 +157,17 @@ class Runtime:
         run.index = position.index
         self.local.turn = _Turn(run, run.call)
         last = position.index == position.total - 1
-        feature = run.features.pop(run.call, None) if last else run.features.get(run.call)
+        kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
         if self.schedule.is_full(position.index, position.total):
             return None, not last
         problem = obstacle(denoiser, arguments)
-        if problem is None and feature is not None and not _fits(feature, arguments["sample"]):
+        if problem is None and kept is not None and not _fits(kept.feature, arguments["sample"]):
             problem = "the batch or picture size changed within the run"
         if problem is not None:
             self.reuse_problem = problem
             self.warn_once(f"agentsd cannot reuse deep features: {problem}; the whole UNet runs instead.")
-        elif feature is not None:
-            return feature, False
+        elif kept is not None:
+            return kept.at(position.index, self.schedule.reuse_forecast), False
         return None, not last
 
     def _run(self, position: Position) -> "_RunFeatures":

@@ -19,6 +19,7 @@ from tiny import draw, make_tiny_pipe, make_tiny_unet
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
 from agentsd.reuse import max_depth, obstacle
+from agentsd.runtime import _Kept
 
 POOL = AgentConfig(agents="pool", stride=4)
 
@@ -74,6 +75,55 @@ def test_whole_unet_runs_every_third_call(scheduler):
         assert calls.full == -(-calls.all // 3)
         draw(pipe, steps=10)
         assert calls.full == 2 * -(-calls.all // 2 // 3)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("forecast", [0.5, 1.0])
+def test_forecast_follows_the_last_change(forecast, guidance):
+    pipe = make_tiny_pipe()
+    schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), reuse_forecast=forecast)
+    with agentsd.apply(pipe, schedule=schedule):
+        kept, started = {}, {}
+        unet = pipe.unet
+        runtime = unet._agentsd
+        unet.up_blocks[-1].attentions[-2].register_forward_hook(
+            lambda *call: kept.__setitem__(len(kept) + len(started), call[-1][0].clone())
+        )
+
+        def look(*_):
+            feature = runtime.slot.read().feature
+            if feature is not None:
+                started[len(kept) + len(started)] = feature.clone()
+
+        unet.register_forward_pre_hook(look)
+        draw(pipe, steps=8, guidance_scale=guidance)
+    # Full: 0, 1 | 2, 5; the others continue the change between the two full steps before them.
+    assert sorted(kept) == [0, 1, 2, 5]
+    for index, last, before in [(3, 2, 1), (4, 2, 1), (6, 5, 2), (7, 5, 2)]:
+        expected = kept[last] + forecast * (index - last) / (last - before) * (kept[last] - kept[before])
+        torch.testing.assert_close(started[index], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_forecast_starts_anew_in_every_run():
+    pipe = make_tiny_pipe()
+    with agentsd.apply(pipe, schedule=Schedule.constant(POOL, reuse=2, reuse_forecast=0.5)):
+        first = draw(pipe, steps=5)
+        other = draw(pipe, steps=5, prompt="another prompt")
+        assert draw(pipe, steps=5).equal(first)
+        assert not other.equal(first)
+
+
+def test_forecast_of_a_straight_line_is_exact():
+    feature, slope = torch.randn(2, 3), torch.randn(2, 3)
+    kept = _Kept(feature, 4, change=2 * slope, gap=2)
+    torch.testing.assert_close(kept.at(7, 1.0), feature + 3 * slope)
+    assert _Kept(feature, 4).at(7, 1.0) is feature
+
+
+@pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half"])
+def test_forecast_must_be_a_share(forecast):
+    with pytest.raises(ValueError, match="reuse_forecast="):
+        Schedule.constant(None, reuse=2, reuse_forecast=forecast)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
