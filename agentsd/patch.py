@@ -15,7 +15,7 @@ from agentsd.plans import Plan
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
-from agentsd.reuse import feature_hook_target, max_depth
+from agentsd.reuse import caches_already, feature_hook_target, max_depth
 from agentsd.runtime import (
     KEEPER,
     Runtime,
@@ -147,10 +147,14 @@ def apply(
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         _uninstall(denoiser)
     refused = None
-    if chosen.reuses and reuse is None and schedule is None and max_depth(denoiser) == 0:
+    if chosen.reuses and reuse is None and schedule is None:
         # The preset asks for reuse, not the user: a ControlNet or video UNet gets the rest of it, and is told so.
-        refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
-        chosen = chosen.with_reuse(1)
+        if max_depth(denoiser) == 0:
+            refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
+        elif caches_already(denoiser):
+            refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
+        if refused is not None:
+            chosen = chosen.with_reuse(1)
     runtime = _install(denoiser, chosen, seed, plan)
     runtime.reuse_problem = refused
     for pipe in pipes:
@@ -239,8 +243,9 @@ def denoiser_of(target: Any) -> nn.Module:
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
     if module is None and getattr(target, "transformer", None) is not None:
         raise ValueError(
-            f"{type(target).__name__} denoises with {type(target.transformer).__name__}, a transformer whose attention "
-            "joins text and image tokens; agentsd patches pipelines with a UNet (SD 1.x, 2.x, SDXL and kin)."
+            f"{type(target).__name__} denoises with {type(target.transformer).__name__}, a transformer; agentsd "
+            "patches pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). Most transformers attend over text and image "
+            "together or carry positions inside attention, which merging and agents would lose; none was measured."
         )
     if not isinstance(module, nn.Module):
         raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
@@ -259,6 +264,11 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
             f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(denoiser)} for {type(denoiser).__name__} "
             "(the number of layers in its last up block; 0: it cannot reuse deep features). "
             "Lower reuse_depth, or set reuse=1."
+        )
+    if schedule.reuses and caches_already(denoiser):
+        raise ValueError(
+            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses deep features itself; "
+            "set reuse=1, or call the helper's disable() first."
         )
     runtime = Runtime(schedule, seed, candidates, skipped, plan)
     setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it

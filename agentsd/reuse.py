@@ -54,6 +54,11 @@ def feature_hook_target(unet: nn.Module, depth: int) -> tuple[nn.Module, bool]:
     return (last.attentions if _attends(last) else last.resnets)[start - 1], False
 
 
+def caches_already(unet: nn.Module) -> bool:
+    """Return whether DeepCache is enabled on a UNet: its cached features would be kept here as fresh ones."""
+    return str(getattr(unet.__dict__.get("forward"), "__module__", "")).startswith("DeepCache")
+
+
 def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     """Return why a call cannot start from a deep feature, or `None` if it can.
 
@@ -62,6 +67,8 @@ def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
         arguments: Arguments of its forward by name.
     """
     given = {name for name, value in arguments.items() if value is not None}
+    if caches_already(unet):
+        return "DeepCache is enabled and reuses them itself"
     if "attention_mask" in given:
         return "attention_mask was given"
     if "gligen" in (arguments.get("cross_attention_kwargs") or {}):

@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import (
     XFormersAttnProcessor,
 )
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 
 from agentsd.processor import SITE, AgentAttnProcessor
@@ -50,7 +51,7 @@ def find_sites(denoiser: nn.Module) -> tuple[list[Candidate], list[Skipped]]:
     found: dict[str, Candidate] = {}
     for name, level, stage in _stages(denoiser):
         for inner, module in stage.named_modules():
-            if type(module) is Transformer2DModel and module.is_input_continuous:
+            if _is_spatial(module):
                 for index, block in enumerate(module.transformer_blocks):
                     path = f"{name}.{inner}.transformer_blocks.{index}.attn1"
                     if type(block) is BasicTransformerBlock and _obstacle(block.attn1) is None:
@@ -58,7 +59,7 @@ def find_sites(denoiser: nn.Module) -> tuple[list[Candidate], list[Skipped]]:
     skipped = [
         Skipped(name, _reason(denoiser, name, module))
         for name, module in denoiser.named_modules()
-        if (isinstance(module, Attention) or name.endswith((".attn1", ".attn2"))) and name not in found
+        if (isinstance(module, Attention) or name.endswith((".attn", ".attn1", ".attn2"))) and name not in found
     ]
     return list(found.values()), skipped
 
@@ -74,6 +75,13 @@ def _stages(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
     for index, block in enumerate(getattr(denoiser, "up_blocks", ())):
         yield f"up_blocks.{index}", level, block
         level -= getattr(block, "upsamplers", None) is not None
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    if type(module) is Transformer2DModel:
+        return bool(module.is_input_continuous)
+    # Stable Video Diffusion's: `transformer_blocks` attend within a frame, `temporal_transformer_blocks` across frames.
+    return type(module) is TransformerSpatioTemporalModel
 
 
 def _obstacle(attn: nn.Module) -> str | None:
@@ -101,7 +109,10 @@ def _reason(denoiser: nn.Module, name: str, attn: nn.Module) -> str:
     if not name.endswith(".attn1"):
         return "not the first attention of a transformer block"
     block = denoiser.get_submodule(name.rpartition(".")[0])
+    if type(block).__name__ == "ToMeBlock":
+        return "patched by tomesd; call tomesd.remove_patch first"
     if type(block) is not BasicTransformerBlock:
         return f"inside {type(block).__name__}, not BasicTransformerBlock"
-    parent = denoiser.get_submodule(name.rsplit(".", 3)[0])
+    path = name.rsplit(".", 3)
+    parent = denoiser.get_submodule(path[0]) if len(path) > 3 else denoiser
     return f"inside {type(parent).__name__}, which does not attend over one image's grid"

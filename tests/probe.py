@@ -109,6 +109,8 @@ def _shallow(value):
 
 
 def _copy(value):
+    if isinstance(value, list):  # the UNet empties the adapter's list
+        return list(value)
     return value.clone() if isinstance(value, torch.Tensor) and value.ndim else value
 
 

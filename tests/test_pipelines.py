@@ -1,129 +1,213 @@
 """Every kind of pipeline: agent phases change the image, stock phases and undoing are stock bit for bit."""
 
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import diffusers
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers.models.attention_processor import Attention
+from matrix import KINDS, REFUSED, Kind, controlnet, flux, pixart, run, table
 from probe import AGENTS, MERGE, MIXED, OFF, POOL, assert_same, expected, snapshot, unet_inputs, watch
-from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
+from tiny import draw, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
 
-GENERATOR = torch.Generator().manual_seed(9)
-PICTURE = torch.rand(1, 3, 32, 32, generator=GENERATOR)
-MASK = (torch.rand(1, 1, 32, 32, generator=GENERATOR) > 0.5).float()
-DEPTH = torch.rand(1, 32, 32, generator=GENERATOR)
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id, indirect=True)
 
 
-def text_to_image():
-    return make_tiny_pipe(), {}, 8
+@dataclass
+class Built:
+    """A pipeline of a kind, the arguments of its call, and what it makes by itself."""
+
+    kind: Kind
+    pipe: Any
+    arguments: dict
+    stock: torch.Tensor
+
+    def run(self):
+        return run(self.pipe, steps=self.kind.steps, **self.arguments)
+
+    def run_patched(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            output = self.run()
+        ours = [str(w.message) for w in caught if "agentsd" in str(w.message)]
+        if self.kind.warns is None:
+            assert not ours
+        else:
+            assert len(ours) == 1
+            assert self.kind.warns in ours[0]
+        return output
+
+    @property
+    def calls(self):
+        return self.kind.calls or self.kind.steps
 
 
-def image_to_image():
-    return make_tiny_pipe(diffusers.StableDiffusionImg2ImgPipeline), dict(image=PICTURE, strength=0.5), 4
-
-
-def inpaint():
-    return make_tiny_pipe(diffusers.StableDiffusionInpaintPipeline), dict(image=PICTURE, mask_image=MASK), 8
-
-
-def inpaint_nine_channels():
-    pipe = make_tiny_pipe(diffusers.StableDiffusionInpaintPipeline, in_channels=9)
-    return pipe, dict(image=PICTURE, mask_image=MASK, height=32, width=32), 8
-
-
-def instruct_pix2pix():
-    return make_tiny_pipe(diffusers.StableDiffusionInstructPix2PixPipeline, in_channels=8), dict(image=PICTURE), 8
-
-
-def depth_to_image():
-    parts = components(in_channels=5)
-    del parts["safety_checker"]
-    pipe = diffusers.StableDiffusionDepth2ImgPipeline(**parts, depth_estimator=None)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, dict(image=PICTURE, depth_map=DEPTH, strength=1.0), 8
-
-
-def latent_consistency():
-    pipe = make_tiny_pipe(diffusers.LatentConsistencyModelPipeline, time_cond_proj_dim=8)
-    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    return pipe, {}, 8
-
-
-def controlnet():
-    pipe = diffusers.StableDiffusionControlNetPipeline(
-        **components(), controlnet=make_controlnet(), requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, dict(image=PICTURE), 8
-
-
-def controlnet_guess_mode():
-    pipe, arguments, steps = controlnet()
-    return pipe, dict(**arguments, guess_mode=True), steps
-
-
-def sdxl():
-    return make_sdxl_pipe(), {}, 8
-
-
-KINDS = [
-    text_to_image,
-    image_to_image,
-    inpaint,
-    inpaint_nine_channels,
-    instruct_pix2pix,
-    depth_to_image,
-    latent_consistency,
-    controlnet,
-    controlnet_guess_mode,
-    sdxl,
-]
-kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.fixture(scope="module")
+def kind(request):
+    """A built kind: the tests leave it stock, which is what they are about."""
+    if request.param.id == "lora":
+        pytest.importorskip("peft")
+    pipe, arguments = request.param.build()
+    built = Built(request.param, pipe, arguments, None)
+    built.stock = built.run()
+    return built
 
 
 class TestEveryKind:
     @kinds
     def test_follows_its_schedule_and_comes_back(self, kind):
-        pipe, arguments, number = kind()
-        before = snapshot(pipe.unet)
-        stock = draw(pipe, steps=8, **arguments)
-        patch = agentsd.apply(pipe, schedule=MIXED)
-        with watch(pipe.unet) as calls:
-            patched = draw(pipe, steps=8, **arguments)
-        assert len(calls) == number
+        unet = kind.pipe.unet
+        before = snapshot(unet)
+        patch = agentsd.apply(kind.pipe, schedule=MIXED)
+        with watch(unet) as calls:
+            patched = kind.run_patched()
+        assert len(calls) == kind.calls
         assert [call.config for call in calls] == expected(MIXED, calls)
+        assert {call.config for call in calls} == {AGENTS, MERGE, None}
         assert torch.isfinite(patched).all()
-        assert patched.shape == stock.shape
-        assert not torch.equal(patched, stock)
-        assert not torch.allclose(patched, stock, rtol=1e-3)
+        assert patched.shape == kind.stock.shape
+        assert not torch.allclose(patched, kind.stock, rtol=1e-3)
         patch.remove()
-        assert_same(before, snapshot(pipe.unet))
-        for call in calls:
-            assert torch.equal(call.output, call.replay(pipe.unet)) == (call.config is None)
-        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
+        assert_same(before, snapshot(unet))
+        if kind.kind.warns is None:  # PAG's own processors are gone when a call is repeated
+            for call in calls:
+                assert torch.equal(call.output, call.replay(unet)) == (call.config is None)
+        assert torch.equal(kind.run(), kind.stock)
 
     @kinds
     def test_no_schedule_is_stock(self, kind):
-        pipe, arguments, _ = kind()
-        stock = draw(pipe, steps=2, **arguments)
-        agentsd.apply(pipe, schedule=OFF)
-        assert torch.equal(draw(pipe, steps=2, **arguments), stock)
+        with agentsd.apply(kind.pipe, schedule=OFF):
+            assert torch.equal(kind.run(), kind.stock)
 
     @kinds
-    def test_the_finest_level_with_attention_is_patched(self, kind):
-        pipe, arguments, _ = kind()
-        patch = agentsd.apply(pipe, config=POOL if kind is not sdxl else AgentConfig(agents="pool", stride=2))
-        draw(pipe, steps=2, **arguments)
-        report = patch.report()
+    def test_the_report_names_the_right_layers(self, kind):
+        with agentsd.apply(kind.pipe, config=AgentConfig(agents="pool", stride=2)) as patch:
+            kind.run()
+            report = patch.report()
         finest = [layer for layer in report.layers if layer.downsample == 1]
-        prefixes, grid = ("down_blocks.0", "up_blocks.2"), (16, 16)
-        if kind is sdxl:
-            prefixes, grid = ("down_blocks.1", "up_blocks.1"), (8, 8)
         assert len(finest) == 3
-        assert all(layer.name.startswith(prefixes) and layer.grid == grid for layer in finest)
+        assert all(layer.name.startswith(kind.kind.finest) and layer.grid == kind.kind.grid for layer in finest)
         assert all(layer.problem is None for layer in report.layers)
+        names = {layer.name for layer in report.layers}
+        assert all(name.endswith("attn1") for name in names)
+        assert not [name for name in names if "motion" in name or "temporal" in name]
+        unet = kind.pipe.unet
+        attentions = {name for name, part in unet.named_modules() if isinstance(part, Attention)}
+        assert names | {name for name, _ in report.skipped} == attentions
+
+    @kinds
+    def test_reuse(self, kind):
+        if not kind.kind.reuse:
+            with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0 .* cannot reuse deep features"):
+                agentsd.apply(kind.pipe, reuse=2)
+            with agentsd.apply(kind.pipe) as patch:  # the default preset asks for reuse
+                assert not torch.equal(kind.run(), kind.stock)
+                assert "cannot; the preset runs without reuse" in str(patch.report())
+        else:
+            schedule = Schedule.constant(POOL)
+            with agentsd.apply(kind.pipe, schedule=schedule):
+                whole = kind.run()
+            middle = []
+            hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_: middle.append(1))
+            with agentsd.apply(kind.pipe, schedule=schedule.with_reuse(2)) as patch:
+                reused = kind.run_patched()
+                assert patch.report().reuse_problem is None
+            hook.remove()
+            assert len(middle) == (kind.calls + 1) // 2
+            assert torch.isfinite(reused).all()
+            assert not torch.equal(reused, whole)
+        assert torch.equal(kind.run(), kind.stock)
+
+
+class TestRefused:
+    @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.build.__name__)
+    def test_says_so_and_why(self, refused):
+        if refused.build.__name__ == "already_tomesd":
+            pytest.importorskip("tomesd")
+        with pytest.raises(ValueError, match=refused.message):
+            agentsd.apply(refused.build())
+
+    def test_a_transformer_itself(self):
+        for build, reason in ((flux, "2 layers: FluxAttention is not diffusers' Attention"),
+                              (pixart, "inside PixArtTransformer2DModel, which does not attend")):  # fmt: skip
+            with pytest.raises(ValueError, match=reason):
+                agentsd.apply(build().transformer)
+
+
+def test_the_docs_list_every_kind():
+    page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    assert table() in page, "docs/pipelines.md is out of date; run scripts/pipelines.py"
+    assert all(hasattr(diffusers, kind.pipeline) for kind in KINDS if " " not in kind.pipeline)
+
+
+class TestRivals:
+    """DeepCache caches what reuse reuses, tomesd merges what we merge: together, or refused in so many words."""
+
+    @pytest.fixture
+    def helper(self, tiny_pipe):
+        helper = pytest.importorskip("DeepCache").DeepCacheSDHelper(pipe=tiny_pipe)
+        helper.set_params(cache_interval=2, cache_branch_id=0)
+        return helper
+
+    def test_deepcache_before_reuse_is_refused(self, helper, tiny_pipe):
+        helper.enable()
+        cached = draw(tiny_pipe)
+        for arguments in (dict(reuse=2), dict(schedule=Schedule.constant(POOL, reuse=2))):
+            with pytest.raises(ValueError, match=r"reuse cannot run on top of DeepCache, .* set reuse=1"):
+                agentsd.apply(tiny_pipe, **arguments)
+        assert torch.equal(draw(tiny_pipe), cached)
+
+    def test_deepcache_before_a_preset_takes_the_place_of_its_reuse(self, helper, tiny_pipe):
+        other = make_tiny_pipe()
+        helper.enable()
+        cached = draw(tiny_pipe)
+        with agentsd.apply(tiny_pipe) as patch:
+            both = draw(tiny_pipe)
+            assert "DeepCache is enabled and reuses them itself; the preset runs" in str(patch.report())
+        assert torch.isfinite(both).all()
+        assert not torch.equal(both, cached)
+        assert torch.equal(draw(tiny_pipe), cached)
+        helper.disable()
+        assert torch.equal(draw(tiny_pipe), draw(other))
+
+    def test_deepcache_after_reuse_takes_its_place_and_is_reported(self, helper, tiny_pipe):
+        patch = agentsd.apply(tiny_pipe, config=POOL, reuse=2)
+        alone = draw(tiny_pipe)
+        helper.enable()
+        with pytest.warns(UserWarning, match="cannot reuse deep features: DeepCache is enabled"):
+            both = draw(tiny_pipe)
+        assert "DeepCache" in patch.report().reuse_problem
+        wanted = make_tiny_pipe()
+        agentsd.apply(wanted, config=POOL)
+        theirs = type(helper)(pipe=wanted)
+        theirs.set_params(cache_interval=2, cache_branch_id=0)
+        theirs.enable()
+        assert torch.equal(both, draw(wanted))
+        helper.disable()
+        assert torch.equal(draw(tiny_pipe), alone)
+        patch.remove()
+        assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
+
+    @pytest.mark.parametrize("reuse", [1, 2])
+    def test_tomesd_afterwards_has_the_layers_that_it_takes_and_is_reported(self, reuse, tiny_pipe):
+        tomesd = pytest.importorskip("tomesd")
+        patch = agentsd.apply(tiny_pipe, config=AgentConfig(agents="pool", stride=4, max_downsample=2), reuse=reuse)
+        patched = draw(tiny_pipe)
+        tomesd.apply_patch(tiny_pipe, ratio=0.5)  # of the finest level
+        with pytest.warns(UserWarning, match="number of tokens differs from the expected grid: stock"):
+            both = draw(tiny_pipe)
+        assert torch.isfinite(both).all()
+        problems = {layer.downsample: layer.problem for layer in patch.report().layers}
+        assert "number of tokens differs" in problems[1]
+        assert problems[2] is None
+        tomesd.remove_patch(tiny_pipe)
+        assert torch.equal(draw(tiny_pipe), patched)
 
 
 class TestPerturbedAttentionGuidance:
@@ -162,7 +246,7 @@ class TestControlNet:
         assert_same(before, snapshot(pipe.controlnet))
 
     def test_it_can_be_the_target(self):
-        pipe, arguments, _ = controlnet()
+        pipe, arguments = controlnet()
         stock = draw(pipe, steps=8, **arguments)
         unet, net = snapshot(pipe.unet), snapshot(pipe.controlnet)
         patch = agentsd.apply(pipe.controlnet, schedule=MIXED)
@@ -181,13 +265,13 @@ class TestControlNet:
 
     def test_the_default_preset_serves_it(self):
         # A ControlNet has no up blocks, so nothing to reuse: the default must not fail on a supported target.
-        pipe, arguments, _ = controlnet()
+        pipe, arguments = controlnet()
         stock = draw(pipe, steps=8, **arguments)
         agentsd.apply(pipe.controlnet)
         assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
 
     def test_both_at_once(self):
-        pipe, arguments, _ = controlnet()
+        pipe, arguments = controlnet()
         agentsd.apply(pipe, schedule=MIXED)
         only_unet = draw(pipe, steps=8, **arguments)
         agentsd.apply(pipe.controlnet, schedule=MIXED)
