@@ -1,4 +1,4 @@
-"""UNets of the public Stable Diffusion architectures with random weights: for speed and memory, not for pictures."""
+"""The public Stable Diffusion architectures with random weights: for speed and memory, not for pictures."""
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 _CROSS_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 _CROSS_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
@@ -47,6 +47,35 @@ ARCHITECTURES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
     }
 )
 
+# From the text_encoder*/config.json of the same models: CLIP ViT-L/14, OpenCLIP ViT-H/14 and OpenCLIP bigG/14.
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+_CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+TEXT_ENCODERS: MappingProxyType[str, tuple[dict[str, Any], ...]] = MappingProxyType(
+    {
+        "sd15": ({**_CLIP_L, "hidden_act": "quick_gelu", "projection_dim": 768},),
+        "sd21": ({**_CLIP_H, "hidden_act": "gelu", "projection_dim": 512},),
+        "sdxl": (
+            {**_CLIP_L, "hidden_act": "quick_gelu", "projection_dim": 768},
+            {**_CLIP_G, "hidden_act": "gelu", "projection_dim": 1280},
+        ),
+    }
+)
+_VOCABULARY = 49408
+
+# From their vae/config.json.
+VAE: MappingProxyType[str, Any] = MappingProxyType(
+    {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": 32,
+    }
+)
+_SCALING = {"sd15": 0.18215, "sd21": 0.18215, "sdxl": 0.13025}
+
 
 def random_unet(
     architecture: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
@@ -71,22 +100,101 @@ def random_unet(
         ...
         ValueError: architecture='sd16' is unknown; choose one of sd15, sd21, sdxl.
     """
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture={architecture!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}.")
+    _check(architecture)
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet = UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture])
-    unet = unet.to(dtype).to_empty(device=device)
+    filled: UNet2DConditionModel = _fill(unet, dtype, device, seed)
+    return filled
+
+
+def random_pipeline(
+    architecture: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+) -> "StableDiffusionPipeline | StableDiffusionXLPipeline":
+    """Build a whole pipeline of a public architecture with small random weights: text encoder, UNet, VAE, DDIM.
+
+    Its tokenizer is the demo model's: padded to 77 tokens, it costs the text encoder what the true one does.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        dtype: Type of the weights.
+        device: Where to build it.
+        seed: Seed of the weights.
+
+    Returns:
+        The pipeline, without a safety checker and a progress bar.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+
+    Example:
+        >>> random_pipeline("sd16")
+        Traceback (most recent call last):
+        ...
+        ValueError: architecture='sd16' is unknown; choose one of sd15, sd21, sdxl.
+    """
+    _check(architecture)
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from agentsd.demo.text import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    with torch.device("meta"):
+        vae = AutoencoderKL(scaling_factor=_SCALING[architecture], **VAE)
+        encoders = [
+            kind(CLIPTextConfig(vocab_size=_VOCABULARY, max_position_embeddings=77, **config))
+            for kind, config in zip(
+                (CLIPTextModel, CLIPTextModelWithProjection), TEXT_ENCODERS[architecture], strict=False
+            )
+        ]
+    parts: dict[str, Any] = {
+        "vae": _fill(vae, dtype, device, seed + 1),
+        "text_encoder": _fill(encoders[0], dtype, device, seed + 2),
+        "tokenizer": tokenizer,
+        "unet": random_unet(architecture, dtype=dtype, device=device, seed=seed),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+    }
+    if len(encoders) == 1:
+        pipe = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    else:
+        second = _fill(encoders[1], dtype, device, seed + 3)
+        pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _check(architecture: str) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture={architecture!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}.")
+
+
+def _fill(module: Any, dtype: torch.dtype, device: str | torch.device, seed: int) -> Any:
+    """Move a module from the meta device, with small random weights of `dtype` and without a float32 copy of it."""
+    module = module.to(dtype).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in unet.named_parameters():
+        for name, buffer in module.named_buffers():
+            if not name.endswith("position_ids"):
+                raise NotImplementedError(f"{name} is a buffer that agentsd does not know how to fill.")
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        for name, parameter in module.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
                 # Fan-in scaling keeps activations near one, so that no arm is timed on denormals or infinities.
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-    return unet.eval()
+    return module.eval()
 
 
 def random_inputs(

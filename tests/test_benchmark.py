@@ -1,14 +1,16 @@
 """scripts/benchmark.py runs every arm and writes complete rows (on a tiny architecture)."""
 
-import json
 import runpy
 from pathlib import Path
 
 import pytest
-from diffusers import UNet2DConditionModel
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from agentsd.architectures import ARCHITECTURES, random_inputs, random_unet
-from agentsd.arms import STEP_ARMS
+from agentsd.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_inputs, random_pipeline, random_unet
+from agentsd.arms import STEP_ARMS, Arm, compiled, with_compiled
+from agentsd.rows import read_rows
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 TINY = {
@@ -21,28 +23,143 @@ TINY = {
 }
 
 
-def test_rows(tmp_path, monkeypatch):
+TINY_VAE = {
+    "block_out_channels": (8, 8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+CLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+script = runpy.run_path(str(SCRIPT))
+main = script["main"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
     monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
-    output = tmp_path / "speed.jsonl"
-    settings = ["--size", "256", "--rounds", "2", "--dtype", "float32", "--output", str(output)]
-    assert runpy.run_path(str(SCRIPT))["main"](settings) == 0
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["arm"] for row in rows] == list(STEP_ARMS)
+    monkeypatch.setattr("agentsd.architectures.TEXT_ENCODERS", {"sd15": (CLIP,)})
+    monkeypatch.setattr("agentsd.architectures.VAE", TINY_VAE)
+
+
+def run(output, *words, code=0):
+    settings = ["--rounds", "2", "--dtype", "float32", "--device", "cpu", "--output", str(output), *words]
+    assert main(settings) == code
+    return read_rows(output)
+
+
+def check_rows(rows):
     for row in rows:
-        assert len(row["seconds"]) == 2
+        assert len(row["seconds"]) == len(row["stock_seconds"]) == row["rounds"] == 2
         assert row["speedup_95"][0] <= row["speedup"] <= row["speedup_95"][1]
         assert row["weights"] == "random"
-    assert rows[0]["speedup"] == 1.0
+        assert (row["speedup"] == 1.0) or row["arm"] != "stock"
+
+
+def test_rows_of_steps(tmp_path):
+    rows = run(tmp_path / "speed.jsonl", "--size", "256")
+    assert [row["arm"] for row in rows] == list(STEP_ARMS)
+    check_rows(rows)
+    assert {row["benchmark"] for row in rows} == {"unet step"}
+    assert "steps" not in rows[0]
+
+
+def test_rows_of_calls(tmp_path):
+    rows = run(tmp_path / "speed.jsonl", "--size", "64", "--pipeline", "--steps", "3")
+    assert [row["arm"] for row in rows] == list(script["CALLS"])
+    assert {"preset balanced", "DeepCache 3", "T-GATE"} <= {row["arm"] for row in rows}
+    check_rows(rows)
+    assert {(row["benchmark"], row["steps"]) for row in rows} == {("pipeline call", 3)}
+
+
+def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
+    output = tmp_path / "speed.jsonl"
+    arms = ["--size", "64", "--group", "1", "--arms", "stock", "tomesd 0.5", "reuse 3"]
+    assert run(output, *arms, "--limit-seconds", "0", code=1) == []
+    assert "with 2 arms left" in capsys.readouterr().err
+    first = run(output, *arms[:-1])
+    with output.open("a") as file:
+        file.write('{"arm": "cut o')  # a crash
+    rows = run(output, *arms)
+    assert rows[:2] == first
+    assert [row["arm"] for row in rows] == ["stock", "tomesd 0.5", "reuse 3"]
+    assert run(output, *arms) == rows
+    capsys.readouterr()
+    again = run(output, *arms, "--rounds", "3")
+    assert [row["rounds"] for row in again] == [2, 2, 2, 3, 3, 3]
+    assert len(run(output, *arms, "--again")) == 9
+
+
+def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    def refuse(pipe):
+        raise ImportError("no such rival")
+
+    arms = {**STEP_ARMS, "tomesd 0.5": Arm(refuse)}
+    monkeypatch.setitem(script["main"].__globals__, "STEP_ARMS", arms)
+    chosen = ["--size", "64", "--arms", "tomesd 0.5", "reuse 3"]
+    rows = run(tmp_path / "speed.jsonl", *chosen, code=1)
+    assert [row["arm"] for row in rows] == ["stock", "reuse 3"]
+    assert "tomesd 0.5: left out, ImportError: no such rival" in capsys.readouterr().err
+
+
+def test_compiled_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(with_compiled.__globals__, "compiled", lambda arm: compiled(arm, "eager"))
+    words = ["--size", "64", "--compile", "--arms", "stock", "stock, compiled"]
+    rows = run(tmp_path / "speed.jsonl", *words)
+    assert [(row["arm"], row["settings"]) for row in rows] == [("stock", ""), ("stock, compiled", "torch.compile")]
+    assert main(["--compile", "--list"]) == 0
+    assert "pooled agents, stride 4, compiled" in capsys.readouterr().out.splitlines()
+    with pytest.raises(SystemExit):
+        main(["--arms", "stock, compiled"])
+    assert "(compiled ones: --compile)" in capsys.readouterr().err
+
+
+def test_odd_batches_have_no_guidance(capsys):
+    with pytest.raises(SystemExit):
+        main(["--pipeline", "--batch", "3"])
+    assert "even number of samples" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "millions"), [("sd15", 859.5), ("sd21", 865.9), ("sdxl", 2567.5)])
 def test_architectures_are_the_public_ones(name, millions):
     """Parameter counts of the published checkpoints (859,520,964; 865,910,724; 2,567,463,684)."""
-    import torch
-
     with torch.device("meta"):
         unet = UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[name])
     assert sum(parameter.numel() for parameter in unet.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "number"),
+    [
+        (CLIPTextModel, TEXT_ENCODERS["sd15"][0], 123_060_480),
+        (CLIPTextModel, TEXT_ENCODERS["sd21"][0], 340_387_840),
+        (CLIPTextModelWithProjection, TEXT_ENCODERS["sdxl"][1], 694_659_840),
+        (AutoencoderKL, VAE, 83_653_863),
+    ],
+)
+def test_text_encoders_and_vae_are_the_public_ones(kind, config, number):
+    with torch.device("meta"):
+        model = kind(**config) if kind is AutoencoderKL else kind(CLIPTextConfig(vocab_size=49408, **config))
+    assert sum(parameter.numel() for parameter in model.parameters()) == number
+
+
+def test_a_random_pipeline_draws_finite_pictures(monkeypatch):
+    pipe = random_pipeline("sd15", dtype=torch.bfloat16)
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.bfloat16}
+    pictures = pipe(["a red ring"] * 2, num_inference_steps=2, height=64, width=64, output_type="pt").images
+    assert pictures.shape == (2, 3, 64, 64)
+    assert torch.isfinite(pictures).all()
+    again = random_pipeline("sd15", dtype=torch.bfloat16)
+    assert torch.equal(
+        pipe.text_encoder.get_input_embeddings().weight, again.text_encoder.get_input_embeddings().weight
+    )
+    xl = {**TINY, "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,
+          "projection_class_embeddings_input_dim": 32 + 6 * 8}  # fmt: skip
+    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {"sdxl": xl})
+    monkeypatch.setattr("agentsd.architectures.TEXT_ENCODERS", {"sdxl": (CLIP, {**CLIP, "projection_dim": 32})})
+    pipe = random_pipeline("sdxl")
+    pictures = pipe("a red ring", num_inference_steps=2, height=64, width=64, output_type="pt").images
+    assert torch.isfinite(pictures).all()
 
 
 def test_random_inputs_fit_the_architecture(monkeypatch):

@@ -25,6 +25,7 @@ LAYERS = (
     {
         "metrics": (),
         "bench": (),
+        "rows": (),
         "arms": (),
         "architectures": (),
         "planning": ("architectures", "bench", "metrics"),
