@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Features = npt.NDArray[np.floating[Any]]
 Array = npt.NDArray[np.float64]
-Distance = Callable[[Features, Features], float]
+Distance = Callable[[Array, Array], float]
 
 ENOUGH_SAMPLES = 2048  # features of the FID network: with fewer samples its covariance has no full rank
 _BLOCK = 512  # rows of a kernel matrix at a time: 30,000 samples take 120 MB
@@ -49,7 +49,7 @@ class Delta(Interval):
 
     def covers(self, difference: float) -> bool:
         """Return whether `difference` lies in the interval; 0 in it: the arms cannot be told apart."""
-        return self.low <= difference <= self.high
+        return bool(self.low <= difference <= self.high)
 
 
 def small_sample_stamp(n: int) -> str:
@@ -173,7 +173,10 @@ def _frechet(one: _Moments, other: _Moments, root: Array | None = None) -> float
 
 def _compact(factor: Array) -> Array:
     """The triangle R of factor = QR where there are more samples than features: R^T R is the same covariance."""
-    return factor if factor.shape[0] <= factor.shape[1] else np.linalg.qr(factor, mode="r")
+    if factor.shape[0] <= factor.shape[1]:
+        return factor
+    triangle: Array = np.linalg.qr(factor, mode="r")  # type: ignore[assignment]
+    return triangle
 
 
 def _root(covariance: Array) -> Array:
