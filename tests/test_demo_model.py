@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from agentsd.demo import MODEL_PATH, held_out_prompts, model_path
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, picture_features, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
+from agentsd.demo.checksums import broken_files, write_checksums
 from agentsd.demo.render import render_batch
 from agentsd.demo.text import build_tokenizer, token_ids
 from agentsd.demo.vae import reconstruction_psnr
@@ -33,6 +35,32 @@ def test_folder_is_complete_and_small():
     card = (MODEL_PATH / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
     assert "license: apache-2.0" in card
+
+
+def test_its_files_are_those_listed():
+    assert broken_files(MODEL_PATH) == [], "if that is meant: agentsd.demo.checksums.write_checksums(model_path())"
+
+
+def test_its_text_encoder_is_named_as_transformers_4_and_5_read_it():
+    with safe_open(MODEL_PATH / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda folder: (folder / "a" / "b").write_bytes(b"2"), ["changed: a/b"]),
+        (lambda folder: (folder / "a" / "b").unlink(), ["missing: a/b"]),
+        (lambda folder: (folder / "c").touch(), ["not listed: c"]),
+        (lambda folder: (folder / "README.md").write_text("new"), []),
+    ],
+)
+def test_damage_is_found(damage, found, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"1")
+    write_checksums(tmp_path)
+    damage(tmp_path)
+    assert broken_files(tmp_path) == found
 
 
 def test_it_draws_as_loaded_without_a_dtype():

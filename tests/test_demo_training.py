@@ -22,6 +22,7 @@ from agentsd.demo.attributes import (
     train_classifier,
 )
 from agentsd.demo.captions import caption, grammar_words, parse_caption
+from agentsd.demo.checksums import broken_files
 from agentsd.demo.diffusion import Stage, Trainer, build_scheduler, build_unet, sample
 from agentsd.demo.muon import Muon
 from agentsd.demo.pool import FOCUS, build_pool, draw_batch, thumbnails
@@ -253,11 +254,14 @@ def test_export_keeps_what_lies_beside_the_pipeline(tiny, tokenizer, tmp_path, m
     assert (target / "README.md").read_text() == "card"
     assert size == sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert broken_files(target) == []
     assert (target / "tokenizer" / "merges.txt").read_text().startswith("#version")
     assert len(json.loads((target / "tokenizer" / "vocab.json").read_text())) == len(tokenizer)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     pipeline = StableDiffusionPipeline.from_pretrained(target, torch_dtype=torch.float32, local_files_only=True)
     assert pipeline.unet.dtype == torch.float32
+    weights = pipeline.text_encoder.state_dict()
+    assert all(torch.equal(value.half(), weights[name].half()) for name, value in encoder.state_dict().items())
     assert token_ids(pipeline.tokenizer, ["a red ring"]).equal(token_ids(tokenizer, ["a red ring"]))
     vae.float()
     encoder.float()

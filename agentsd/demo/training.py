@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from agentsd.demo.checksums import write_checksums
 from agentsd.demo.diffusion import (
     FINEST_GRID,
     INNER_CHANNELS,
@@ -143,16 +144,29 @@ def export(pipeline: StableDiffusionPipeline, target: pathlib.Path) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     pipeline.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     write_slow_tokenizer_files(fresh / "tokenizer")
-    # transformers loads in the dtype that the folder names, diffusers in fp32: without this they would not fit together.
+    # transformers loads in the dtype that the folder names, diffusers in fp32: without this they would not fit.
     text_config = fresh / "text_encoder" / "config.json"
     text_config.write_text(json.dumps(json.loads(text_config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    name_weights_for_all(fresh / "text_encoder" / "model.safetensors")
     if target.exists():
         for kept in target.iterdir():  # the model card and the attribute classifier
             place = fresh / kept.name
             if not place.exists():
                 (shutil.copytree if kept.is_dir() else shutil.copy2)(kept, place)
+    write_checksums(fresh)
     replace_folder(fresh, target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def name_weights_for_all(file: pathlib.Path) -> None:
+    """Put `text_model.` before the names of a text encoder's weights, as the checkpoints of Stable Diffusion have it.
+
+    transformers 5 writes them without, and transformers 4 then draws random weights in their place; both read these.
+    """
+    from safetensors.torch import load_file, save_file
+
+    weights = {f"text_model.{name.removeprefix('text_model.')}": value for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def train_unet(
