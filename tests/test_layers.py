@@ -26,6 +26,7 @@ LAYERS = (
         "metrics": (),
         "bench": (),
         "rows": (),
+        "front": ("arms", "bench", "metrics", "rows"),
         "arms": (),
         "architectures": (),
         "planning": ("architectures", "bench", "metrics"),
