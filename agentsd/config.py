@@ -25,7 +25,8 @@ class AgentConfig:
             per `stride x stride` cell; `None` means merging only, followed by ordinary attention.
         agents: `"merge"` takes agents by token merging (ranked by similarity, cost N^2 / stride^2); `"pool"` averages
             the queries of each `stride x stride` cell (cost N, exactly one agent per cell).
-        stride: Side of a grid cell, in tokens.
+        stride: Side of a grid cell in tokens, at the finest patched level; half as much at each coarser one, but at
+            least 2, so that a coarse level is not left with a handful of agents.
         broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper.
         shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution.
         max_downsample: Coarsest level to patch, as a downsampling factor relative to the finest level *that has
@@ -86,6 +87,16 @@ class AgentConfig:
         """Whether tokens must be ranked by similarity (to merge features or to select agents)."""
         return self.merge_ratio > 0 or (self.agent_ratio is not None and self.agents == "merge")
 
+    def at_downsample(self, downsample: int) -> "AgentConfig":
+        """Return these settings for a level `downsample` times coarser than the finest patched one.
+
+        Example:
+            >>> AgentConfig(agents="pool", stride=8, max_downsample=2).at_downsample(2).stride
+            4
+        """
+        stride = max(2, self.stride // downsample)
+        return self if stride == self.stride else replace(self, stride=stride, max_downsample=1)
+
     def count_tokens(self, height: int, width: int) -> "TokenCounts | None":
         """Return how many tokens become features and agents on a grid; `None` if it holds no whole cell.
 
@@ -123,15 +134,17 @@ class AgentConfig:
                 f"agent_ratio={self.agent_ratio!r} does not apply to agents='pool', which keeps one agent per "
                 f"stride x stride cell; leave agent_ratio='auto' and set stride (now {self.stride})."
             )
+        stride = max(2, self.stride // self.max_downsample)  # the coarsest level's, where the most agents are kept
+        most = 1 - 1 / stride**2
         kept_features = 1 - min(self.merge_ratio, self.max_merge_ratio)
-        wanted = self.max_merge_ratio if self.agent_ratio == "auto" else self.agent_ratio
-        kept_agents = 1 - min(wanted, self.max_merge_ratio)
+        wanted = most if self.agent_ratio == "auto" else self.agent_ratio
+        kept_agents = 1 - min(wanted, most)
         # Two passes over n agents cost 4nNC against 2N^2C for softmax attention: no gain unless 2n < N.
         if 2 * kept_agents >= kept_features:
             raise ValueError(
-                f"agent_ratio={self.agent_ratio!r} with stride={self.stride} keeps {kept_agents:.4g} of the tokens as "
+                f"agent_ratio={self.agent_ratio!r} with stride={stride} keeps {kept_agents:.4g} of the tokens as "
                 f"agents and merge_ratio={self.merge_ratio!r} keeps {kept_features:.4g} as features: agents pay only "
-                "while 2 * agents < features. Raise agent_ratio or stride, lower merge_ratio, "
+                "while 2 * agents < features. Raise agent_ratio or stride, lower merge_ratio or max_downsample, "
                 "or set agent_ratio=None for merging only."
             )
 

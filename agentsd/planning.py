@@ -129,10 +129,11 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
                 groups.setdefault((site.level, site.attn.query_dim, site.attn.heads), []).append(site)
         for (level, channels, heads), group in groups.items():
             grid = grid_at(level, *latent)
-            if setting.count_tokens(*grid) is None:
+            here = setting.at_downsample(2 ** (level - finest))
+            if here.count_tokens(*grid) is None:
                 continue
-            key = json.dumps(["layer", level, channels, heads, asdict(setting)])
-            stock, agents = kept.get_pair(key, lambda: _layer_seconds(group[0], grid, batch, setting))  # noqa: B023
+            key = json.dumps(["layer", level, channels, heads, asdict(here)])
+            stock, agents = kept.get_pair(key, lambda: _layer_seconds(group[0], grid, batch, here))  # noqa: B023
             outer = sum(_is_outer(unet, site.name, schedule.reuse_depth) for site in group)
             timings.append(LayerTiming(level, grid, len(group), outer, setting, stock, agents))
     kept.save()

@@ -89,6 +89,7 @@ def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int])
     if layer.grid is None:
         return "grid known at the first call"
     height, width = layer.grid
+    config = config.at_downsample(layer.downsample)
     counts = config.count_tokens(height, width)
     if counts is None:
         return f"stock (grid {height}x{width} holds no whole cell of stride {config.stride})"

@@ -5,6 +5,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -25,7 +26,8 @@ _REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
 
 
-class _Kept(NamedTuple):
+@dataclass(frozen=True)
+class _Kept:
     """The deep feature of full step `index`, and its change since the full step `gap` steps before."""
 
     feature: Tensor
@@ -144,7 +146,8 @@ class Runtime:
             before = turn.run.kept.get(turn.call)
             alike = before is not None and before.index < fresh.index and _fits(before.feature, fresh.feature)
             if self.schedule.reuse_forecast and before is not None and alike:
-                fresh = fresh._replace(change=fresh.feature - before.feature, gap=fresh.index - before.index)
+                gap = fresh.index - before.index
+                fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             turn.run.kept[turn.call] = fresh
 
     def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
@@ -184,17 +187,19 @@ class Runtime:
         if config is None:
             return levels
         for level in sorted({site.level for site in self.sites}):
-            if 2 ** (level - self.finest) > config.max_downsample or level in self.left_stock(config):
+            downsample = 2 ** (level - self.finest)
+            if downsample > config.max_downsample or level in self.left_stock(config):
                 continue
             height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
-            counts = config.count_tokens(height, width)
+            here = config.at_downsample(downsample)
+            counts = here.count_tokens(height, width)
             if counts is None:
                 continue
             pattern = None
-            if config.uses_ranking:
-                index = position.index if config.randomize else None
-                pattern = self._pattern(index, height, width, config.stride, sample.device)
-            levels[level] = LevelPlan(height, width, config, counts, pattern)
+            if here.uses_ranking:
+                index = position.index if here.randomize else None
+                pattern = self._pattern(index, height, width, here.stride, sample.device)
+            levels[level] = LevelPlan(height, width, here, counts, pattern)
         return levels
 
     def left_stock(self, config: AgentConfig) -> frozenset[int]:

@@ -32,6 +32,8 @@ from agentsd.config import TokenCounts
         (dict(agents="pool", agent_ratio=0.9), r"agent_ratio=0\.9 does not apply to agents='pool'"),
         # The published later phase: 2 * agents < features fails there, which upstream turns into merging silently.
         (dict(merge_ratio=0.4, agent_ratio=0.5, stride=2), r"agents pay only while 2 \* agents < features.*None"),
+        # Fine at stride 4, but the next level has stride 2: as many agents as half the features.
+        (dict(merge_ratio=0.6, max_downsample=2), r"with stride=2 keeps 0\.25 .* as agents .*lower .*max_downsample"),
     ],
 )
 def test_bad_settings_say_what_is_wrong(fields, text):
@@ -87,6 +89,35 @@ def test_phase_ends_without_rounding(percent, total):
     phases = (Phase(percent / 100, first),) if percent == 100 else (Phase(percent / 100, first), Phase(1.0, None))
     schedule = Schedule(phases)
     assert [schedule.at(i, total) is first for i in range(total)] == [i * 100 < percent * total for i in range(total)]
+
+
+@pytest.mark.parametrize(
+    ("stride", "strides"), [(8, [8, 4, 2, 2]), (4, [4, 2, 2, 2]), (2, [2, 2, 2, 2]), (6, [6, 3, 2, 2])]
+)
+def test_coarser_levels_have_smaller_cells(stride, strides):
+    config = AgentConfig(agents="pool", stride=stride, max_downsample=8)
+    levels = [config.at_downsample(factor) for factor in (1, 2, 4, 8)]
+    assert [level.stride for level in levels] == strides
+    assert [
+        level.count_tokens(64 // factor, 64 // factor).agents
+        for level, factor in zip(levels, (1, 2, 4, 8), strict=True)
+    ] == [math.ceil(64 // factor / side) ** 2 for side, factor in zip(strides, (1, 2, 4, 8), strict=True)]
+
+
+@given(
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from([1, 2, 4, 8]),
+    st.floats(0, 0.99),
+    st.one_of(st.none(), st.just("auto"), st.floats(0.01, 0.99)),
+)
+def test_settings_that_are_accepted_hold_at_every_level(stride, most, merge_ratio, agent_ratio):
+    try:
+        config = AgentConfig(stride=stride, max_downsample=most, merge_ratio=merge_ratio, agent_ratio=agent_ratio)
+    except ValueError:
+        return
+    for factor in (1, 2, 4, 8):
+        if factor <= most:
+            assert config.at_downsample(factor).stride == max(2, stride // factor)
 
 
 def test_index_outside_the_run():

@@ -221,6 +221,16 @@ class TestStockPhases:
         assert torch.equal(draw(tiny_pipe, steps=3), patched)
         assert not torch.equal(patched, stock)
 
+    def test_coarser_levels_have_as_many_agents_as_the_finest(self, tiny_unet):
+        sample, text = unet_inputs()
+        config = AgentConfig(agents="pool", stride=4, max_downsample=2)
+        with agentsd.apply(tiny_unet, config=config) as patch, torch.no_grad():
+            tiny_unet(sample, 900, text)
+            levels = tiny_unet._agentsd.slot.read().levels
+            shown = str(patch.report())
+        assert [(level.config.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
+        assert shown.count("-> 16 agents") == 6
+
     def test_layers_coarser_than_asked_stay_stock(self, tiny_unet):
         sample, text = unet_inputs()
         attentions = {name: m for name, m in tiny_unet.named_modules() if name.endswith(".attn1")}
