@@ -181,6 +181,7 @@ class _Downsampled:
 
 
 POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2)
+POOLED_8_EXACT = AgentConfig(agents="pool", stride=8, shortcut=0.0)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
@@ -274,19 +275,20 @@ def _run(schedule: Schedule) -> RunArm:
 
 def _front() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
-    arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0)}
+    arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0, 4.0)}
     arms |= {f"preset {name}": _run(schedule) for name, schedule in PRESETS.items()}
     rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3", "DeepCache 5")
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
     arms["T-GATE"] = tgate_arm()
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
+    pooled["pooled agents, stride 8, two levels"] = POOLED_8
+    pooled["pooled agents, stride 8, no shortcut"] = POOLED_8_EXACT
     arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
-    arms |= {
-        f"reuse {k} + {name}": _run(Schedule.constant(pooled[name], reuse=k))
-        for k in (2, 3)
-        for name in ("pooled agents, stride 2", "pooled agents, stride 4")
-    }
+    for k in (2, 3, 4, 5, 6):
+        for forecast in (0.0, 0.5):
+            name = f"reuse {k} + pooled agents" + (f", forecast {forecast:g}" if forecast else "")
+            arms[name] = _run(Schedule.constant(POOLED_8_EXACT, reuse=k, reuse_forecast=forecast))
     return arms
 
 
