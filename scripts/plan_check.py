@@ -47,15 +47,21 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class Stand:
+    """A UNet and a scheduler's timesteps in the place of a pipeline: all that a patch looks at."""
+
+    def __init__(self, unet) -> None:
+        self.unet = unet
+        self.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000), timesteps=None)
+
+
 @torch.inference_mode()
 def check(unet, size: int, preset: str, args: argparse.Namespace) -> dict:
     """Return one row: the prediction, what the planned patch measures, and what the preset without a plan does."""
     inputs = random_inputs(unet, size // 8, size // 8, args.batch)
     others = {key: value for key, value in inputs.items() if key not in ("sample", "timestep")}
     made = agentsd.plan(unet, size, size, args.batch, preset=preset, cache=False)
-    stand = SimpleNamespace(
-        unet=unet, scheduler=SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000), timesteps=None)
-    )
+    stand = Stand(unet)
 
     def run(name: str) -> None:
         number = 1 if name == "stock" else args.steps
