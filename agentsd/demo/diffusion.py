@@ -81,7 +81,7 @@ STAGES = (
     Stage("C", grid=32, batch=16, steps=280, lr=8e-4, muon_lr=2e-3, ema=0.996, focus=0.4),
     Stage("D", grid=32, batch=16, steps=660, lr=8e-4, muon_lr=2e-3, ema=0.99),
     Stage("E", grid=32, batch=16, steps=140, lr=6e-4, muon_lr=2e-3, ema=0.98, noise=0.5),
-    Stage("F", grid=64, batch=4, steps=550, lr=8e-4, muon_lr=1e-3, ema=0.99),
+    Stage("F", grid=64, batch=4, steps=1600, lr=8e-4, muon_lr=1e-3, ema=0.998),
 )
 
 
