@@ -7,6 +7,7 @@ import torch
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers.models.attention_processor import Attention
 
 _CROSS_DOWN = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
 _CROSS_UP = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
@@ -107,6 +108,41 @@ def random_unet(
         unet = UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture])
     filled: UNet2DConditionModel = _fill(unet, dtype, device, seed)
     return filled
+
+
+def random_attention(
+    architecture: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
+) -> "list[Attention]":
+    """Build all self-attention layers of an architecture's finest level that has any, and nothing else.
+
+    Args:
+        architecture: One of `ARCHITECTURES`.
+        dtype: Type of the weights.
+        device: Where to build them.
+        seed: Seed of the weights.
+
+    Returns:
+        The layers, in the order in which a UNet runs them.
+
+    Raises:
+        ValueError: If the architecture is unknown.
+
+    Example:
+        >>> len(random_attention("sd15")), random_attention("sd15")[0].heads
+        (5, 8)
+    """
+    _check(architecture)
+    from diffusers import UNet2DConditionModel
+
+    from agentsd.sites import find_sites
+
+    with torch.device("meta"):
+        sites, _ = find_sites(UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture]))
+    finest = min(site.level for site in sites)
+    return [
+        _fill(site.attn, dtype, device, seed + index)
+        for index, site in enumerate(site for site in sites if site.level == finest)
+    ]
 
 
 def random_pipeline(

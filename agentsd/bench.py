@@ -100,6 +100,29 @@ def speedup(baseline: Sequence[float], arm: Sequence[float], *, seed: int = 0) -
     return Speedup(math.exp(statistics.median(logs)), math.exp(low), math.exp(high), len(logs))
 
 
+def power_law(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """Return the exponent `p` of `cost ~ size^p`: the slope of the least-squares line of `log cost` over `log size`.
+
+    Args:
+        sizes: At least two different sizes, above 0.
+        costs: What each costs, above 0.
+
+    Returns:
+        The exponent.
+
+    Raises:
+        ValueError: If the two differ in length, or fewer than two sizes are different.
+
+    Example:
+        >>> round(power_law([1, 2, 4], [3.0, 12.0, 48.0]), 6)
+        2.0
+    """
+    if len(sizes) != len(costs) or len(set(sizes)) < 2:
+        raise ValueError(f"sizes={list(sizes)} and costs={list(costs)}: give as many of each, at two sizes or more.")
+    logs = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    return statistics.linear_regression(*logs).slope
+
+
 def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu") -> int | None:
     """Return the peak bytes in use while `run()` runs: allocated on a CUDA device, resident in Linux's main memory.
 

@@ -110,6 +110,35 @@ def identity(name: str, arm: RunArm) -> str:
     return f"{name} | {arm.settings} | {arm.fewer_steps:g}"
 
 
+def drawer(pipe: Any, *, steps: int, guidance_scale: float, seed: int) -> Callable[..., Tensor]:
+    """Return what draws a chunk: a function of an arm, a chunk and, for a warm-up, another number of `steps`.
+
+    Every picture has a generator of its own, so that it does not depend on its batch.
+
+    Args:
+        pipe: The pipeline.
+        steps: Steps of a stock run.
+        guidance_scale: Guidance of the pipeline call.
+        seed: Seed of all pictures.
+
+    Returns:
+        The function; it returns latents, [B, C, h, w], float32, in main memory.
+
+    Example:
+        >>> draw = drawer(pipe, steps=2, guidance_scale=4.0, seed=0)
+        >>> draw(RunArm(stock), Chunk(0, ("a red ring",))).shape
+        torch.Size([1, 4, 16, 16])
+    """
+
+    def draw(arm: RunArm, chunk: Chunk, steps: int = steps) -> Tensor:
+        noise = [torch.Generator().manual_seed(seed * 100_003 + chunk.start + i) for i in range(len(chunk.prompts))]
+        settings = {"guidance_scale": guidance_scale, "generator": noise, "output_type": "latent"}
+        made: Tensor = arm.run(pipe, list(chunk.prompts), num_inference_steps=steps, **settings).images
+        return made.float().cpu()  # which also waits for the device
+
+    return draw
+
+
 @dataclass(frozen=True)
 class Visit:
     """Arms that are to run on a chunk, beside stock; `forwards` is the order."""

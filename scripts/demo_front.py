@@ -17,10 +17,21 @@ from agentsd.arms import RUN_ARMS, RunArm
 from agentsd.bench import environment
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
-from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, likeness, measure, pairs, replace_file
+from agentsd.front import (
+    Chunk,
+    Store,
+    chunks,
+    collect,
+    decode,
+    digest_of,
+    drawer,
+    likeness,
+    measure,
+    pairs,
+    replace_file,
+)
 
 WARMUP_STEPS = 4
-tell = partial(print, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,15 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     store = Store(args.work, setup)
     tell(f"kept in {store.folder}")
 
-    def draw(arm: RunArm, chunk: Chunk, steps: int = args.steps) -> torch.Tensor:
-        # One generator a picture: pictures do not depend on the batch.
-        noise = [
-            torch.Generator().manual_seed(args.seed * 100_003 + chunk.start + i) for i in range(len(chunk.prompts))
-        ]
-        settings = {"guidance_scale": args.guidance_scale, "generator": noise, "output_type": "latent"}
-        made: torch.Tensor = arm.run(pipe, list(chunk.prompts), num_inference_steps=steps, **settings).images
-        return made.float().cpu()  # which also waits for the device
-
+    draw = drawer(pipe, steps=args.steps, guidance_scale=args.guidance_scale, seed=args.seed)
     complete = measure(
         pipe,
         draw,
@@ -123,6 +126,10 @@ def report(
         rows.append(row)
         tell({k: row[k] for k in ("arm", "speedup", "psnr_db_median", "ssim_median", "attribute_accuracy")})
     return rows
+
+
+def tell(text: object) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,24 @@
-"""Write the tables of README.md from the committed result files, between `<!-- table:NAME -->` markers."""
+"""Write the tables of README.md and docs/benchmarks.md from the committed result files.
+
+They stand between `<!-- table:NAME -->` markers.
+"""
 
 import argparse
-import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from agentsd.bench import power_law
+from agentsd.rows import Row, key_of, newest, read_rows
+
 ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/benchmarks.md")
+# What rows of one table have in common; the arm and the size are its rows and columns.
+SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "threads", "torch", "diffusers")
+SCALING = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
+MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
+MAIN_SIZES = (512, 768)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,13 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
     args = parser.parse_args(argv)
     stale = []
-    for path in (ROOT / "README.md",):
-        old = path.read_text()
+    for path in (ROOT / page for page in PAGES):
+        old = path.read_text(encoding="utf-8")
         new = fill(old)
         if new != old:
             stale.append(path.name)
             if not args.check:
-                path.write_text(new)
+                path.write_text(new, encoding="utf-8")
     if stale and args.check:
         print(f"out of date: {', '.join(stale)}; run scripts/tables.py", file=sys.stderr)
         return 1
@@ -29,73 +41,141 @@ def main(argv: list[str] | None = None) -> int:
 
 def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
-    for name, make in {"speed": speed_table, "demo": demo_table}.items():
+    tables = {"speed": main_table, "speed-others": other_tables, "demo": demo_table, "scaling": scaling_table}
+    for name, make in tables.items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)"
         text = re.sub(pattern, lambda match, make=make: match[1] + make() + match[2], text, flags=re.DOTALL)
     return text
 
 
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def speed_rows() -> list[Row]:
+    """The newest row of every set-up, arm and size."""
+    return newest(read_rows(ROOT / "results" / "speed.jsonl"), (*SETUP, "arm", "size"))
 
 
-def speed_table() -> str:
-    """Speed-ups of one UNet step against stock, by arm and picture size."""
-    rows = rows_of(ROOT / "results" / "speed.jsonl")
+def main_setup(rows: Sequence[Row]) -> tuple | None:
+    """The set-up of the README's table: the one measured last of those that are SD 1.5 steps in bfloat16 on a CPU."""
+    found = [row for row in rows if all(row.get(key) == value for key, value in MAIN.items())]
+    found = [row for row in found if row["size"] in MAIN_SIZES]
+    return key_of(found[-1], SETUP) if found else None
+
+
+def main_table() -> str:
+    rows = speed_rows()
+    chosen = main_setup(rows)
+    return speed_table([row for row in rows if key_of(row, SETUP) == chosen and row["size"] in MAIN_SIZES])
+
+
+def other_tables() -> str:
+    rows = speed_rows()
+    chosen = main_setup(rows)
+    setups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if key_of(row, SETUP) != chosen or row["size"] not in MAIN_SIZES:
+            setups.setdefault(key_of(row, SETUP), []).append(row)
+    tables = []
+    for found in setups.values():
+        first = found[0]
+        steps = f", {first['steps']} steps" if "steps" in first else ""
+        title = f"{first['benchmark'].replace('unet', 'UNet')}, {first['architecture']}, {first['dtype']}{steps}"
+        tables.append(f"### {title}, {first['device']}\n\n{speed_table(found)}")
+    return "\n".join(tables)
+
+
+def speed_table(rows: Sequence[Row]) -> str:
+    """Speed-ups against stock, by arm and picture size, of rows of one set-up.
+
+    Raises:
+        ValueError: If the rows are of several set-ups, or a speed-up stands without its baseline.
+    """
     if not rows:
         return ""
     first = rows[0]
-    same = ("architecture", "batch", "dtype", "device", "threads", "torch", "diffusers")
-    if any(row[key] != first[key] for row in rows for key in same):
-        raise ValueError("results/speed.jsonl mixes set-ups; keep one set-up a file.")
+    if len({key_of(row, SETUP) for row in rows}) > 1:
+        raise ValueError("the rows mix set-ups; make one table for each.")
     sizes = sorted({row["size"] for row in rows})
     cells = {(row["arm"], row["size"]): row for row in rows}
+    bare = [size for size in sizes if ("stock", size) not in cells]
+    if bare:
+        raise ValueError(f"sizes {bare} of {first['architecture']} have no row for stock; measure it as well.")
+    what = "UNet step" if first["benchmark"] == "unet step" else f"`pipe(...)`, {first.get('steps')} steps"
+    heads = [f"{size}x{size}" for size in sizes]
+    seconds = [min(cells["stock", size]["seconds"]) for size in sizes]
     lines = [
-        "| one UNet step | " + " | ".join(f"{size}x{size}" for size in sizes) + " | peak memory "
-        + " | ".join(f"{size}x{size}" for size in sizes) + " |",
+        f"| one {what} | " + " | ".join([*heads, *(f"memory {head}" for head in heads)]) + " |",
         "|---|" + "--:|" * (2 * len(sizes)),
-    ]  # fmt: skip
+    ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = [cells.get((arm, size)) for size in sizes]
-        gains = [
-            f"{row['speedup']:.2f}x [{row['speedup_95'][0]:.2f}, {row['speedup_95'][1]:.2f}]" if row else ""
-            for row in found
-        ]
+        gains = [speed_cell(row) if row else "" for row in found]
         memory = [f"{row['peak_bytes'] / 2**30:.2f} GiB" if row and row["peak_bytes"] else "" for row in found]
         lines.append(f"| {arm} | " + " | ".join(gains + memory) + " |")
+    pairs = sorted({row["rounds"] for row in rows})
+    told = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
+    times = ", ".join(f"{second:.3g} s at {head}" for second, head in zip(seconds, heads, strict=True))
+    whole = "per step of a cycle" if first["benchmark"] == "unet step" else "text encoder and VAE included"
     note = (
-        f"Speed-up over stock diffusers (fused SDPA), {first['architecture']} architecture with random weights, batch "
-        f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch {first['torch']}, "
-        f"diffusers {first['diffusers']}; arms interleaved in one process, median of {first['rounds']} paired "
-        "ratios with 95% interval, per step of a cycle; stock A/A shows the noise. "
-        "`scripts/benchmark.py`, `results/speed.jsonl`."
+        f"Speed-up over stock diffusers (fused SDPA; {times}), {first['architecture']} architecture with random "
+        f"weights, batch {first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
+        f"{first['torch']}, diffusers {first['diffusers']}; arms interleaved in one process, median of {told} paired "
+        f"ratios with 95% interval, {whole}; stock A/A shows the noise. `scripts/benchmark.py`, `results/speed.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def speed_cell(row: Row) -> str:
+    low, high = row["speedup_95"]
+    return f"{row['speedup']:.2f}x" if row["arm"] == "stock" else f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def scaling_table() -> str:
+    """Exponents of the cost of self-attention over the number of tokens."""
+    rows = read_rows(ROOT / "results" / "scaling.jsonl")
+    if not rows:
+        return ""
+    first = rows[-1]
+    rows = [row for row in rows if key_of(row, SCALING) == key_of(first, SCALING)]
+    cells = {(row["arm"], row["grid"]): row for row in rows}
+    grids = sorted({row["grid"] for row in rows})
+    lines = [
+        "| self-attention, finest level | " + " | ".join(f"{grid}x{grid}" for grid in grids) + " | cost ~ N^p |",
+        "|---|" + "--:|" * (len(grids) + 1),
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cost = {grid: cells[arm, grid]["milliseconds"] for grid in grids if (arm, grid) in cells}
+        shown = [f"{cost[grid]:.4g} ms" if grid in cost else "" for grid in grids]
+        power = power_law([grid**2 for grid in cost], list(cost.values())) if len(cost) > 1 else None
+        lines.append(f"| {arm} | " + " | ".join(shown) + (f" | p = {power:.2f} |" if power is not None else " | |"))
+    note = (
+        f"{first['layers']} layers of the finest level of the {first['architecture']} architecture, alone, batch "
+        f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
+        f"{first['torch']}; medians of {first['rounds']} rounds, p by least squares over all grids. "
+        "`scripts/scaling.py`, `results/scaling.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
 
 def demo_table() -> str:
     """Speed against quality on the bundled demo model."""
-    rows = rows_of(ROOT / "results" / "demo" / "front.jsonl")
+    rows = read_rows(ROOT / "results" / "demo" / "front.jsonl")
     if not rows:
         return ""
     first = rows[0]
     lines = [
-        "| demo model | speed-up | PSNR | SSIM | latent L2 | one object right | both of two right |",
-        "|---|--:|--:|--:|--:|--:|--:|",
+        "| demo model | speed-up | PSNR | SSIM | objects right: one | both of two |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         psnr = "equal" if row["psnr_db_median"] is None else f"{row['psnr_db_median']:.1f} dB"
         accuracy = row["attribute_accuracy"]
         shares = " | ".join(f"{accuracy[group]:.0%}" if group in accuracy else "" for group in ("singles", "pairs"))
-        lines.append(
-            f"| {row['arm']} | {row['speedup']:.2f}x | {psnr} | {row['ssim_median']:.3f} | "
-            f"{row['latent_l2_median']:.3f} | {shares} |"
-        )
+        lines.append(f"| {row['arm']} | {speed_cell(row)} | {psnr} | {row['ssim_median']:.3f} | {shares} |")
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
-        f"{first['guidance_scale']:g}, 256x256 pixels (64x64 tokens), {first['dtype']}, {first['threads']} threads of "
-        f"{first['device']}, torch {first['torch']}; likeness to the stock picture of the same seed, medians. "
-        "`scripts/demo_front.py`, `results/demo/front.jsonl`."
+        f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
+        f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
+        f"without VAE decoding, median of {first['rounds']} paired ratios with 95% interval; likeness to the stock "
+        "picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/front.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 

@@ -1,4 +1,4 @@
-"""The README's tables come from the committed result files."""
+"""The tables come from the committed result files, each speed-up beside its baseline and settings."""
 
 import json
 import runpy
@@ -6,27 +6,132 @@ from pathlib import Path
 
 import pytest
 
+from agentsd.rows import read_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))
+ROW = {
+    "benchmark": "unet step",
+    "architecture": "sd15",
+    "arm": "stock",
+    "size": 512,
+    "batch": 2,
+    "dtype": "bfloat16",
+    "speedup": 1.0,
+    "speedup_95": [1.0, 1.0],
+    "rounds": 4,
+    "seconds": [2.0, 2.5],
+    "peak_bytes": 2**30,
+    "device": "CPU",
+    "device_type": "cpu",
+    "threads": 2,
+    "torch": "2",
+    "diffusers": "0",
+}
 
 
-def test_readme_is_up_to_date():
+def arm(name="ours", **changes):
+    return {**ROW, "arm": name, "speedup": 2.0, "speedup_95": [1.9, 2.1], **changes}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setitem(tables["speed_rows"].__globals__, "ROOT", tmp_path)
+    return tmp_path
+
+
+def write(root, *rows, name="speed"):
+    path = root / "results" / f"{name}.jsonl"
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_pages_are_up_to_date():
     assert tables["main"](["--check"]) == 0
 
 
 def test_every_speed_stands_beside_its_baseline_and_settings():
-    rows = tables["rows_of"](ROOT / "results" / "speed.jsonl")
-    for size in {row["size"] for row in rows}:
-        assert "stock" in {row["arm"] for row in rows if row["size"] == size}
-    for row in rows:
+    rows = tables["speed_rows"]()
+    keys = {tables["key_of"](row, (*tables["SETUP"], "size")) for row in rows}
+    assert keys == {tables["key_of"](row, (*tables["SETUP"], "size")) for row in rows if row["arm"] == "stock"}
+    for row in read_rows(ROOT / "results" / "speed.jsonl"):
         assert {"dtype", "batch", "threads", "device", "torch", "diffusers", "weights", "speedup_95"} <= row.keys()
 
 
-def test_rows_of_different_setups_are_not_mixed(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    row = dict.fromkeys(("architecture", "batch", "dtype", "device", "threads", "torch", "diffusers"), "x")
-    rows = [row, {**row, "threads": 8}]
-    (tmp_path / "results" / "speed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setitem(tables["speed_table"].__globals__, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match=r"results/speed\.jsonl mixes set-ups"):
-        tables["speed_table"]()
+def test_the_newest_row_of_a_key_is_shown(root):
+    write(root, ROW, arm(speedup=3.0), arm())
+    table = tables["main_table"]()
+    assert "| ours | 2.00x [1.90, 2.10] | 1.00 GiB |" in table
+    assert "3.00x" not in table
+    assert "| stock | 1.00x | 1.00 GiB |" in table
+    assert "fused SDPA; 2 s at 512x512" in table
+
+
+def test_sizes_stand_side_by_side(root):
+    write(root, ROW, arm(), {**ROW, "size": 768}, arm(size=768, rounds=6, peak_bytes=None))
+    table = tables["main_table"]()
+    assert table.startswith("| one UNet step | 512x512 | 768x768 | memory 512x512 | memory 768x768 |")
+    assert "| ours | 2.00x [1.90, 2.10] | 2.00x [1.90, 2.10] | 1.00 GiB |  |" in table
+    assert "median of 4 to 6 paired ratios" in table
+    assert tables["other_tables"]() == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"dtype": "float32"}, "### UNet step, sd15, float32, CPU"),
+        ({"architecture": "sdxl"}, "### UNet step, sdxl, bfloat16, CPU"),
+        ({"benchmark": "pipeline call", "steps": 20}, "### pipeline call, sd15, bfloat16, 20 steps, CPU"),
+        ({"device": "H200", "device_type": "cuda"}, "### UNet step, sd15, bfloat16, H200"),
+        ({"size": 1024}, "### UNet step, sd15, bfloat16, CPU"),
+    ],
+)
+def test_every_setup_has_a_table_of_its_own(root, changes, title):
+    write(root, ROW, arm(), {**ROW, **changes}, arm("theirs", **changes))
+    assert "theirs" not in tables["main_table"]()
+    others = tables["other_tables"]()
+    assert others.startswith(title)
+    assert others.count("###") == 1
+    assert "theirs" in others
+    assert "ours" not in others
+
+
+def test_the_main_setup_is_the_one_measured_last(root):
+    write(root, ROW, arm("old"), {**ROW, "torch": "3"}, arm("new", torch="3"))
+    assert "new" in tables["main_table"]()
+    assert "old" in tables["other_tables"]()
+
+
+def test_a_speed_up_without_its_baseline_is_refused(root):
+    write(root, ROW, arm(size=768))
+    with pytest.raises(ValueError, match=r"sizes \[768\] of sd15 have no row for stock"):
+        tables["main_table"]()
+    with pytest.raises(ValueError, match="mix set-ups"):
+        tables["speed_table"]([ROW, {**ROW, "threads": 8}])
+
+
+def test_no_results_make_no_table(root):
+    assert [tables[name]() for name in ("main_table", "other_tables", "demo_table", "scaling_table")] == [""] * 4
+
+
+def test_the_demo_table(root):
+    row = {
+        **arm(),
+        "prompts": 4, "steps": 25, "guidance_scale": 4.0, "size": 256,
+        "psnr_db_median": 30.04, "ssim_median": 0.98, "attribute_accuracy": {"all": 0.5, "singles": 0.5},
+    }  # fmt: skip
+    write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/front")
+    lines = tables["demo_table"]().splitlines()
+    assert lines[2] == "| stock | 2.00x | equal | 0.980 | 50% |  |"
+    assert lines[3] == "| ours | 2.00x [1.90, 2.10] | 30.0 dB | 0.980 | 50% |  |"
+
+
+def test_the_scaling_table(root):
+    row = {**ROW, "grid": 64, "milliseconds": 10.0, "layers": 5}
+    more = {**row, "grid": 128, "milliseconds": 160.0}
+    old = {**row, "torch": "1", "arm": "old"}
+    write(root, old, row, more, {**row, "arm": "ours"}, {**more, "arm": "ours", "milliseconds": 41.23}, name="scaling")
+    lines = tables["scaling_table"]().splitlines()
+    assert lines[0] == "| self-attention, finest level | 64x64 | 128x128 | cost ~ N^p |"
+    assert lines[2:4] == ["| stock | 10 ms | 160 ms | p = 2.00 |", "| ours | 10 ms | 41.23 ms | p = 1.02 |"]
+    assert len(lines) == 6

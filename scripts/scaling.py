@@ -1,0 +1,150 @@
+"""Cost of self-attention against the number of tokens: all layers of the finest level, alone, random weights.
+
+A row is appended for each arm and grid as soon as the grid is measured; what is there already is left out.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentsd import PRESETS, AgentConfig
+from agentsd.architectures import ARCHITECTURES, random_attention
+from agentsd.bench import environment, interleave, power_law, speedup
+from agentsd.processor import LevelPlan, attend
+from agentsd.rows import Row, append_row, key_of, newest, read_rows
+from agentsd.tokens import cell_pattern
+
+KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "layers",
+       "device", "threads", "torch", "diffusers")  # fmt: skip
+STOCK = "stock"
+FEW = 16  # agents in each direction of the arm whose number of agents does not grow
+
+
+def arms(grid: int) -> dict[str, AgentConfig | None]:
+    """What is compared on a grid; a constant number of agents needs cells that grow with it."""
+    return {
+        STOCK: None,
+        "paper, agent phase": PRESETS["paper"].configs[0],
+        "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
+        "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
+        f"pooled agents, {FEW}x{FEW} of them": AgentConfig(agents="pool", stride=max(2, grid // FEW)),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="sd15")
+    parser.add_argument("--grid", type=int, nargs="+", default=[64, 96, 128, 160, 192], help="tokens a side")
+    parser.add_argument("--batch", type=int, default=2, help="2: one picture with classifier-free guidance")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--layers", type=int, help="time the first so many of the layers; all by default")
+    parser.add_argument("--rounds", type=int, default=3, help="rows with fewer are measured again")
+    parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further grid after this")
+    parser.add_argument("--output", type=Path, default=Path("results/scaling.jsonl"), help="rows are appended")
+    args = parser.parse_args(argv)
+
+    started = time.monotonic()
+    layers = random_attention(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)[: args.layers]
+    complete = True
+    for grid in args.grid:
+        wanted = {name: facts(args, name, grid, len(layers)) for name in arms(grid)}
+        there = {key_of(row, KEY) for row in newest(read_rows(args.output), KEY) if row["rounds"] >= args.rounds}
+        if all(key_of(row, KEY) in there for row in wanted.values()):
+            continue
+        if time.monotonic() - started > args.limit_seconds:
+            complete = False
+            tell(f"stopped by --limit-seconds before the grid {grid}; run again to go on")
+            break
+        for name, times in measure(layers, grid, args).items():
+            row = wanted[name] | times
+            append_row(args.output, row)
+            tell(f"{grid}x{grid} {name:36} {row['milliseconds']:10.2f} ms {row['speedup']:6.2f}x")
+    for name, (grids, costs) in curves(read_rows(args.output)).items():
+        if len(grids) > 1:
+            tell(f"{name:36} cost ~ N^{power_law([grid**2 for grid in grids], costs):.2f}")
+    return 0 if complete else 1
+
+
+def facts(args: argparse.Namespace, name: str, grid: int, layers: int) -> Row:
+    return {
+        "benchmark": "self-attention alone",
+        "weights": "random",
+        "architecture": args.architecture,
+        "arm": name,
+        "settings": repr(arms(grid)[name]),
+        "grid": grid,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "layers": layers,
+        **environment(args.device),
+    }
+
+
+@torch.inference_mode()
+def measure(layers: list[Any], grid: int, args: argparse.Namespace) -> dict[str, Row]:
+    """Return the times of every arm on a grid, by arm."""
+    runs: dict[str, Callable[[torch.Tensor], object]] = {}
+    for name, config in arms(grid).items():
+        runs[name] = partial(run_layers, layers, None if config is None else plan(config, grid, args.device))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(args.batch, grid**2, layers[0].query_dim, generator=generator)
+    tokens = tokens.to(args.device, getattr(torch, args.dtype))
+    seconds = interleave(
+        lambda name: runs[name](tokens), dict.fromkeys(runs, nullcontext), rounds=args.rounds, device=args.device
+    )
+    found = {}
+    for name, times in seconds.items():
+        gain = speedup(seconds[STOCK], times)
+        found[name] = {
+            "milliseconds": round(1000 * statistics.median(times), 4),
+            "seconds": [round(each, 6) for each in times],
+            "speedup": round(gain.median, 4),
+            "speedup_95": [round(gain.low, 4), round(gain.high, 4)],
+            "rounds": gain.pairs,
+        }
+    return found
+
+
+def plan(config: AgentConfig, grid: int, device: str) -> LevelPlan:
+    counts = config.count_tokens(grid, grid)
+    if counts is None:
+        raise ValueError(f"--grid {grid} holds no whole cell of stride {config.stride}; give a larger one.")
+    pattern = cell_pattern(grid, grid, config.stride).to(device) if config.uses_ranking else None
+    return LevelPlan(grid, grid, config, counts, pattern)
+
+
+def run_layers(layers: list[Any], level: LevelPlan | None, tokens: torch.Tensor) -> None:
+    for attn in layers:
+        if level is None:
+            attn(tokens)
+        else:
+            attend(attn, tokens, tokens, level)
+
+
+def curves(rows: list[Row]) -> dict[str, tuple[list[int], list[float]]]:
+    """Return grids and milliseconds by arm, of the set-up measured last."""
+    setup = [key for key in KEY if key not in ("arm", "settings", "grid")]
+    rows = [row for row in rows if key_of(row, setup) == key_of(rows[-1], setup)]
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for row in sorted(newest(rows, ("arm", "grid")), key=lambda row: row["grid"]):
+        grids, costs = found.setdefault(row["arm"], ([], []))
+        grids.append(row["grid"])
+        costs.append(row["milliseconds"])
+    return found
+
+
+def tell(text: object) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
