@@ -181,7 +181,6 @@ class _Downsampled:
 
 
 POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2)
-POOLED_8_EXACT = AgentConfig(agents="pool", stride=8, shortcut=0.0)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
@@ -282,13 +281,13 @@ def _front() -> dict[str, RunArm]:
     arms["T-GATE"] = tgate_arm()
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
     pooled["pooled agents, stride 8, two levels"] = POOLED_8
-    pooled["pooled agents, stride 8, no shortcut"] = POOLED_8_EXACT
+    pooled["pooled agents, stride 8, no shortcut"] = AgentConfig(agents="pool", stride=8, shortcut=0.0)
     arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
     for k in (2, 3, 4, 5, 6):
         for forecast in (0.0, 0.5):
             name = f"reuse {k} + pooled agents" + (f", forecast {forecast:g}" if forecast else "")
-            arms[name] = _run(Schedule.constant(POOLED_8_EXACT, reuse=k, reuse_forecast=forecast))
+            arms[name] = _run(Schedule.constant(pooled["pooled agents, stride 8"], reuse=k, reuse_forecast=forecast))
     return arms
 
 

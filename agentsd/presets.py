@@ -13,9 +13,8 @@ _PAPER = Schedule(
     )
 )
 
-# Without the published shortcut: beside pooled agents it only adds an error (results/demo/sweep.jsonl).
-_POOLED_4 = AgentConfig(agents="pool", stride=4, shortcut=0.0)
-_POOLED_8 = AgentConfig(agents="pool", stride=8, shortcut=0.0)
+_POOLED_4 = AgentConfig(agents="pool", stride=4)
+_POOLED_8 = AgentConfig(agents="pool", stride=8)
 
 PRESETS = MappingProxyType(
     {
