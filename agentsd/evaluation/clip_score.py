@@ -118,7 +118,7 @@ def load_clip(model: Path | str, *, device: torch.device | str = "cpu") -> ClipS
     try:
         return ClipScorer(
             name=name,
-            model=transformers.CLIPModel.from_pretrained(name, torch_dtype=torch.float32).eval().to(device),
+            model=transformers.CLIPModel.from_pretrained(name).float().eval().to(device),
             tokenizer=transformers.AutoTokenizer.from_pretrained(name),
             image_processor=processor.from_pretrained(name),
         )

@@ -49,7 +49,7 @@ class Delta(Interval):
 
     def covers(self, difference: float) -> bool:
         """Return whether `difference` lies in the interval; 0 in it: the arms cannot be told apart."""
-        return bool(self.low <= difference <= self.high)
+        return self.low <= difference <= self.high
 
 
 def small_sample_stamp(n: int) -> str:
@@ -141,14 +141,14 @@ def frechet_from_moments(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> fl
 
 @dataclass(frozen=True)
 class _Moments:
-    """A mean and a factor of the covariance, `S = factor^T factor`; its root is filled in when first wanted."""
+    """A mean and a factor of the covariance, `S = factor^T factor`."""
 
     mean: Array
     factor: Array
 
     @property
     def wide(self) -> bool:
-        return self.factor.shape[0] < self.factor.shape[1]
+        return len(self.factor) < self.mean.size
 
 
 def _moments(x: Array, counts: Array | None = None) -> _Moments:
@@ -362,21 +362,20 @@ def _frechet_difference(real: Array, stock: Array, fast: Array, counts: Array) -
 def _kernel_differences(real: Array, stock: Array, fast: Array, counts: Array) -> Array:
     n = len(real)
     apart = float(n) ** 2 - (counts**2).sum(axis=1)  # ordered pairs of draws of two different prompts
-    within = _different_pairs(((1.0, fast, fast), (-1.0, stock, stock)), counts)
-    across = _different_pairs(((1.0, real, fast), (-1.0, real, stock)), counts)
+    within = _different_pairs((fast, fast), (stock, stock), counts)
+    across = _different_pairs((real, fast), (real, stock), counts)
     same_draw = counts @ (_kernel_of_pairs(real, fast) - _kernel_of_pairs(real, stock))
     result: Array = within / apart - 2 * (across + same_draw) / (apart + n)
     return result
 
 
-def _different_pairs(terms: tuple[tuple[float, Array, Array], ...], counts: Array) -> Array:
-    """Signed sum of kernels over pairs of different prompts, weighted by how often both were drawn, [resamples]."""
+def _different_pairs(plus: tuple[Array, Array], minus: tuple[Array, Array], counts: Array) -> Array:
+    """Sum of kernel differences over pairs of different prompts, weighted by how often both were drawn, [resamples]."""
     total = np.zeros(len(counts))
-    for sign, x, y in terms:
-        for rows, block in _kernel_blocks(x, y):
-            total += sign * (counts[:, rows] * (counts @ block.T)).sum(axis=1)
-        total -= sign * (counts**2 @ _kernel_of_pairs(x, y))
-    return total
+    for (rows, one), (_, other) in zip(_kernel_blocks(*plus), _kernel_blocks(*minus), strict=True):
+        # Kernels are subtracted before they are summed, so that equal arms differ by exactly nothing.
+        total += (counts[:, rows] * (counts @ (one - other).T)).sum(axis=1)
+    return total - counts**2 @ (_kernel_of_pairs(*plus) - _kernel_of_pairs(*minus))
 
 
 def _difference(real: Array, stock: Array, fast: Array, statistic: Distance, counts: Array) -> float:
