@@ -4,14 +4,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.attention import agent_attention
 from agentsd.config import AgentConfig, TokenCounts
-from agentsd.tokens import CellPattern, pool_tokens, rank_tokens
+from agentsd.tokens import CellPattern, TokenMap, pool_tokens, rank_tokens
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -180,34 +180,52 @@ def _problem(
 
 def attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
     """Merge, attend (through agents or directly), project out and unmerge: [B, N, C] -> [B, N, C]."""
-    config, counts = plan.config, plan.counts
-    features, token_map, ranking = tokens, None, None
-    if plan.pattern is not None:
-        ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
-    if ranking is not None and counts.features < counts.tokens:
-        token_map = ranking.cut(counts.tokens - counts.features)
-        features = token_map.merge(tokens)
-    query, key, value = (_heads(attn, project(features)) for project in (attn.to_q, attn.to_k, attn.to_v))
-    if counts.agents is None:
+    features, token_map, agent_tokens, _ = cut_tokens(tokens, metric, plan)
+    query, key, value = (split_heads(attn, project(features)) for project in (attn.to_q, attn.to_k, attn.to_v))
+    if agent_tokens is None:
         attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
     else:
-        if config.agents == "pool" or ranking is None:
-            agent_tokens = pool_tokens(tokens, plan.height, plan.width, config.stride)
-        else:
-            agent_tokens = ranking.cut(counts.tokens - counts.agents).merge(tokens)
         attended = agent_attention(
             query,
-            _heads(attn, attn.to_q(agent_tokens)),
+            split_heads(attn, attn.to_q(agent_tokens)),
             key,
             value,
             scale=attn.scale,
-            broadcast_exponent=config.broadcast_exponent,
-            shortcut=config.shortcut,
+            broadcast_exponent=plan.config.broadcast_exponent,
+            shortcut=plan.config.shortcut,
         )
     output: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
     return output if token_map is None else token_map.unmerge(output)
 
 
-def _heads(attn: "Attention", tokens: Tensor) -> Tensor:
+class Cut(NamedTuple):
+    """What is left of a layer's tokens: features [B, M, C], agent tokens [B, n, C], and the maps that merged them."""
+
+    features: Tensor
+    feature_map: TokenMap | None  # None if nothing is merged
+    agents: Tensor | None  # None if there are none
+    agent_map: TokenMap | None  # None if they are pooled
+
+
+def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
+    """Merge tokens [B, N, C] into features and, by one ranking, into agents, or pool the agents, as the plan says."""
+    config, counts = plan.config, plan.counts
+    features, feature_map, agents, agent_map, ranking = tokens, None, None, None, None
+    if plan.pattern is not None:
+        ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
+    if ranking is not None and counts.features < counts.tokens:
+        feature_map = ranking.cut(counts.tokens - counts.features)
+        features = feature_map.merge(tokens)
+    if counts.agents is not None:
+        if config.agents == "pool" or ranking is None:
+            agents = pool_tokens(tokens, plan.height, plan.width, config.stride)
+        else:
+            agent_map = ranking.cut(counts.tokens - counts.agents)
+            agents = agent_map.merge(tokens)
+    return Cut(features, feature_map, agents, agent_map)
+
+
+def split_heads(attn: "Attention", tokens: Tensor) -> Tensor:
+    """Return projected tokens by head: [B, N, heads * d] -> [B, heads, N, d]."""
     batch, number, channels = tokens.shape
     return tokens.view(batch, number, attn.heads, channels // attn.heads).transpose(1, 2)

@@ -33,6 +33,9 @@ LAYERS = (
         "generate": (),
         "compare": ("bench", "generate", "metrics"),
         "files": ("generate",),
+        "visual": (),
+        "info": (),
+        "__main__": ("info",),
     },
 )
 LEVEL = {name: level for level, modules in enumerate(LAYERS) for name in modules}

@@ -306,14 +306,14 @@ class TestSizes:
 
     def test_coarse_levels_too_small_for_a_cell_run_stock_while_fine_ones_do_not(self, tiny_unet):
         config = AgentConfig(stride=4, max_downsample=4)
-        sample, text = unet_inputs(1, 12, 12)
+        sample, text = unet_inputs(1, 4, 4)
         patch = agentsd.apply(tiny_unet, config=config)
         with torch.no_grad():
             tiny_unet(sample, 900, text[:1])
         text_report = str(patch.report())
-        assert "mid_block.attentions.0.transformer_blocks.0.attn1: stock (grid 3x3 holds no whole cell" in text_report
-        assert "grid 6x6, 36 tokens -> 36 features -> 1 agents" in text_report
-        assert "grid 12x12, 144 tokens -> 144 features -> 9 agents" in text_report
+        assert "mid_block.attentions.0.transformer_blocks.0.attn1: stock (grid 1x1 holds no whole cell" in text_report
+        assert "grid 2x2, 4 tokens -> 4 features -> 1 agents" in text_report
+        assert "grid 4x4, 16 tokens -> 16 features -> 1 agents" in text_report
 
     @pytest.mark.parametrize("guidance", [1.0, 7.5])
     @pytest.mark.parametrize("config", [AGENTS, POOL, MERGE], ids=["agents", "pool", "merge"])

@@ -1,0 +1,33 @@
+"""Write agentsd/measured.json, the figures that `python -m agentsd info` tells, from results/demo/front.jsonl."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from agentsd.info import MEASURED, read_measured, summarise
+from agentsd.rows import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = "results/demo/front.jsonl"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is out of date")
+    args = parser.parse_args(argv)
+    new = summarise(read_rows(ROOT / SOURCE), SOURCE)
+    if not new["presets"]:
+        print(f"{SOURCE} has no row of a preset; run scripts/demo_front.py", file=sys.stderr)
+        return 1
+    if args.check:
+        if new != read_measured():
+            print("out of date: agentsd/measured.json; run scripts/measured.py", file=sys.stderr)
+            return 1
+        return 0
+    MEASURED.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
