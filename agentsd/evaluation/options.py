@@ -1,0 +1,262 @@
+"""What is evaluated and how: one frozen description, and the named protocols that fill it in."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
+from agentsd.evaluation.inception import RESIZES
+from agentsd.generate import DEMO, Settings, with_model_defaults
+
+MODES = ("all", "quality", "timing")
+FEATURES = ("auto", "inception", "demo")
+CROPS = ("center", "stretch")
+DEMO_NUM = 64
+COCO_2017_SHA256 = "1018a8760deaf1fc71be2f1b8da1a1348b9c35994af4322ca2fd795a78abb79c"
+# The template and the two pictures a class of the token-merging evaluation that the agent-attention table follows:
+# https://github.com/dbolya/tomesd/issues/46
+CLASS_TEMPLATE = "A high quality photograph of a {}."
+CLASSES = 1000
+PICTURES_PER_CLASS = 2
+
+_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "paper": {"model": _SD15, "num": 2000, "steps": 50, "guidance_scale": 7.5, "size": 512, "scheduler": "pndm"},
+        "coco2017-5k": {"model": _SD15, "num": 5000, "steps": 50, "guidance_scale": 7.5, "size": 512},
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything that an evaluation is told; `None` leaves a choice to the protocol, the model or the harness.
+
+    Args:
+        output: Run folder; a run goes on with what is there.
+        captions: `"demo"`, or a file that `agentsd.evaluation.captions.load_captions` reads.
+        class_names: File of class names, for the protocol `"paper"`.
+        num: Number of prompts, the first of the file.
+        reference: `"demo"`, a folder of pictures, a .npz file of statistics, or `None` for no distance.
+        crop: How a reference picture gets the shape of the generated ones: `"center"` cuts, `"stretch"` distorts.
+        model: Model, see `agentsd.generate.Settings`.
+        steps: Denoising steps of stock.
+        guidance_scale: Guidance.
+        size: Side of the pictures in pixels.
+        scheduler: Sampler.
+        dtype: Arithmetic.
+        device: Device, or `"auto"`.
+        batch: Pictures at a time.
+        seed: Seed of all noise; each prompt's own follows from it and the image id.
+        arms: Descriptions, see `agentsd.evaluation.arms.parse_arm`.
+        fewer_steps: Steps of the equal-time arms; empty measures them, `(0,)` leaves them out.
+        mode: `"quality"`, `"timing"` or both, `"all"`.
+        timing_prompts: Batches that every arm draws twice while it is timed.
+        retime: Whether times that are there are measured anew.
+        features: What distances are taken on: `"inception"` (FID and KID), `"demo"` (the demo's small network, for
+            rendered scenes), or `"auto"`: demo for the rendered reference without weights, else Inception.
+        inception_weights: FID-Inception weights; `None` looks in torch's cache.
+        resize: How FID-Inception's input is resized, `"clean"` or `"legacy"`.
+        clip_model: CLIP model, a folder or hub id.
+        resamples: Bootstrap draws of the intervals; `None` is 1,000, or 200 where features are long.
+        protocol: One of `PROTOCOLS`.
+        merge: Run folders of other machines, whose pictures are taken over.
+        wait_hours: How long processes wait for the slowest.
+
+    Raises:
+        ValueError: If a field is out of range, or contradicts the protocol.
+
+    Example:
+        >>> Options(output=Path("run")).captions
+        'demo'
+    """
+
+    output: Path
+    captions: str = DEMO
+    class_names: Path | None = None
+    num: int | None = None
+    reference: str | None = None
+    crop: str = "center"
+    model: str | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    size: int | None = None
+    scheduler: str | None = None
+    dtype: str = "float32"
+    device: str = "auto"
+    batch: int = 1
+    seed: int = 0
+    arms: tuple[str, ...] = ()
+    fewer_steps: tuple[int, ...] = ()
+    mode: str = "all"
+    timing_prompts: int = 8
+    retime: bool = False
+    features: str = "auto"
+    inception_weights: Path | None = None
+    resize: str = "clean"
+    clip_model: str | None = None
+    resamples: int | None = None
+    protocol: str | None = None
+    merge: tuple[Path, ...] = ()
+    wait_hours: float = 24.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", MODES), ("resize", RESIZES), ("crop", CROPS), ("features", FEATURES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
+        for name, least in (("num", 1), ("batch", 1), ("timing_prompts", 1), ("resamples", 20)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if not self.wait_hours > 0:
+            raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ValueError(f"protocol={self.protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
+        if self.features == "demo" and self.inception_weights is not None:
+            raise ValueError("features='demo' uses no inception_weights; leave one of them out.")
+        if self.class_names is not None and self.protocol != "paper":
+            raise ValueError(
+                f"class_names={str(self.class_names)!r} belongs to --protocol paper; add it, or leave it out."
+            )
+
+    def completed(self) -> "Options":
+        """Return the options with the protocol's choices filled in.
+
+        Raises:
+            ValueError: If an option says otherwise than the protocol.
+
+        Example:
+            >>> Options(output=Path("run"), protocol="paper", class_names=Path("names.txt")).completed().scheduler
+            'pndm'
+        """
+        if self.protocol is None:
+            return self
+        changes: dict[str, Any] = {}
+        for name, value in PROTOCOLS[self.protocol].items():
+            given = getattr(self, name)
+            # A part of the prompts and another copy of the model are allowed: the result file says so.
+            if given is None:
+                changes[name] = value
+            elif given != value and name not in ("num", "model"):
+                raise ValueError(
+                    f"{name}={given!r} contradicts --protocol {self.protocol}, which has {value!r}; leave one out."
+                )
+        return replace(self, **changes)
+
+    def settings(self) -> Settings:
+        """Return what the pipeline is loaded and called with, without prompt and seed."""
+        settings = Settings(
+            prompt="",
+            model=DEMO if self.model is None else self.model,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=self.size,
+            width=self.size,
+            seed=self.seed,
+            scheduler=self.scheduler,
+            dtype=self.dtype,
+        )
+        return with_model_defaults(settings)
+
+    def chosen_features(self) -> str:
+        """Return which features distances are taken on.
+
+        Example:
+            >>> Options(output=Path("run"), reference="demo").chosen_features()
+            'demo'
+        """
+        if self.features != "auto":
+            return self.features
+        return "demo" if self.reference == DEMO and self.inception_weights is None else "inception"
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all options."""
+        return [field.name for field in fields(cls)]
+
+
+def prompts_of(options: Options) -> list[Prompt]:
+    """Return the prompts of an evaluation.
+
+    Args:
+        options: Completed options.
+
+    Returns:
+        The prompts, with indices 0, 1, 2, ...
+
+    Raises:
+        ValueError: If they cannot be read, or are not those of the protocol.
+
+    Example:
+        >>> len(prompts_of(Options(output=Path("run"), num=3)))
+        3
+    """
+    if options.protocol == "paper":
+        if options.class_names is None:
+            raise ValueError(
+                "class_names is missing: --protocol paper draws two pictures of each of the 1,000 ImageNet classes, "
+                "whose names are not bundled; give --class-names FILE (one a line, or a JSON list or object 0..999)."
+            )
+        return class_prompts(read_class_names(options.class_names))[: options.num]
+    if options.captions == DEMO:
+        if options.protocol is not None:
+            raise ValueError(f"captions='demo' are not those of --protocol {options.protocol}; give --captions FILE.")
+        return list(demo_prompts(DEMO_NUM if options.num is None else options.num, options.seed))
+    path = Path(options.captions).expanduser()
+    if options.protocol == "coco2017-5k":
+        found = _sha256(path)
+        if found != COCO_2017_SHA256:
+            raise ValueError(
+                f"captions={options.captions!r} has the SHA-256 {found}, but --protocol coco2017-5k needs "
+                f"captions_val2017.json of COCO's annotations_trainval2017.zip, {COCO_2017_SHA256}."
+            )
+    return list(load_captions(path, num=options.num))
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Return the 1,000 class names of a file: one a line, or a JSON list or object with the keys 0 to 999.
+
+    Raises:
+        ValueError: If the file cannot be read or does not hold 1,000 names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            data = json.loads(text)
+            names = [data[str(i)] for i in range(len(data))] if isinstance(data, dict) else list(data)
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"class_names={str(path)!r} cannot be read: {error!r}.") from error
+    if len(names) != CLASSES or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(
+            f"class_names={str(path)!r} holds {len(names)} names; it must hold the {CLASSES} of ImageNet-1k."
+        )
+    return [" ".join(name.split()) for name in names]
+
+
+def class_prompts(names: list[str]) -> list[Prompt]:
+    """Return the prompts of the protocol `"paper"`: every class once, then every class again.
+
+    In this order the first pictures of a shortened run cover the classes evenly.
+
+    Example:
+        >>> class_prompts(["tench", "goldfish"])[3]
+        Prompt(index=3, image_id='1-1', text='A high quality photograph of a goldfish.')
+    """
+    pairs = [(number, place, name) for number in range(PICTURES_PER_CLASS) for place, name in enumerate(names)]
+    return [
+        Prompt(index=index, image_id=f"{place}-{number}", text=CLASS_TEMPLATE.format(name))
+        for index, (number, place, name) in enumerate(pairs)
+    ]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"captions={str(path)!r} cannot be read: {error}.") from error

@@ -1,0 +1,265 @@
+"""What an evaluation leaves for people: results, table, single pictures, plot, grids, and one page with all of it."""
+
+import base64
+import html
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from agentsd.evaluation.arms import STOCK
+from agentsd.evaluation.captions import Prompt
+from agentsd.evaluation.results import Rows, worst_by_psnr
+from agentsd.evaluation.store import Store, slug, write_bytes, write_json, write_text
+from agentsd.evaluation.tables import markdown, note, per_image, table, title
+
+logger = logging.getLogger(__name__)
+
+_FIXED = 3  # pictures at the same places for every arm
+_WORST = 5
+_SIDE = 256  # pixels of a picture in a grid
+_STRIP = 22
+_AMPLIFIED = 4
+_COLOURS = {"stock": "#444444", "control": "#999999", "candidate": "#0b6e4f", "equal time": "#c0392b"}
+
+_MEANINGS = (
+    ("speed-up", "stock's time over the arm's, whole pipeline call; each prompt is drawn twice by every arm in the "
+     "order ABBA, its ratio is the geometric mean of the two, the figure the median with a bootstrap interval"),
+    ("UNet alone", "the same for the UNet's calls only, timed in a pass of its own"),
+    ("PSNR, SSIM, latent L2", "likeness to the stock picture of the same prompt and noise: closeness, not quality"),
+    ("FID, KID", "distances of FID-Inception features from the reference's; FD(x), KD(x) are the same of other "
+     "features x and must not be compared with FID"),
+    ("Δ", "arm minus stock on the same prompts, with a 95% interval over prompts; 0 inside: not told apart"),
+    ("stock A/A", "stock drawn again: what noise of the machine alone does"),
+    ("stock, N steps", "stock with so few steps that it takes an arm's time: what an accelerator has to beat"),
+    ("distance says", "a lower distance than stock's is called different, not better, unless another metric agrees"),
+)  # fmt: skip
+
+
+def write_report(
+    store: Store,
+    results: dict[str, Any],
+    prompts: Sequence[Prompt],
+    rows: Mapping[str, Rows],
+    timing: Mapping[str, Any],
+    painter: Any,
+) -> None:
+    """Write `results.json`, `per_image.csv`, `table.md`, `pareto.png`, `pareto.svg`, a grid an arm and `report.html`.
+
+    Args:
+        store: Where pictures are and files go.
+        results: The figures.
+        prompts: The prompts.
+        rows: Measures by arm; empty if only times were taken.
+        timing: Times; empty if none were taken.
+        painter: What knows the pictures' seeds.
+    """
+    folder = store.folder
+    noises = {name: arm["settings"]["noise"] for name, arm in results["arms"].items()}
+    seeds = [(name, partial(_seed, painter, noise)) for name, noise in noises.items()]
+    write_json(folder / "results.json", results)
+    write_text(folder / "per_image.csv", per_image(prompts, seeds, rows, timing))
+    write_text(folder / "table.md", markdown(results))
+    grids = {}
+    if rows:
+        equal = _equal_time_arms(results)
+        for name, arm in results["arms"].items():
+            if arm["role"] == "candidate":
+                grids[name] = grid(store, name, equal.get(name), prompts, rows[name], results["stamps"])
+                write_bytes(folder / f"grid-{slug(name)}.png", _encoded(grids[name], "PNG"))
+    plot = pareto(results)
+    for suffix, data in plot.items():
+        write_bytes(folder / f"pareto.{suffix}", data)
+    write_text(folder / "report.html", page(results, grids, plot.get("svg")))
+
+
+def grid(
+    store: Store, arm: str, rival: str | None, prompts: Sequence[Prompt], rows: Rows, stamps: Sequence[str]
+) -> Image.Image:
+    """Return pictures of an arm beside stock: the first few prompts, then those least like stock, none chosen.
+
+    Args:
+        store: Where the pictures are.
+        arm: Name of the arm.
+        rival: Stock of equal time, if there is one.
+        prompts: The prompts.
+        rows: The arm's measures.
+        stamps: Remarks, written above.
+
+    Returns:
+        The grid: stock, arm, stock of equal time, four times the difference of the first two.
+    """
+    fixed = list(range(min(_FIXED, len(prompts))))
+    worst = [] if rows.psnr_db is None else worst_by_psnr(rows.psnr_db, _WORST)
+    columns = [STOCK, arm, *([] if rival is None else [rival])]
+    places = [("prompt", i) for i in fixed] + [("least alike", i) for i in worst]
+    heads = [*columns, f"{_AMPLIFIED} x |{STOCK} - {arm}|"]
+    top = _STRIP * (1 + len(stamps))
+    canvas = Image.new("RGB", (len(heads) * _SIDE, top + len(places) * (_SIDE + _STRIP)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for row, stamp in enumerate(stamps):
+        _write(draw, (4, row * _STRIP), stamp, canvas.width - 8, "#c0392b")
+    for column, head in enumerate(heads):
+        _write(draw, (column * _SIDE + 4, top - _STRIP), head, _SIDE - 8)
+    for row, (kind, index) in enumerate(places):
+        y = top + row * (_SIDE + _STRIP)
+        pictures = [store.picture(name, index) for name in columns]
+        apart = np.abs(pictures[0].astype(np.int16) - pictures[1].astype(np.int16)) * _AMPLIFIED
+        for column, picture in enumerate([*pictures, np.minimum(apart, 255).astype(np.uint8)]):
+            shown = Image.fromarray(picture)
+            shown.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            if max(shown.size) < _SIDE:
+                scale = _SIDE // max(shown.size)
+                shown = shown.resize((shown.width * scale, shown.height * scale), Image.Resampling.NEAREST)
+            canvas.paste(shown, (column * _SIDE, y))
+        decibels = "" if rows.psnr_db is None else _decibels(float(rows.psnr_db[index]))
+        _write(draw, (4, y + _SIDE), f"{kind} {index}{decibels}: {prompts[index].text}", canvas.width - 8)
+    return canvas
+
+
+def pareto(results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the plot of speed-up against quality, as png and svg; empty without times, measures or matplotlib."""
+    arms = {name: arm for name, arm in results["arms"].items() if "speed" in arm}
+    names = dict.fromkeys(name for arm in arms.values() for name in arm["metrics"])
+    wanted = [name for name in names if name == "psnr_db" or name.startswith(("delta_fid", "delta_fd_"))]
+    wanted += [name for name in ("clip_score", "attribute_accuracy") if name in names]
+    if not wanted:
+        return {}
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        logger.warning("no plot: matplotlib is missing; pip install 'agentsd[eval]'")
+        return {}
+    figure = Figure(figsize=(5.2 * len(wanted), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, metric in enumerate(wanted):
+        axes = figure.add_subplot(1, len(wanted), place + 1)
+        for name, arm in arms.items():
+            entry, gain = arm["metrics"].get(metric), arm["speed"]["speedup"]
+            if entry is None or entry["value"] is None:
+                continue
+            low, high = (entry.get(end) for end in ("low", "high"))
+            whole = low is not None and high is not None
+            axes.errorbar(
+                gain["median"], entry["value"], fmt="o", color=_COLOURS[arm["role"]], capsize=2, label=name,
+                xerr=[[max(0.0, gain["median"] - gain["low"])], [max(0.0, gain["high"] - gain["median"])]],
+                yerr=[[max(0.0, entry["value"] - low)], [max(0.0, high - entry["value"])]] if whole else None,
+            )  # fmt: skip
+            axes.annotate(name, (gain["median"], entry["value"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+        if metric.startswith("delta_"):
+            axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.set_xlabel("speed-up over stock, end to end")
+        axes.set_ylabel(_axis(metric))
+    if results["stamps"]:
+        figure.suptitle("\n".join(results["stamps"]), fontsize=8, color="#c0392b")
+    data = {}
+    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, dpi=120, metadata=metadata)
+        data[suffix] = buffer.getvalue()
+    return data
+
+
+def page(results: Mapping[str, Any], grids: Mapping[str, Image.Image], plot: bytes | None) -> str:
+    """Return one HTML page with everything in it: remarks, table, plot, grids, meanings, configuration.
+
+    Args:
+        results: The figures.
+        grids: Pictures by arm.
+        plot: The plot as SVG, if there is one.
+
+    Returns:
+        The page; it loads nothing from elsewhere.
+    """
+    heading, rows = table(results)
+    parts = [
+        "<h1>Evaluation of agentsd</h1>",
+        *(f"<p class='stamp'>{html.escape(stamp)}</p>" for stamp in results["stamps"]),
+        f"<p>{html.escape(note(results))}</p>",
+        "<div class='wide'><table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in heading) + "</tr>",
+        *(
+            f"<tr class='{html.escape(slug(results['arms'][row[0]]['role']))}'>"
+            + "".join(f"<td>{html.escape(text)}</td>" for text in row)
+            + "</tr>"
+            for row in rows
+        ),
+        "</table></div>",
+    ]
+    for name, arm in results["arms"].items():
+        if arm.get("equals"):
+            parts.append(f"<p>{html.escape(name)} takes the time of: {html.escape(', '.join(arm['equals']))}.</p>")
+    if plot is not None:
+        parts.append(_embedded("image/svg+xml", plot, "speed-up against quality"))
+    for name, picture in grids.items():
+        parts += [f"<h2>{html.escape(name)}</h2>", _embedded("image/jpeg", _encoded(picture, "JPEG"), name)]
+    meanings = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(text)}</dd>" for word, text in _MEANINGS)
+    config = {
+        key: results[key] for key in ("protocol", "about", "manifest", "reference", "extractor", "clip", "timing")
+    }
+    config["arms"] = {name: arm["settings"] for name, arm in results["arms"].items()}
+    parts += [
+        f"<h2>What the columns mean</h2><dl>{meanings}</dl>",
+        "<h2>Configuration</h2>",
+        f"<pre>{html.escape(json.dumps(config, indent=1, sort_keys=True))}</pre>",
+    ]
+    style = (
+        "body{font:15px/1.45 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
+        "table{border-collapse:collapse}td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right;"
+        "white-space:nowrap}td:first-child,th:first-child{text-align:left}tr.candidate{background:#eef7f2}"
+        ".stamp{color:#c0392b;font-weight:bold}.wide{overflow-x:auto}img{max-width:100%}dt{font-weight:bold}"
+        "pre{background:#f6f6f6;padding:1em;overflow-x:auto}"
+    )
+    head = f"<meta charset='utf-8'><title>Evaluation of agentsd</title><style>{style}</style>"
+    return f"<!doctype html><html lang='en'><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _seed(painter: Any, noise: int, index: int) -> int:
+    return int(painter.seed(index, noise))
+
+
+def _equal_time_arms(results: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        candidate: name
+        for name, arm in results["arms"].items()
+        if arm["role"] == "equal time"
+        for candidate in results["arms"]
+        if candidate in arm.get("equals", results["arms"])
+    }
+
+
+def _axis(metric: str) -> str:
+    if metric.startswith("delta_"):
+        return f"Δ{title(metric.removeprefix('delta_'))}: arm minus stock, lower is nearer to the reference"
+    return {
+        "psnr_db": "PSNR to stock of the same noise, dB, median",
+        "clip_score": "CLIP score, mean",
+        "attribute_accuracy": "share of pictures with all attributes right",
+    }[metric]
+
+
+def _decibels(value: float) -> str:
+    return f", {value:.1f} dB" if np.isfinite(value) else ", equal"
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **({"quality": 88} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _embedded(kind: str, data: bytes, text: str) -> str:
+    return f"<p><img alt='{html.escape(text)}' src='data:{kind};base64,{base64.b64encode(data).decode()}'></p>"
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, fill: str = "black") -> None:
+    font = ImageFont.load_default(12)
+    while font.getlength(text) > width and len(text) > 4:
+        text = text[:-5] + "..."
+    draw.text((place[0], place[1] + 4), text, fill=fill, font=font)

@@ -1,0 +1,182 @@
+"""The figures as rows of text: the table that goes into README, page and plot, and the file of single pictures."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from agentsd.evaluation.captions import Prompt
+from agentsd.evaluation.results import Rows, seconds_by_prompt
+
+_ROWS = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")
+
+Arm = Mapping[str, Any]
+
+
+def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heading and rows of the table of all arms; columns that nobody has are left out.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        Heading, and one row of texts for each arm.
+
+    Example:
+        >>> table({"arms": {"stock": {"steps": 20, "metrics": {"ssim": {"value": 1.0}}}}})
+        (['arm', 'steps', 'SSIM'], [['stock', '20', '1.000']])
+    """
+    arms: Mapping[str, Arm] = results["arms"]
+    columns: list[tuple[str, Callable[[Arm], str]]] = [
+        ("steps", lambda arm: str(arm["steps"])),
+        ("speed-up", lambda arm: _speedup(arm, "speedup")),
+        ("UNet alone", lambda arm: _speedup(arm, "unet_speedup")),
+        ("s a picture", lambda arm: f"{arm['speed']['seconds_median']:.2f}" if "speed" in arm else ""),
+        ("peak memory", _memory),
+        ("PSNR, dB (5%)", lambda arm: _decibels(arm["metrics"].get("psnr_db"))),
+        ("SSIM", lambda arm: _number(arm, "ssim", "{:.3f}")),
+        ("latent L2", lambda arm: _number(arm, "latent_l2", "{:.3f}")),
+    ]
+    for name in sorted({name for arm in arms.values() for name in arm["metrics"] if name.startswith(("fid", "fd_"))}):
+        columns += [(title(name), _plain(name, "{:.4g}")), (f"Δ{title(name)}", _delta(name, "{:+.3g}"))]
+    for name in sorted({name for arm in arms.values() for name in arm["metrics"] if name.startswith(("kid", "kd_"))}):
+        columns += [(title(name), _plain(name, "{:.4g}")), (f"Δ{title(name)}", _delta(name, "{:+.2g}"))]
+    columns += [
+        ("CLIP score", _plain("clip_score", "{:.3f}")),
+        ("ΔCLIP score", _delta("clip_score", "{:+.3f}")),
+        ("attributes right", _plain("attribute_accuracy", "{:.1%}")),
+        ("Δ attributes", _delta("attribute_accuracy", "{:+.1%}")),
+        ("distance says", lambda arm: arm.get("verdict", "")),
+    ]
+    cells = [[make(arm) for _, make in columns] for arm in arms.values()]
+    kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+    heading = ["arm", *(columns[i][0] for i in kept)]
+    return heading, [[name, *(row[i] for i in kept)] for name, row in zip(arms, cells, strict=True)]
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """Return the table with its remarks, as Markdown."""
+    heading, rows = table(results)
+    lines = ["| " + " | ".join(heading) + " |", "|---|" + "--:|" * (len(heading) - 1)]
+    lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
+    return "\n".join([*lines, "", note(results), "", *(f"**{stamp}**" for stamp in results["stamps"])]).rstrip() + "\n"
+
+
+def note(results: Mapping[str, Any]) -> str:
+    """Return one paragraph that says what the figures were made with."""
+    config, about = results["manifest"]["config"], results["about"]
+    said = [
+        f"{results['number']} prompts ({about['captions']}), model {about['model']}, "
+        f"{config['width']}x{config['height']} pixels, {config['scheduler']['class']}, "
+        f"guidance {config['guidance_scale']:g}, {config['dtype']}, batch {config['batch']}, "
+        f"torch {config['torch']}, diffusers {config['diffusers']}, agentsd {config['agentsd']}."
+    ]
+    reference = results["reference"]
+    if reference is not None:
+        extractor = results["extractor"]
+        size = f"{reference['number']} pictures" if "number" in reference else "moments"
+        said.append(
+            f"Reference: {reference['kind']}, {size}{', paired with the prompts' if reference['paired'] else ''}; "
+            f"features {extractor['name']}; Δ is arm minus stock with a 95% interval."
+        )
+    timing = results["timing"]
+    if timing is not None:
+        environment = timing["environment"]
+        said.append(
+            f"Times: {timing['prompts']} prompts, each drawn twice by every arm in the order ABBA, speed-up over stock "
+            f"with a 95% interval, on {environment['device']}, {environment['threads']} threads."
+        )
+    said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")
+    return " ".join(said)
+
+
+def per_image(
+    prompts: Sequence[Prompt],
+    arms: Sequence[tuple[str, Callable[[int], int]]],
+    rows: Mapping[str, Rows],
+    timing: Mapping[str, Any],
+) -> str:
+    """Return a CSV table with a line for every picture.
+
+    Args:
+        prompts: The prompts.
+        arms: Name of each arm, and what gives the seed of its pictures.
+        rows: Measures by arm.
+        timing: Times.
+
+    Returns:
+        The table, with a heading.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["index", "image_id", "arm", "seed", "seconds", *_ROWS, "prompt"])
+    for name, seed_of in arms:
+        seconds = seconds_by_prompt(timing, name)
+        measured = rows.get(name, Rows())
+        for prompt in prompts:
+            i = prompt.index
+            values = [getattr(measured, field) for field in _ROWS]
+            shown = ["" if value is None else repr(float(value[i])) for value in values]
+            time = f"{seconds[i]:.4f}" if i < len(seconds) else ""
+            writer.writerow([i, prompt.image_id, name, seed_of(i), time, *shown, prompt.text])
+    return buffer.getvalue()
+
+
+def title(name: str) -> str:
+    """Return how a distance is written.
+
+    Example:
+        >>> title("fid"), title("fd_demo")
+        ('FID', 'FD(demo)')
+    """
+    kind, _, features = name.partition("_")
+    return f"{kind.upper()}({features})" if features else kind.upper()
+
+
+def finite(values: Any) -> Any:
+    """Return the finite ones of some values."""
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def _speedup(arm: Arm, name: str) -> str:
+    if "speed" not in arm:
+        return ""
+    gain = arm["speed"][name]
+    return f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]"
+
+
+def _memory(arm: Arm) -> str:
+    peak = arm.get("speed", {}).get("peak_bytes")
+    return f"{peak / 2**30:.2f} GiB" if peak else ""
+
+
+def _decibels(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    if entry["value"] is None:
+        return "equal" if entry["equal_pictures"] == entry["n"] else f"{entry['equal_pictures']} of {entry['n']} equal"
+    worst = "equal" if entry["p5"] is None else f"{entry['p5']:.1f}"
+    return f"{entry['value']:.1f} ({worst})"
+
+
+def _number(arm: Arm, name: str, form: str) -> str:
+    entry = arm["metrics"].get(name)
+    return "" if entry is None or entry["value"] is None else form.format(entry["value"])
+
+
+def _plain(name: str, form: str) -> Callable[[Arm], str]:
+    return lambda arm: _number(arm, name, form)
+
+
+def _delta(name: str, form: str) -> Callable[[Arm], str]:
+    def make(arm: Arm) -> str:
+        entry = arm["metrics"].get(f"delta_{name}")
+        if entry is None:
+            return ""
+        value, low, high = (form.format(entry[key]) for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    return make

@@ -1,0 +1,187 @@
+"""What each arm costs, timed apart from the pictures: end to end, UNet alone, patching, memory."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from agentsd.bench import environment, interleave, peak_memory, speedup
+from agentsd.evaluation.arms import EvaluationArm
+
+_WARMUP = 2
+_PATCHINGS = 3
+
+# Draws one batch of pictures for prompts at the places given: (arm, places).
+DrawArm = Callable[[EvaluationArm, Sequence[int]], object]
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to time: `prompts` batches of `batch` pictures, each drawn twice by every arm in the order ABBA."""
+
+    prompts: int = 8
+    batch: int = 1
+    warmup: int = _WARMUP
+
+
+def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: TimingPlan) -> dict[str, Any]:
+    """Time every arm against the first, interleaved; entering and leaving an arm is not part of its time.
+
+    Every batch is drawn A B C, C B A, so that slow drift cancels within it; the ratio of a batch is the geometric
+    mean of its two, the speed-up the median over the batches. The UNet is timed in a pass of its own, because the
+    synchronisation around its calls would slow a GPU.
+
+    Args:
+        pipe: The pipeline.
+        arms: The arms, stock first.
+        draw: Draws pictures with the pipeline as it is.
+        plan: How long to time.
+
+    Returns:
+        Plain data: environment, and for each arm seconds, speed-up with 95% interval, and peak memory in bytes.
+
+    Raises:
+        ValueError: If the plan has no prompt.
+    """
+    if plan.prompts < 1 or plan.batch < 1:
+        raise ValueError(f"timing_prompts={plan.prompts} and batch={plan.batch} must be at least 1.")
+    device = torch.device(pipe.device)
+    by_name = {arm.name: arm for arm in arms}
+    entries = {name: partial(arm.enter, pipe) for name, arm in by_name.items()}
+    whole = _abba(lambda name, places: draw(by_name[name], places), entries, plan, device)
+
+    parts: dict[str, list[float]] = {name: [] for name in by_name}
+
+    @contextmanager
+    def clocked(name: str) -> Iterator[None]:
+        with entries[name](), unet_clock(pipe) as clock:
+            yield
+        parts[name].append(clock.seconds())
+
+    short = TimingPlan(prompts=max(1, math.ceil(plan.prompts / 2)), batch=plan.batch, warmup=1)
+    _abba(
+        lambda name, places: draw(by_name[name], places),
+        {name: partial(clocked, name) for name in by_name},
+        short,
+        device,
+    )
+    unet = {name: times[short.warmup :] for name, times in parts.items()}
+    first = arms[0].name
+    places = range(plan.batch)
+    rows: dict[str, Any] = {}
+    for name, arm in by_name.items():
+        with entries[name]():
+            peak = peak_memory(partial(draw, arm, places), device=device)
+        rows[name] = {
+            "steps": arm.steps,
+            "seconds": whole[name],
+            "seconds_median": statistics.median(whole[name]) / plan.batch,
+            "speedup": _ratio(_per_batch(whole[first]), _per_batch(whole[name])),
+            "unet_seconds": unet[name],
+            "unet_speedup": _ratio(_per_batch(unet[first]), _per_batch(unet[name])),
+            "peak_bytes": peak,
+            "patching_seconds": statistics.median(_patching(entries[name]) for _ in range(_PATCHINGS)),
+        }
+    return {
+        "order": "ABBA",
+        "prompts": plan.prompts,
+        "batch": plan.batch,
+        "warmup": plan.warmup,
+        "environment": environment(device),
+        "arms": rows,
+    }
+
+
+def quick_speedups(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, batch: int = 1) -> dict[str, float]:
+    """Return a first estimate of each arm's speed-up over the first arm, from one warm-up and two ABBA batches."""
+    entries = {arm.name: partial(arm.enter, pipe) for arm in arms}
+    by_name = {arm.name: arm for arm in arms}
+    plan = TimingPlan(prompts=2, batch=batch, warmup=1)
+    seconds = _abba(lambda name, places: draw(by_name[name], places), entries, plan, torch.device(pipe.device))
+    first = _per_batch(seconds[arms[0].name])
+    return {arm.name: speedup(first, _per_batch(seconds[arm.name])).median for arm in arms}
+
+
+class UnetClock:
+    """Adds up the time between the beginnings and the ends of a module's calls."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def mark(self, *args: object) -> None:
+        """Note a beginning or an end; both in turn."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Return the time between beginnings and ends so far."""
+        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
+        if self._cuda:
+            torch.cuda.synchronize()
+            return sum(float(start.elapsed_time(end)) for start, end in pairs) / 1000
+        return float(sum(end - start for start, end in pairs))
+
+
+@contextmanager
+def unet_clock(pipe: Any) -> Iterator[UnetClock]:
+    """Time the calls of a pipeline's UNet, hooks of others included, while the context lasts.
+
+    Example:
+        >>> with unet_clock(pipe) as clock:
+        ...     images = pipe("a red ring", num_inference_steps=2, output_type="latent")
+        >>> clock.seconds() > 0
+        True
+    """
+    clock = UnetClock(torch.device(pipe.device))
+    handles = [
+        pipe.unet.register_forward_pre_hook(clock.mark, prepend=True),
+        pipe.unet.register_forward_hook(clock.mark),
+    ]
+    try:
+        yield clock
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _abba(
+    draw: Callable[[str, Sequence[int]], object],
+    entries: Mapping[str, Callable[[], AbstractContextManager[Any]]],
+    plan: TimingPlan,
+    device: torch.device,
+) -> dict[str, list[float]]:
+    runs = dict.fromkeys(entries, -plan.warmup)
+
+    def run(name: str) -> None:
+        number = max(0, runs[name] // 2)  # warm-up draws the first batch
+        runs[name] += 1
+        draw(name, range(number * plan.batch, (number + 1) * plan.batch))
+
+    return interleave(run, entries, rounds=2 * plan.prompts, warmup=plan.warmup, device=device)
+
+
+def _per_batch(seconds: Sequence[float]) -> list[float]:
+    return [math.sqrt(one * other) for one, other in zip(seconds[::2], seconds[1::2], strict=True)]
+
+
+def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, float | int]:
+    gain = speedup(baseline, arm)
+    return {"median": gain.median, "low": gain.low, "high": gain.high, "n": gain.pairs}
+
+
+def _patching(entry: Callable[[], AbstractContextManager[Any]]) -> float:
+    start = time.perf_counter()
+    with entry():
+        pass
+    return time.perf_counter() - start

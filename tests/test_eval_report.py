@@ -1,0 +1,221 @@
+"""Verdicts, tables, plot, grid and page: what may be said, nothing loaded from elsewhere, the worst ones shown."""
+
+import csv
+import io
+import math
+import sys
+
+import numpy as np
+import pytest
+from evaluation_runs import cheap_extractor, make_place, whole_run
+from PIL import Image
+
+from agentsd.evaluation import report
+from agentsd.evaluation.arms import EvaluationArm
+from agentsd.evaluation.captions import Prompt
+from agentsd.evaluation.results import Real, Rows, arm_results, stamps, verdict_of, worst_by_psnr
+from agentsd.evaluation.statistics import Delta, Interval, frechet_distance, kernel_distance
+from agentsd.evaluation.store import Store, read_json
+from agentsd.evaluation.tables import markdown, per_image, table, title
+
+STOCK = EvaluationArm(name="stock", role="stock", steps=20)
+OURS = EvaluationArm(name="ours", role="candidate", steps=20)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the folder of a run that nothing disturbed."""
+    return whole_run(make_place(tmp_path_factory.mktemp("place")), tmp_path_factory.mktemp("whole") / "run")
+
+
+# --- what may be said ---
+
+
+@pytest.mark.parametrize(
+    ("delta", "agreeing", "said"),
+    [
+        (Delta(-1, -2, 0.5), {}, "not told apart from stock"),
+        (Delta(1, 0.5, 2), {}, "worse than stock"),
+        (Delta(1, 0.5, 2), {"clip_score": Interval(1, 0.5, 2)}, "worse than stock"),
+        (Delta(-1, -2, -0.5), {}, "different from stock: lower distance, no other metric agrees"),
+        (
+            Delta(-1, -2, -0.5),
+            {"clip_score": Interval(1, -0.5, 2)},
+            "different from stock: lower distance, no other metric agrees",
+        ),
+        (
+            Delta(-1, -2, -0.5),
+            {"clip_score": Interval(1, 0.5, 2)},
+            "better than stock: lower distance, and clip_score agrees",
+        ),
+    ],
+)
+def test_a_lower_distance_alone_is_not_better(delta, agreeing, said):
+    assert verdict_of(delta, agreeing) == said
+
+
+def drawn_rows(seed=0, number=60, shift=0.5):
+    draw = np.random.default_rng(seed)
+    real, stock = draw.normal(size=(2, number, 12)).astype(np.float32)
+    rows = {
+        "stock": Rows(features=stock, clip_score=draw.normal(30, 1, number)),
+        "ours": Rows(
+            features=stock + np.float32(shift),
+            clip_score=draw.normal(31, 1, number),
+            psnr_db=np.array([math.inf, *draw.normal(25, 1, number - 1)]),
+            ssim=draw.uniform(0.8, 1, number),
+            latent_l2=draw.uniform(0, 0.1, number),
+        ),
+    }
+    return real, rows
+
+
+def test_figures_are_those_of_the_statistics():
+    real, rows = drawn_rows()
+    result = arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=50)
+    metrics = result["metrics"]
+    ours, stock = (rows[name].features.astype(np.float64) for name in ("ours", "stock"))
+    real = real.astype(np.float64)
+    for name, statistic in (("fd_quarters", frechet_distance), ("kd_quarters", kernel_distance)):
+        assert metrics[name]["value"] == statistic(real, ours)
+        expected = statistic(real, ours) - statistic(real, stock)
+        assert metrics[f"delta_{name}"]["value"] == pytest.approx(expected, rel=1e-12)
+        assert metrics[f"delta_{name}"]["low"] > 0
+    assert result["verdict"] == "worse than stock"
+    assert metrics["psnr_db"]["equal_pictures"] == 1
+    assert metrics["delta_clip_score"]["value"] == pytest.approx(
+        np.mean(rows["ours"].clip_score - rows["stock"].clip_score)
+    )
+    assert "verdict" not in arm_results(STOCK, rows, Real(real, paired=True), cheap_extractor(), resamples=50)
+
+
+def test_features_of_one_precision_give_equal_figures_however_they_came():
+    real, rows = drawn_rows()
+    once, again = (
+        arm_results(OURS, rows, Real(real.astype(kind), paired=True), cheap_extractor(), resamples=50)
+        for kind in (np.float32, np.float64)
+    )
+    assert once == again
+
+
+def test_an_unpaired_reference_gives_an_interval_around_the_difference():
+    real, rows = drawn_rows(shift=0.2)
+    for paired in (True, False):
+        result = arm_results(
+            OURS, rows, Real(real[:50] if not paired else real, paired=paired), cheap_extractor(), resamples=200
+        )
+        for name in ("delta_fd_quarters", "delta_kd_quarters"):
+            entry = result["metrics"][name]
+            assert entry["low"] < entry["value"] < entry["high"], (paired, name)
+
+
+def test_stamps_say_what_a_figure_is_not():
+    reference = {"kind": "folder", "paired": False}
+    said = stamps(100, cheap_extractor(), reference, {"unet_parameters": 10**9, "paired": False})
+    assert [stamp.split(",")[0].split(" ")[0] for stamp in said] == ["Small", "Distances", "The"]
+    assert stamps(5000, None, None, {"unet_parameters": 10**9}) == []
+    assert "Robustness only" in stamps(9, None, None, {"unet_parameters": 10**7, "demo_model": True})[0]
+
+
+def test_the_worst_are_the_least_alike():
+    assert worst_by_psnr([30.0, math.inf, 10.0, 20.0], 3) == [2, 3, 0]
+
+
+# --- files ---
+
+
+def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
+    results = read_json(whole / "results.json")
+    heading, rows = table(results)
+    assert [row[0] for row in rows] == ["stock", "stock A/A", "ours", "stock, 1 steps"]
+    assert "speed-up" not in heading
+    assert "FD(quarters)" in heading
+    assert "ΔKD(quarters)" in heading
+    assert all(any(row[i] for row in rows) for i in range(len(heading)))
+    control = next(row for row in rows if row[0] == "stock A/A")
+    assert "equal" in control
+    text = (whole / "table.md").read_text(encoding="utf-8")
+    assert text == markdown(results)
+    assert "**Plumbing test" in text
+    assert "FID |" not in text
+
+
+def test_titles():
+    assert [title(name) for name in ("fid", "kid", "fd_demo", "kd_demo")] == ["FID", "KID", "FD(demo)", "KD(demo)"]
+
+
+def test_single_pictures_survive_any_prompt():
+    prompts = [Prompt(0, 5, 'a "cat",\nand; a dog'), Prompt(1, "x,y", "plain")]
+    timing = {"batch": 1, "arms": {"stock": {"seconds": [1.0, 3.0]}}}
+    text = per_image(prompts, [("stock", lambda i: i + 10)], {}, timing)
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["prompt"] for row in rows] == [prompt.text for prompt in prompts]
+    assert [(row["image_id"], row["seed"], row["seconds"]) for row in rows] == [
+        ("5", "10", "2.0000"),
+        ("x,y", "11", ""),
+    ]
+
+
+def test_the_page_stands_alone_and_escapes(whole):
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "src='data:image/jpeg;base64," in page
+    assert not {"http://", "https://", "<script", "<link"} & {
+        word for word in ("http://", "https://", "<script", "<link") if word in page
+    }
+    assert "Plumbing test" in page
+    results = read_json(whole / "results.json")
+    results["arms"]["<b>"] = results["arms"].pop("ours")
+    results["about"]["captions"] = "<script>"
+    page = report.page(results, {}, None)
+    assert "<b>" not in page
+    assert "<script>" not in page
+
+
+def timed(results):
+    gain = {"median": 1.4, "low": 1.3, "high": 1.5, "n": 8}
+    speed = {"seconds_median": 2.0, "speedup": gain, "unet_speedup": gain, "peak_bytes": 2**30, "patching_seconds": 0.0}
+    return results | {"arms": {name: arm | {"speed": speed} for name, arm in results["arms"].items()}}
+
+
+def test_the_plot_shows_speed_against_quality(whole):
+    results = read_json(whole / "results.json")
+    assert report.pareto(results) == {}  # no times
+    plot = report.pareto(timed(results))
+    assert plot["png"].startswith(b"\x89PNG")
+    assert b"speed-up over stock" in plot["svg"] or b"<svg" in plot["svg"]
+    heading, rows = table(timed(results))
+    assert rows[0][heading.index("speed-up")] == "1.40x [1.30, 1.50]"
+    assert rows[0][heading.index("peak memory")] == "1.00 GiB"
+
+
+def test_without_matplotlib_there_is_no_plot_but_a_hint(whole, monkeypatch, caplog):
+    for name in [name for name in sys.modules if name.startswith("matplotlib")] + ["matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert report.pareto(timed(read_json(whole / "results.json"))) == {}
+    assert "pip install 'agentsd[eval]'" in caplog.text
+
+
+def test_the_grid_shows_fixed_places_then_the_worst(whole, monkeypatch):
+    prompts = [Prompt(i, i, f"prompt {i}") for i in range(5)]
+    written = []
+    monkeypatch.setattr(report, "_write", lambda draw, place, text, *rest: written.append(text))
+    rows = Rows(psnr_db=np.array([30.0, 20.0, math.inf, 10.0, 25.0]))
+    picture = report.grid(Store(whole), "ours", "stock, 1 steps", prompts, rows, ["a stamp"])
+    labels = [text for text in written if ": prompt" in text]
+    assert [label.split(":")[0] for label in labels] == [
+        "prompt 0, 30.0 dB", "prompt 1, 20.0 dB", "prompt 2, equal",
+        "least alike 3, 10.0 dB", "least alike 1, 20.0 dB", "least alike 4, 25.0 dB", "least alike 0, 30.0 dB",
+        "least alike 2, equal",
+    ]  # fmt: skip
+    assert written[:5] == ["a stamp", "stock", "ours", "stock, 1 steps", "4 x |stock - ours|"]
+    assert picture.width == 4 * 256
+    # Stock minus itself is black.
+    same = report.grid(Store(whole), "stock A/A", None, prompts, rows, [])
+    column = np.asarray(same.crop((2 * 256, 22, 3 * 256, 22 + 256)))
+    assert column.max() == 0
+
+
+def test_the_grid_is_written_for_each_candidate(whole):
+    with Image.open(whole / "grid-ours.png") as picture:
+        assert picture.size[0] == 4 * 256
+    assert not (whole / "grid-stock.png").exists()

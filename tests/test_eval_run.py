@@ -1,0 +1,514 @@
+"""Whole evaluations of a tiny model: what is drawn, what is kept, and that no kill and no batch changes it."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_runs import (
+    CAPTIONS,
+    SIDE,
+    cheap_extractor,
+    forked,
+    kill_self,
+    make_place,
+    options,
+    pictures,
+    same_results,
+    whole_run,
+)
+from PIL import Image
+
+import agentsd.evaluation.run as module
+from agentsd.evaluation import measures, store
+from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
+from agentsd.evaluation.drawing import picture_seed
+from agentsd.evaluation.manifest import ManifestMismatchError
+from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
+from agentsd.evaluation.reference import fitted, make_reference
+from agentsd.evaluation.run import evaluate
+from agentsd.evaluation.store import Store, UnfinishedError, read_json
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with model, captions and reference."""
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def whole(place, tmp_path_factory):
+    """Return the folder of a run that nothing disturbed."""
+    return whole_run(place, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(autouse=True)
+def _cheap_features(monkeypatch):
+    monkeypatch.setattr(measures, "make_extractor", cheap_extractor)
+
+
+def script():
+    import importlib.util
+
+    path = Path(__file__).parent.parent / "scripts" / "fid_eval.py"
+    spec = importlib.util.spec_from_file_location("fid_eval", path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+# --- a whole run ---
+
+
+def test_a_run_draws_every_arm_and_reports_every_figure(whole):
+    results = read_json(whole / "results.json")
+    assert list(results["arms"]) == ["stock", "stock A/A", "ours", "stock, 1 steps"]
+    assert {name: arm["role"] for name, arm in results["arms"].items()} == {
+        "stock": "stock",
+        "stock A/A": "control",
+        "ours": "candidate",
+        "stock, 1 steps": "equal time",
+    }
+    assert len(pictures(whole)) == 4 * len(CAPTIONS)
+    ours = results["arms"]["ours"]["metrics"]
+    assert set(ours) == {
+        "psnr_db", "ssim", "latent_l2", "fd_quarters", "kd_quarters", "delta_fd_quarters", "delta_kd_quarters",
+    }  # fmt: skip
+    for name, entry in ours.items():
+        assert entry["n"] == 5, name
+        assert entry["method"], name
+    assert "low" not in ours["fd_quarters"]  # no interval of an absolute distance
+    assert ours["delta_fd_quarters"]["low"] <= ours["delta_fd_quarters"]["high"]
+    assert ours["psnr_db"]["value"] < 60
+    for name in ("per_image.csv", "table.md", "report.html", "grid-ours.png", "manifest.json"):
+        assert (whole / name).is_file(), name
+
+
+def test_the_control_equals_stock(whole):
+    metrics = read_json(whole / "results.json")["arms"]["stock A/A"]["metrics"]
+    assert metrics["psnr_db"]["equal_pictures"] == 5
+    assert metrics["psnr_db"]["value"] is None  # infinite
+    assert (metrics["ssim"]["value"], metrics["latent_l2"]["value"]) == (1, 0)
+    assert [metrics["delta_fd_quarters"][key] for key in ("low", "value", "high")] == [0, 0, 0]
+
+
+def test_small_and_tiny_runs_are_stamped(whole):
+    results = read_json(whole / "results.json")
+    assert any("Plumbing test" in stamp for stamp in results["stamps"])
+    assert any("n=5 < 2048: biased high" in stamp for stamp in results["stamps"])
+    assert any("not FID, not KID" in stamp for stamp in results["stamps"])
+    assert not any("fid" in arm["metrics"] for arm in results["arms"].values())
+
+
+def test_every_picture_has_a_line_with_its_seed_and_prompt(whole):
+    with open(whole / "per_image.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    ours = [row for row in rows if row["arm"] == "ours"]
+    assert [row["prompt"] for row in ours] == CAPTIONS
+    assert [row["image_id"] for row in ours] == ["100", "101", "102", "103", "104"]
+    assert int(ours[1]["seed"]) == picture_seed(0, 101)
+    assert float(ours[0]["psnr_db"]) > 0
+    assert [row["psnr_db"] for row in rows if row["arm"] == "stock"] == [""] * 5
+
+
+def test_a_picture_holds_what_made_it(whole):
+    with Image.open(Store(whole).picture_path("ours", 2)) as picture:
+        record = json.loads(picture.text["agentsd"])
+        assert picture.size == (SIDE, SIDE)
+    assert (record["index"], record["image_id"], record["seed"]) == (2, "102", picture_seed(0, 102))
+
+
+# --- going on ---
+
+
+def draws_of(monkeypatch):
+    """Return a list that fills with what is drawn from now on."""
+    drawn = []
+    original = module.Painter.draw
+
+    def draw(self, arm, places, **kwargs):
+        drawn.append((arm.name, list(places)))
+        return original(self, arm, places, **kwargs)
+
+    monkeypatch.setattr(module.Painter, "draw", draw)
+    return drawn
+
+
+def test_a_second_start_draws_what_is_missing_or_damaged_alone(place, whole, tmp_path, monkeypatch):
+    evaluate(options(place, tmp_path / "run"))
+    there = Store(tmp_path / "run")
+    there.picture_path("ours", 0).unlink()
+    path = there.picture_path("stock", 3)
+    path.write_bytes(path.read_bytes()[:-30])
+    drawn = draws_of(monkeypatch)
+    evaluate(options(place, tmp_path / "run"))
+    # Whole batches, so that even rounding stays the same.
+    assert drawn == [("stock", [2, 3]), ("ours", [0, 1])]
+    same_results(tmp_path / "run", whole)
+    drawn.clear()
+    evaluate(options(place, tmp_path / "run"))
+    assert drawn == []
+
+
+@pytest.mark.parametrize("moment", [1, 3, 10, 21, 38, 47, 52, 56])
+def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatch, moment):
+    replace_file, count = os.replace, iter(range(1, 10**6))
+
+    def replaced(source, target):
+        if next(count) == moment:
+            kill_self()
+        replace_file(source, target)
+
+    def killed():
+        monkeypatch.setattr(store.os, "replace", replaced)
+        evaluate(options(place, tmp_path / "run"))
+
+    assert forked(killed) == [-9]
+    evaluate(options(place, tmp_path / "run"))
+    same_results(tmp_path / "run", whole)
+    assert not list((tmp_path / "run").rglob(".*.partial"))
+
+
+def test_a_full_disk_ends_with_code_3_and_loses_nothing(place, whole, tmp_path, monkeypatch, capsys):
+    given = options(place, tmp_path / "run")
+    synchronise, count = os.fsync, iter(range(10**6))
+
+    def full(descriptor):
+        if next(count) > 15:
+            raise OSError(28, "No space left on device")
+        synchronise(descriptor)
+
+    monkeypatch.setattr(module, "Options", lambda **kwargs: given)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "fsync", full)
+        with pytest.raises(UnfinishedError, match=r"is full .* every finished picture is kept"):
+            evaluate(given)
+    kept = pictures(tmp_path / "run")
+    assert len(kept) >= 4
+    evaluate(given)
+    assert kept.items() <= pictures(tmp_path / "run").items()
+    same_results(tmp_path / "run", whole)
+
+
+def test_other_settings_are_refused_with_code_2_and_the_keys(place, tmp_path, capsys):
+    evaluate(options(place, tmp_path / "run", arms=("ours:preset=fast",), num=2))
+    for changes, keys in (
+        ({"seed": 1}, {"seed"}),
+        ({"guidance_scale": 3.0}, {"guidance_scale"}),
+        ({"num": 3}, {"num", "prompts_sha256"}),
+        ({"scheduler": "euler"}, {"scheduler.class", "scheduler.sha256"}),
+        ({"dtype": "bfloat16"}, {"dtype", "weights_sha256"}),
+        ({"batch": 1}, {"batch"}),
+    ):
+        with pytest.raises(ManifestMismatchError) as caught:
+            evaluate(options(place, tmp_path / "run", **({"num": 2} | changes)))
+        assert set(caught.value.keys) == keys
+    with pytest.raises(ManifestMismatchError) as caught:
+        evaluate(options(place, tmp_path / "run", num=2, arms=("ours:preset=extreme",)))
+    assert any(key.startswith("schedule") for key in caught.value.keys)
+    code = script().main(
+        f"--output {tmp_path / 'run'} --captions {place / 'captions.csv'} --model {place / 'model'} --num 2 --steps 2 "
+        "--batch 2 --seed 5 --mode quality --device cpu".split()
+    )
+    assert code == 2
+    assert "seed: 0 there, 5 now" in capsys.readouterr().err
+
+
+def test_stock_serves_another_arm_in_the_same_folder(place, tmp_path, monkeypatch):
+    evaluate(options(place, tmp_path / "run", num=2))
+    drawn = draws_of(monkeypatch)
+    outcome = evaluate(options(place, tmp_path / "run", num=2, arms=("other:preset=quality",)))
+    assert drawn == [("other", [0, 1])]
+    assert "ours" not in outcome.results["arms"]
+
+
+def test_pictures_of_another_machine_are_merged(place, whole, tmp_path):
+    evaluate(options(place, tmp_path / "one"))
+    for path in (tmp_path / "one" / "arms" / "ours").glob("*.png"):
+        path.unlink()
+    evaluate(options(place, tmp_path / "other", merge=(tmp_path / "one", whole)))
+    same_results(tmp_path / "other", whole)
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
+        evaluate(options(place, tmp_path / "third", merge=(tmp_path / "nothing",)))
+    with pytest.raises(ValueError, match=r"other settings: seed differ"):
+        evaluate(options(place, tmp_path / "fourth", seed=1, merge=(whole,)))
+
+
+# --- seeds and batches ---
+
+
+def test_pictures_do_not_hang_on_the_batch(place, whole, tmp_path):
+    evaluate(options(place, tmp_path / "run", batch=1))
+    one, two = Store(tmp_path / "run"), Store(whole)
+    for arm in ("stock", "ours"):
+        for index in range(len(CAPTIONS)):
+            assert np.allclose(one.latent(arm, index), two.latent(arm, index), atol=5e-3), (arm, index)
+            apart = one.picture(arm, index).astype(int) - two.picture(arm, index)
+            assert np.abs(apart).max() <= 1, (arm, index)
+
+
+def test_a_picture_hangs_on_its_image_id_not_on_its_place(place, whole, tmp_path):
+    lines = (place / "captions.csv").read_text().splitlines()
+    (tmp_path / "turned.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
+    evaluate(options(place, tmp_path / "run", captions=str(tmp_path / "turned.csv"), batch=1))
+    turned, straight = Store(tmp_path / "run"), Store(whole)
+    for index in range(len(CAPTIONS)):
+        apart = turned.picture("stock", index).astype(int) - straight.picture("stock", len(CAPTIONS) - 1 - index)
+        assert np.abs(apart).max() <= 1
+
+
+def test_seeds_differ_by_id_noise_and_base():
+    seeds = {picture_seed(base, image, noise) for base in range(5) for image in range(50) for noise in range(3)}
+    assert len(seeds) == 5 * 50 * 3
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert picture_seed(0, 139) == picture_seed(0, "139")
+
+
+def test_other_noise_makes_another_picture(place, tmp_path):
+    arms = ("again:noise=1", "same:noise=0")
+    outcome = evaluate(options(place, tmp_path / "run", num=2, arms=arms, fewer_steps=(0,)))
+    metrics = {name: arm["metrics"] for name, arm in outcome.results["arms"].items()}
+    assert metrics["same"]["psnr_db"]["equal_pictures"] == 2
+    assert metrics["again"]["psnr_db"]["equal_pictures"] == 0
+
+
+# --- times ---
+
+
+def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
+    given = options(place, tmp_path / "run", num=2, mode="all", timing_prompts=2, fewer_steps=())
+    results = evaluate(given).results
+    steps = read_json(tmp_path / "run" / "equal_time.json")
+    assert all(1 <= fewer <= 2 for fewer in steps.values())
+    timing = read_json(tmp_path / "run" / "timing.json")
+    assert timing["order"] == "ABBA"
+    assert timing["environment"]["threads"] == 1
+    for name, arm in results["arms"].items():
+        row = timing["arms"][name]
+        assert len(row["seconds"]) == 4
+        assert len(row["unet_seconds"]) == 2
+        assert all(0 < one < whole for one, whole in zip(row["unet_seconds"], row["seconds"], strict=False))
+        assert arm["speed"]["speedup"]["n"] == 2
+        assert arm["speed"]["peak_bytes"] > 10**6
+    assert results["arms"]["stock"]["speed"]["speedup"]["median"] == 1
+    assert (tmp_path / "run" / "pareto.svg").is_file()
+    drawn = draws_of(monkeypatch)
+    assert evaluate(given).results == results  # the times are kept, and so are the steps of equal time
+    assert drawn == []
+    evaluate(replace(given, mode="timing", retime=True))
+    assert {name for name, _ in drawn} == set(results["arms"])
+
+
+def test_timing_alone_draws_no_files(place, tmp_path):
+    outcome = evaluate(options(place, tmp_path / "run", num=2, mode="timing", timing_prompts=1))
+    assert not (tmp_path / "run" / "arms").exists()
+    assert outcome.results["arms"]["ours"]["speed"]["unet_speedup"]["n"] == 1
+    assert "speed-up" in (tmp_path / "run" / "table.md").read_text()
+
+
+# --- references ---
+
+
+def test_a_folder_named_as_coco_names_it_is_paired(place):
+    prompts = prompts_of(options(place, Path("run")))
+    reference = make_reference(str(place / "real"), prompts, (SIDE, SIDE))
+    assert reference.paired
+    assert reference.number == 5
+    expected = fitted(place / "real" / "000000000103.png", (SIDE, SIDE), "center")
+    assert np.array_equal(reference.pictures([3])[0], expected)
+
+
+def test_a_folder_of_other_pictures_is_held_fixed(place, tmp_path):
+    for i in range(4):
+        Image.new("L" if i == 2 else "RGB", (20 + i, 30), (40 * i if i == 2 else (40 * i, 0, 90))).save(
+            tmp_path / f"photo{i}.png"
+        )
+    outcome = evaluate(options(place, tmp_path / "run", reference=str(tmp_path), fewer_steps=(0,)))
+    assert outcome.results["reference"]["paired"] is False
+    assert "reference fixed" in outcome.results["arms"]["ours"]["metrics"]["delta_fd_quarters"]["method"]
+    assert any("hold it fixed" in stamp for stamp in outcome.results["stamps"])
+
+
+def test_moments_give_a_frechet_distance_alone(place, tmp_path):
+    np.savez(tmp_path / "real.npz", mu=np.full(12, 100.0), sigma=np.eye(12) * 400)
+    outcome = evaluate(options(place, tmp_path / "run", reference=str(tmp_path / "real.npz"), fewer_steps=(0,)))
+    metrics = outcome.results["arms"]["ours"]["metrics"]
+    assert {"fd_quarters", "delta_fd_quarters"} <= metrics.keys()
+    assert "kd_quarters" not in metrics
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"statistics have 3 features, quarters 12"):
+        evaluate(options(place, tmp_path / "run", reference=str(tmp_path / "wrong.npz"), fewer_steps=(0,)))
+
+
+def test_center_cuts_and_stretch_distorts(tmp_path):
+    picture = np.zeros((10, 30, 3), dtype=np.uint8)
+    picture[:, :10] = 255
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    assert fitted(tmp_path / "wide.png", (16, 16), "center").max() < 40
+    assert fitted(tmp_path / "wide.png", (16, 16), "stretch")[:, :4].min() > 215
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nothing", r"reference='nothing' must be 'demo', a folder of pictures, or a \.npz file"),
+        ("demo", r"reference='demo' belongs to captions='demo' alone"),
+        ("empty", r"holds 0 pictures .*give two or more"),
+        ("bad.npz", r"must be a \.npz file with the arrays mu and sigma"),
+    ],
+)
+def test_a_bad_reference_is_named(place, tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "bad.npz", mean=np.zeros(2))
+    with pytest.raises(ValueError, match=message):
+        make_reference(source, prompts_of(options(place, Path("run"))), (SIDE, SIDE))
+
+
+def test_demo_captions_have_their_scenes_and_attributes(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the demo's own features
+    place = make_place(tmp_path)
+    given = options(
+        place, tmp_path / "run", captions="demo", reference="demo", num=4, size=64, fewer_steps=(0,), batch=4
+    )
+    outcome = evaluate(given)
+    metrics = outcome.results["arms"]["ours"]["metrics"]
+    assert {"fd_demo", "delta_fd_demo", "kd_demo", "attribute_accuracy", "delta_attribute_accuracy"} <= metrics.keys()
+    assert outcome.results["extractor"]["name"] == "agentsd-demo"
+    assert "FD(demo)" in (tmp_path / "run" / "table.md").read_text()
+
+
+# --- arms, options, protocols ---
+
+
+def test_arms_are_read():
+    arm = parse_arm("mine: preset=paper, ratio=0.2, steps=30, noise=2", 50)
+    assert (arm.name, arm.steps, arm.noise, arm.schedule.at(0, 50).merge_ratio) == ("mine", 30, 2, 0.2)
+    assert parse_arm("fast", 20).schedule == parse_arm("x:preset=fast", 20).schedule
+    rival = parse_arm("ToDo:rival=K/V downsampling 2 (ToDo)", 20)
+    assert (rival.rival, rival.schedule) == ("K/V downsampling 2 (ToDo)", None)
+    assert parse_arm("p:rival=pooled agents, stride 2", 20).rival == "pooled agents, stride 2"
+    assert [arm.name for arm in base_arms([], 20)] == ["stock", "stock A/A", "balanced"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("strange", r"arm='strange' cannot be read; write --arm NAME:key=value"),
+        ("x:", r"cannot be read"),
+        (":preset=fast", r"cannot be read"),
+        ("x:speed=3", r"cannot be read \(unknown: speed\)"),
+        ("x:preset=fastest", r"preset='fastest' is unknown; choose one of"),
+        ("x:steps=many", r"steps='many' must be a whole number"),
+        ("x:steps=0", r"steps=0 must be a whole number from 1 to 1000"),
+        ("x:noise=-1", r"noise=-1 must be 0"),
+        ("x:rival=nobody", r"rival='nobody' is unknown; choose one of"),
+        ("x:rival=T-GATE,reuse=2", r"rival stands in the place of reuse"),
+    ],
+)
+def test_an_arm_that_cannot_be_read_is_named(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arm(text, 20)
+
+
+def test_arms_need_names_of_their_own():
+    with pytest.raises(ValueError, match=r"arm='Fast' has the name or folder of the arm 'fast'; rename one"):
+        base_arms(["fast", "Fast:preset=extreme"], 20)
+    with pytest.raises(ValueError, match=r"has the name or folder of the arm 'stock'"):
+        base_arms(["stock:preset=fast"], 20)
+
+
+def test_arms_of_equal_time_are_drawn_once_and_only_where_there_are_fewer_steps():
+    arms = with_equal_time(base_arms(["a:preset=fast", "b:preset=extreme"], 20), {8: ["a", "b"], 20: ["c"]})
+    assert [(arm.name, arm.equals) for arm in arms[4:]] == [("stock, 8 steps", ("a", "b"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "fast"}, r"mode='fast' is unknown; choose one of all, quality, timing"),
+        ({"num": 0}, r"num=0 must be a whole number of at least 1"),
+        ({"batch": True}, r"batch=True must be a whole number"),
+        ({"crop": "left"}, r"crop='left' is unknown; choose one of center, stretch"),
+        ({"protocol": "mine"}, r"protocol='mine' is unknown; choose one of paper, coco2017-5k"),
+        ({"wait_hours": 0}, r"wait_hours=0 must be above 0"),
+        ({"class_names": Path("x")}, r"class_names='x' belongs to --protocol paper"),
+        ({"features": "demo", "inception_weights": Path("x")}, r"features='demo' uses no inception_weights"),
+    ],
+)
+def test_a_bad_option_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Options(output=Path("run"), **changes)
+
+
+def test_a_protocol_fills_in_and_refuses_what_contradicts_it():
+    given = Options(output=Path("run"), protocol="paper", class_names=Path("x")).completed()
+    assert (given.num, given.steps, given.guidance_scale, given.size, given.scheduler) == (2000, 50, 7.5, 512, "pndm")
+    with pytest.raises(ValueError, match=r"steps=20 contradicts --protocol paper, which has 50; leave one out"):
+        Options(output=Path("run"), protocol="paper", steps=20).completed()
+    assert Options(output=Path("run"), protocol="paper", num=10).completed().num == 10
+
+
+def test_the_paper_protocol_wants_class_names(tmp_path):
+    given = Options(output=tmp_path, protocol="paper").completed()
+    with pytest.raises(ValueError, match=r"class_names is missing: .* give --class-names FILE"):
+        prompts_of(given)
+    names = [f"thing {i}" for i in range(CLASSES)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    (tmp_path / "names.json").write_text(json.dumps({str(i): name for i, name in enumerate(names)}))
+    assert read_class_names(tmp_path / "names.txt") == read_class_names(tmp_path / "names.json") == names
+    prompts = prompts_of(replace(given, class_names=tmp_path / "names.txt"))
+    assert len(prompts) == 2000
+    assert len({prompt.image_id for prompt in prompts}) == 2000
+    assert prompts[1007].text == "A high quality photograph of a thing 7."
+    (tmp_path / "few.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=r"holds 2 names; it must hold the 1000 of ImageNet-1k"):
+        read_class_names(tmp_path / "few.txt")
+
+
+def test_class_prompts_cover_the_classes_evenly():
+    assert [prompt.image_id for prompt in class_prompts(["a", "b"])] == ["0-0", "1-0", "0-1", "1-1"]
+
+
+def test_the_coco_protocol_pins_its_captions(tmp_path):
+    (tmp_path / "captions.json").write_text("{}")
+    given = Options(output=tmp_path, protocol="coco2017-5k", captions=str(tmp_path / "captions.json")).completed()
+    with pytest.raises(ValueError, match=r"has the SHA-256 44136fa3.* needs captions_val2017\.json"):
+        prompts_of(given)
+    with pytest.raises(ValueError, match=r"captions='demo' are not those of --protocol coco2017-5k"):
+        prompts_of(Options(output=tmp_path, protocol="coco2017-5k").completed())
+
+
+def test_ids_must_differ(tiny_pipe):
+    from agentsd.evaluation.captions import Prompt
+    from agentsd.evaluation.drawing import Painter
+    from agentsd.generate import Settings
+
+    with pytest.raises(ValueError, match=r"image_id='7' occurs twice"):
+        Painter(tiny_pipe, [Prompt(0, 7, "a"), Prompt(1, "7", "b")], Settings(prompt=""))
+
+
+def test_every_option_has_an_argument():
+    actions = {action.dest for action in script().parser()._actions} - {"help"}
+    assert actions == set(Options.names())
+
+
+def test_bad_input_ends_with_code_2(tmp_path, capsys):
+    assert script().main(["--output", str(tmp_path / "run"), "--model", str(tmp_path / "none")]) == 2
+    assert "fid_eval.py: model=" in capsys.readouterr().err
+    assert script().main(["--output", str(tmp_path / "run"), "--num", "0"]) == 2
+
+
+def test_clip_scores_and_their_difference_are_reported(place, tmp_path, monkeypatch):
+    def make_clip(model, device):
+        return measures.Clip(lambda shown, texts: shown.mean(axis=(1, 2, 3)) / 10 + len(texts[0]), {"model": model})
+
+    monkeypatch.setattr(measures, "make_clip", make_clip)
+    outcome = evaluate(options(place, tmp_path / "run", num=2, clip_model="some/clip", fewer_steps=(0,)))
+    metrics = outcome.results["arms"]["ours"]["metrics"]
+    assert metrics["delta_clip_score"]["low"] <= metrics["delta_clip_score"]["value"]
+    assert outcome.results["clip"] == {"model": "some/clip"}
