@@ -2,7 +2,8 @@
 
 A Fréchet distance from few samples is biased upwards, by an amount that depends on the model (Chong & Forsyth 2020),
 and a bootstrap adds the same bias once more: an interval of one absolute distance misses its own estimate. Hence only
-differences between two arms drawn from the same prompts have an interval here.
+differences between two arms drawn from the same prompts have an interval here. In a difference the bias cancels where
+the arms spread equally, and in part where they do not; the kernel distance has none.
 """
 
 from collections.abc import Callable, Iterator
@@ -252,11 +253,17 @@ def paired_delta(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Delta:
-    """Return `statistic(real, fast) - statistic(real, stock)` with a percentile bootstrap interval over prompts.
+    """Return `statistic(real, fast) - statistic(real, stock)` with a bootstrap interval over prompts.
 
     Row `i` of all three belongs to prompt `i`. Each resample draws prompts with replacement and takes their rows from
-    all three, so that what the arms share, the bias of few samples included, cancels. For `kernel_distance`, pairs of
-    two copies of one prompt are left out, as the estimate leaves out pairs of a sample with itself.
+    all three, so that what the arms share cancels. For `kernel_distance`, pairs of two copies of one prompt are left
+    out, as the estimate leaves out pairs of a sample with itself.
+
+    The interval is that of the percentiles, moved so that the mean of the resamples lies at the difference itself.
+    Unmoved it can miss the Fréchet difference altogether where one arm spreads less than the other,
+    since resampling repeats the bias of few samples. It says how far the difference varies with the prompts; by how
+    much that bias, at this number of prompts, has shifted the difference itself it does not say: see
+    `small_sample_stamp`, and `kernel_distance` beside it.
 
     Args:
         real: Features of the reference pictures, [n, d].
@@ -295,7 +302,8 @@ def paired_delta(
     else:
         drawn = np.array([_difference(real, stock, fast, statistic, row) for row in counts])
     value = statistic(real, fast) - statistic(real, stock)
-    return Delta(value, *_percentiles(drawn, confidence))
+    low, high = _percentiles(drawn - drawn.mean(), confidence)
+    return Delta(value, value + low, value + high)
 
 
 def interval(
