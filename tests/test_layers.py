@@ -37,7 +37,15 @@ LAYERS = (
         "info": (),
         "__main__": ("info",),
     },
+    {
+        "evaluation.captions": (),
+        "evaluation.statistics": (),
+        "evaluation.inception": (),
+        "evaluation.features": ("evaluation.inception",),
+        "evaluation.clip_score": ("evaluation.inception", "evaluation.statistics"),
+    },
 )
+TOOLS = 3  # the first layer that reads the version and finds the demo model
 LEVEL = {name: level for level, modules in enumerate(LAYERS) for name in modules}
 
 
@@ -47,9 +55,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
-            names = (
-                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "agentsd" else [node.module]
-            )
+            package = node.module in ("agentsd", "agentsd.evaluation")
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if package else [node.module]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -57,13 +64,21 @@ def imports(path: Path) -> set[str]:
         for name in names:
             head, _, rest = (name or "").partition(".")
             if head == "agentsd":
-                module = rest.partition(".")[0]
+                module, _, part = rest.partition(".")
+                if module == "evaluation":
+                    found.add(f"evaluation.{part.partition('.')[0]}")
+                    continue
                 exists = (PACKAGE / f"{module}.py").is_file() or (PACKAGE / module).is_dir()
                 found.add(module if module and exists else "__init__")
     return found
 
 
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    prefix + path.stem
+    for folder, prefix in ((PACKAGE, ""), (PACKAGE / "evaluation", "evaluation."))
+    for path in folder.glob("*.py")
+    if path.stem != "__init__"
+)
 
 
 def test_every_module_has_a_layer():
@@ -73,8 +88,8 @@ def test_every_module_has_a_layer():
 @pytest.mark.parametrize("name", [name for name in MODULES if name in LEVEL])
 def test_modules_import_downwards_only(name):
     level = LEVEL[name]
-    for other in imports(PACKAGE / f"{name}.py"):
-        if level == len(LAYERS) - 1 and other in ("__init__", "demo"):
+    for other in imports(PACKAGE / f"{name.replace('.', '/')}.py"):
+        if level >= TOOLS and other in ("__init__", "demo"):
             continue  # the tools read the version and find the demo model
         assert other in LEVEL, f"{name} imports {other}"
         assert LEVEL[other] < level or other in LAYERS[level][name], f"{name} imports {other}, which is not below it"
@@ -86,6 +101,8 @@ def test_the_layer_check_sees_imports(tmp_path):
         "from agentsd import patch, apply\ndef f():\n    import agentsd.tokens\n    from agentsd.demo.text import x\n"
     )
     assert imports(file) == {"patch", "__init__", "tokens", "demo"}
+    file.write_text("from agentsd.evaluation import captions\nfrom agentsd.evaluation.features import Extractor\n")
+    assert imports(file) == {"evaluation.captions", "evaluation.features"}
 
 
 def test_importing_agentsd_is_light():
