@@ -203,10 +203,13 @@ class Schedule:
         reuse_forecast: How far reused deep features follow their own change, in [0, 1]. A step `d` steps after the full
             step `b`, before which step `a` was full, starts from `F_b + reuse_forecast * d / (b - a) * (F_b - F_a)`:
             0 reuses `F_b` as it is (DeepCache), 1 is the straight line through both. Costs no time.
+        guidance_interval: Share of the run, (from, until), in which classifier-free guidance is computed. Outside it
+            the unconditional half of the UNet's batch is left out, which halves the step and takes the conditional
+            prediction as it is (https://arxiv.org/abs/2404.07724). (0, 1) guides at every step.
 
     Raises:
         ValueError: If there is no phase, the order does not rise, the last phase does not end at 1, `reuse_depth` is no
-            positive integer, or `reuse_forecast` lies outside [0, 1].
+            positive integer, `reuse_forecast` lies outside [0, 1], or `guidance_interval` is no interval within [0, 1].
 
     Example:
         >>> schedule = Schedule((Phase(0.4, AgentConfig(merge_ratio=0.4)), Phase(1.0, None)))
@@ -217,8 +220,10 @@ class Schedule:
     phases: tuple[Phase, ...]
     reuse_depth: int = 1
     reuse_forecast: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         _check_int("reuse_depth", self.reuse_depth, minimum=1)
         _check_number("reuse_forecast", self.reuse_forecast)
         if not 0 <= self.reuse_forecast <= 1:
@@ -250,6 +255,30 @@ class Schedule:
     def reuses(self) -> bool:
         """Whether any step reuses deep features."""
         return any(phase.reuse > 1 for phase in self.phases)
+
+    @property
+    def skips_guidance(self) -> bool:
+        """Whether guidance is left out at any step."""
+        return self.guidance_interval != (0.0, 1.0)
+
+    def is_guided(self, index: int, total: int) -> bool:
+        """Return whether guidance is computed at step `index` of `total`.
+
+        Args:
+            index: Step within the run, `0 <= index < total`.
+            total: Number of steps in the run.
+
+        Raises:
+            ValueError: If `index` lies outside the run.
+
+        Example:
+            >>> schedule = Schedule((Phase(1.0, None),), guidance_interval=(0.2, 1.0))
+            >>> [schedule.is_guided(i, 10) for i in range(4)]
+            [False, False, True, True]
+        """
+        _check_index(index, total)
+        start, end = (math.ceil(Fraction(str(share)) * total) for share in self.guidance_interval)
+        return start <= index < end
 
     def at(self, index: int, total: int) -> AgentConfig | None:
         """Return the settings of step `index` of a run of `total` steps; exact, without rounding.
@@ -290,8 +319,7 @@ class Schedule:
 
     def _phase(self, index: int, total: int) -> tuple[Phase, int]:
         """Return the phase of a step and the phase's first step."""
-        if not 0 <= index < total:
-            raise ValueError(f"index={index} must lie in [0, total={total}).")
+        _check_index(index, total)
         first = 0
         for phase in self.phases:
             # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.
@@ -315,6 +343,22 @@ class Schedule:
 
     def _map(self, change: Callable[[Phase], Phase]) -> "Schedule":
         return replace(self, phases=tuple(change(phase) for phase in self.phases))
+
+
+def _interval(value: object) -> tuple[float, float]:
+    shares = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(shares) != 2:
+        raise ValueError(f"guidance_interval={value!r} must be two shares of the run, such as (0.2, 1.0).")
+    for share in shares:
+        _check_number("guidance_interval", share)
+    if not 0 <= shares[0] < shares[1] <= 1:
+        raise ValueError(f"guidance_interval={value!r} must rise within [0, 1]; (0, 1) guides at every step.")
+    return float(shares[0]), float(shares[1])
+
+
+def _check_index(index: int, total: int) -> None:
+    if not 0 <= index < total:
+        raise ValueError(f"index={index} must lie in [0, total={total}).")
 
 
 def _check_number(name: str, value: object) -> None:

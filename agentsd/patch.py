@@ -20,11 +20,11 @@ from agentsd.runtime import (
     KEEPER,
     Runtime,
     after_denoiser_call,
-    forward_with_reuse,
     grid_at,
     on_block_call,
     on_deep_feature,
     on_denoiser_call,
+    scheduled_forward,
 )
 
 _HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
@@ -284,8 +284,9 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
             setattr(module, KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(on_deep_feature, with_kwargs=True)
+        if schedule.reuses or schedule.skips_guidance:
             original = denoiser.__dict__.get("forward")
-            denoiser.forward = functools.partial(forward_with_reuse, denoiser, original)
+            denoiser.forward = functools.partial(scheduled_forward, denoiser, original)
     except BaseException:
         _uninstall(denoiser)
         raise
@@ -320,7 +321,7 @@ def _uninstall(denoiser: nn.Module) -> None:
     # accelerate, hooked in after us, keeps the forward it found under `_old_forward`.
     for name in ("forward", "_old_forward"):
         forward = denoiser.__dict__.get(name)
-        if isinstance(forward, functools.partial) and forward.func is forward_with_reuse:
+        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
             original = forward.args[1]
             if original is not None:
                 setattr(denoiser, name, original)
@@ -353,5 +354,6 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         skipped=runtime.skipped,
         seed=runtime.seed,
         reuse_problem=runtime.reuse_problem,
+        guidance_problem=runtime.guidance_problem,
         planned_stock=tuple((config, runtime.left_stock(config)) for config in runtime.schedule.configs),
     )

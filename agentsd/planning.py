@@ -112,6 +112,11 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
         raise ValueError(f"{type(unet).__name__} has no self-attention layer that agentsd can patch.")
     if schedule.reuses and schedule.reuse_depth > max_depth(unet):
         raise ValueError(f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(unet)} for this UNet.")
+    if schedule.skips_guidance:
+        raise ValueError(
+            f"guidance_interval={schedule.guidance_interval} is not covered by plans, which time one batch size; plan "
+            "the schedule with (0, 1), and set the interval on the plan's schedule afterwards."
+        )
     kept = _Measurements(_cache_file(unet, latent, batch) if cache else None)
     inputs = random_inputs(unet, *latent, batch)
     step = kept.get("step", lambda: _median_seconds(lambda: unet(**inputs), unet.device))

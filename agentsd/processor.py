@@ -36,11 +36,13 @@ class StepContext:
     """What a step does: by level (a layer whose level is missing runs stock attention), and with deep features.
 
     `feature` is the deep feature to start from, `None` at a full step; `keep` says that a full step leaves its own.
+    `guided` is false where the unconditional half of the samples is left out.
     """
 
     levels: Mapping[int, LevelPlan] = field(default_factory=dict)
     feature: Tensor | None = None
     keep: bool = False
+    guided: bool = True
 
 
 class StepSlot:

@@ -35,6 +35,7 @@ class Report:
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns.
         reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
+        guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
     """
 
@@ -44,6 +45,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     seed: int
     reuse_problem: str | None = None
+    guidance_problem: str | None = None
     planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
 
     def __str__(self) -> str:
@@ -59,9 +61,14 @@ class Report:
             if phase.config is not None:
                 left = dict(self.planned_stock).get(phase.config, frozenset())
                 lines += [f"      {layer.name}: {_counts(layer, phase.config, left)}" for layer in self.layers]
+        if self.schedule.skips_guidance:
+            first, last = self.schedule.guidance_interval
+            lines.append(f"  guidance from {first:.0%} to {last:.0%} of the run only")
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
         if self.reuse_problem:
             lines.append(f"  problem: deep features not reused: {self.reuse_problem}")
+        if self.guidance_problem:
+            lines.append(f"  problem: guidance not left out: {self.guidance_problem}")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.skipped:
             reasons.setdefault(reason, []).append(name)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from agentsd.config import AgentConfig, Schedule
+from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle
 from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
 from agentsd.reuse import bind_arguments, obstacle, shallow_pass
-from agentsd.steps import Position, StepReader
+from agentsd.steps import Position, StepReader, shares_memory
 from agentsd.tokens import CellPattern, cell_pattern
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class _Kept:
     index: int
     change: Tensor | None = None
     gap: int = 1
+
+    def conditional(self) -> "_Kept":
+        """Return what was kept for the second half of the samples."""
+        half = self.feature.shape[0] // 2
+        return replace(self, feature=self.feature[half:], change=None if self.change is None else self.change[half:])
 
     def at(self, index: int, forecast: float) -> Tensor:
         """Return what to start step `index` from."""
@@ -83,6 +89,7 @@ class Runtime:
         self.plan = plan
         self.sample: tuple[int, int] | None = None
         self.reuse_problem: str | None = None
+        self.guidance_problem: str | None = None
         self._fresh()
 
     def _fresh(self) -> None:
@@ -132,8 +139,9 @@ class Runtime:
             self.slot.write(StepContext())
             return
         levels = self._levels(position, sample)
-        feature, keep = self._reuse(denoiser, position, arguments)
-        self.slot.write(StepContext(levels, feature, keep))
+        guided = self._guided(denoiser, position, arguments)
+        feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments))
+        self.slot.write(StepContext(levels, feature, keep, guided))
 
     def end(self) -> None:
         """Keep the deep feature that a full step left, for the steps that follow in its run."""
@@ -150,6 +158,25 @@ class Runtime:
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             turn.run.kept[turn.call] = fresh
 
+    def _guided(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> bool:
+        """Return whether this call runs with all its samples, and not with the conditional half alone."""
+        if self.schedule.is_guided(position.index, position.total):
+            return True
+        problem = guidance_obstacle(denoiser, self._driving(arguments.get("timestep")), arguments["sample"].shape[0])
+        if problem:
+            self.guidance_problem = problem
+            self.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
+        return problem is not None
+
+    def _driving(self, timestep: object) -> list[Any]:
+        """Return the pipelines whose scheduler this timestep comes from."""
+        found = []
+        for pipe in list(self.pipes):
+            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+            if isinstance(timestep, Tensor) and isinstance(timesteps, Tensor) and shares_memory(timestep, timesteps):
+                found.append(pipe)
+        return found
+
     def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
         if not self.schedule.reuses or position.run is None:
@@ -164,7 +191,11 @@ class Runtime:
         if self.schedule.is_full(position.index, position.total):
             return None, not last
         problem = obstacle(denoiser, arguments)
+        if self.schedule.skips_guidance and kept is not None and _halves(arguments["sample"], kept.feature):
+            kept = kept.conditional()  # guidance ends here
         if problem is None and kept is not None and not _fits(kept.feature, arguments["sample"]):
+            if self.schedule.skips_guidance and _halves(kept.feature, arguments["sample"]):
+                return None, not last  # guidance sets in: the other half of the features has to be made first
             problem = "the batch or picture size changed within the run"
         if problem is not None:
             self.reuse_problem = problem
@@ -244,6 +275,10 @@ def _fits(feature: Tensor, sample: Tensor) -> bool:
     )
 
 
+def _halves(feature: Tensor, sample: Tensor) -> bool:
+    return 2 * feature.shape[0] == sample.shape[0] and feature.shape[-2:] == sample.shape[-2:]
+
+
 def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
     """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
 
@@ -301,17 +336,21 @@ def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any)
     runtime.end()
 
 
-def forward_with_reuse(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
+def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Stand in for the UNet's forward: start from the step's deep feature if it has one, else run the original.
 
-    Installed as `functools.partial(forward_with_reuse, unet, original)`, which copies and pickles with the UNet; a
+    Installed as `functools.partial(scheduled_forward, unet, original)`, which copies and pickles with the UNet; a
     closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
     """
     runtime: Runtime | None = denoiser.__dict__.get(SITE)
-    if runtime is not None:
-        feature = runtime.slot.read().feature
-        if feature is not None:
-            return shallow_pass(denoiser, feature, runtime.schedule.reuse_depth, bind_arguments(args, kwargs))
-    if original is None:
-        return type(denoiser).forward(denoiser, *args, **kwargs)
-    return original(*args, **kwargs)
+    context = StepContext() if runtime is None else runtime.slot.read()
+    if not context.guided:
+        args, kwargs = (), conditional_half(bind_arguments(args, kwargs))
+    if runtime is not None and context.feature is not None:
+        arguments = bind_arguments(args, kwargs)
+        output = shallow_pass(denoiser, context.feature, runtime.schedule.reuse_depth, arguments)
+    elif original is None:
+        output = type(denoiser).forward(denoiser, *args, **kwargs)
+    else:
+        output = original(*args, **kwargs)
+    return output if context.guided else for_both_halves(output)

@@ -73,7 +73,7 @@ class StepReader:
         known = list(timesteps)
         if _is_single_element(timestep):
             for candidate in known:
-                if _shares_memory(timestep, candidate):
+                if shares_memory(timestep, candidate):
                     offset = timestep.storage_offset() - candidate.storage_offset()
                     stride = max(1, candidate.stride(0)) if candidate.ndim else 1
                     return self._position(candidate, int(offset) // stride, candidate.shape[0])
@@ -88,7 +88,7 @@ class StepReader:
 
     def _run(self, timesteps: Tensor, first: int) -> _Run:
         for run in self._runs:
-            if _shares_memory(run.timesteps, timesteps):
+            if shares_memory(run.timesteps, timesteps):
                 self._runs = [*(other for other in self._runs if other is not run), run]  # the least recent goes first
                 return run
         self._started += 1
@@ -123,7 +123,8 @@ def _is_single_element(timestep: Tensor) -> bool:
     return timestep.numel() == 1 or not any(timestep.stride())
 
 
-def _shares_memory(one: Tensor, other: Tensor) -> bool:
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are views of one memory, as a step is of its scheduler's timesteps."""
     return (
         one.device == other.device
         and one.dtype == other.dtype
