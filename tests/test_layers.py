@@ -20,7 +20,13 @@ LAYERS = (
         "tokens": (),
         "steps": (),
     },
-    {"processor": (), "reuse": (), "sites": ("processor",), "runtime": ("processor", "reuse", "sites")},
+    {
+        "processor": (),
+        "guidance": (),
+        "reuse": (),
+        "sites": ("processor",),
+        "runtime": ("guidance", "processor", "reuse", "sites"),
+    },
     {"patch": (), "pipeline": ("patch",)},
     {
         "metrics": (),
