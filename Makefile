@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 DEMO_PROMPT ?= a red ring below a small blue cross on a striped gray background
 DEMO_OUTPUT ?= outputs/demo.png
 
-.PHONY: help install demo test test-slow lint
+.PHONY: help install demo test test-slow lint notebooks package
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,16 @@ test: $(STAMP) ## run the test suite
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+notebooks: $(STAMP) ## run the notebooks and keep their outputs
+	$(BIN)/python scripts/notebooks.py
+
+package: $(STAMP) ## build wheel and source archive into dist/, and check both
+	$(PIP) -c constraints.txt --group package
+	$(BIN)/python -m pytest -m slow tests/test_package.py
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -1,0 +1,69 @@
+"""The notebooks run, are small, and hold no logic of their own."""
+
+import ast
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tiny import make_tiny_pipe
+
+nbformat = pytest.importorskip("nbformat")
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+SECONDS = 90  # on one core, the demo model
+
+
+def sources(path):
+    return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+
+
+def test_all_three_are_there():
+    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_how_it_works", "03_choosing_a_setting"]
+
+
+@notebooks
+def test_it_is_valid_and_small(path):
+    nbformat.validate(nbformat.read(path, 4))
+    assert path.stat().st_size < 3e6
+
+
+@notebooks
+def test_it_defines_nothing(path):
+    for source in sources(path):
+        kinds = {type(node) for node in ast.walk(ast.parse(source))}
+        assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}, source
+
+
+@notebooks
+def test_outputs_are_of_all_cells_or_of_none(path):
+    cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+    assert len({cell.execution_count is None for cell in cells}) == 1, "run `make notebooks`"
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+    text = json.dumps([cell.outputs for cell in cells])
+    assert "/work/" not in text
+    assert "/home/" not in text
+
+
+@notebooks
+def test_its_code_runs(path, tmp_path, monkeypatch):
+    """On a tiny model and in this process: fast enough for every day."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    make_tiny_pipe().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("agentsd.demo.model_path", lambda: tmp_path / "model")
+    names: dict = {}
+    for source in sources(path):
+        exec(compile(source, path.name, "exec"), names)
+    pyplot.close("all")
+
+
+@pytest.mark.slow
+@notebooks
+def test_it_runs_as_a_notebook_in_time(path):
+    nbclient = pytest.importorskip("nbclient")
+    book = nbformat.read(path, 4)
+    start = time.monotonic()
+    nbclient.NotebookClient(book, timeout=4 * SECONDS, kernel_name="python3").execute(cwd=str(path.parent))
+    assert time.monotonic() - start < SECONDS
