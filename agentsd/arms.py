@@ -287,7 +287,10 @@ def _front() -> dict[str, RunArm]:
     for k in (2, 3, 4, 5, 6):
         for forecast in (0.0, 0.5):
             name = f"reuse {k} + pooled agents" + (f", forecast {forecast:g}" if forecast else "")
-            arms[name] = _run(Schedule.constant(pooled["pooled agents, stride 8"], reuse=k, reuse_forecast=forecast))
+            schedule = Schedule.constant(pooled["pooled agents, stride 8"], reuse=k, reuse_forecast=forecast)
+            arms[name] = _run(schedule)
+    for name in ("quality", "balanced", "fast"):
+        arms[f"preset {name}, guidance from 20%"] = _run(replace(PRESETS[name], guidance_interval=(0.2, 1.0)))
     return arms
 
 
