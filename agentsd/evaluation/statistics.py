@@ -260,10 +260,9 @@ def paired_delta(
     out, as the estimate leaves out pairs of a sample with itself.
 
     The interval is that of the percentiles, moved so that the mean of the resamples lies at the difference itself.
-    Unmoved it can miss the Fréchet difference altogether where one arm spreads less than the other,
-    since resampling repeats the bias of few samples. It says how far the difference varies with the prompts; by how
-    much that bias, at this number of prompts, has shifted the difference itself it does not say: see
-    `small_sample_stamp`, and `kernel_distance` beside it.
+    Unmoved it can miss the Fréchet difference altogether where one arm spreads less than the other, since resampling
+    repeats the bias of few samples. It says how far the difference varies with the prompts, not by how much that bias
+    has shifted the difference itself: see `small_sample_stamp`, and `kernel_distance` beside it.
 
     Args:
         real: Features of the reference pictures, [n, d].
