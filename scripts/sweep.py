@@ -168,13 +168,14 @@ def main(argv: list[str] | None = None) -> int:
 
 @dataclasses.dataclass
 class LayerInput:
-    """What a self-attention layer got in a stock run: its tokens, what it ranks by, and where."""
+    """What a self-attention layer got in a stock run and gave: its tokens, what it ranks by, its output, and where."""
 
     site: Candidate
     downsample: int
     grid: tuple[int, int]
     metric: torch.Tensor
     tokens: torch.Tensor
+    output: torch.Tensor
 
 
 def layer_inputs(pipe: Any, draw: Any, chunk: Chunk, steps: int) -> Iterator[LayerInput]:
@@ -192,7 +193,8 @@ def layer_inputs(pipe: Any, draw: Any, chunk: Chunk, steps: int) -> Iterator[Lay
         if call[0] in moments:
             metric = args[0] if args else kwargs["hidden_states"]
             grid = grid_at(site.level, *call[1])
-            found.append(LayerInput(site, 2 ** (site.level - finest), grid, metric, site.block.norm1(metric)))
+            tokens = site.block.norm1(metric)
+            found.append(LayerInput(site, 2 ** (site.level - finest), grid, metric, tokens, site.attn(tokens)))
 
     handles.append(pipe.unet.register_forward_pre_hook(on_unet, with_kwargs=True))
     for site in sites:
@@ -217,8 +219,7 @@ def layer_errors(config: AgentConfig, inputs: list[LayerInput]) -> dict[str, flo
             continue
         pattern = cell_pattern(*given.grid, here.stride).to(given.tokens.device) if here.uses_ranking else None
         ours = attend(given.site.attn, given.tokens, given.metric, LevelPlan(*given.grid, here, counts, pattern))
-        stock = given.site.attn(given.tokens)
-        errors.setdefault(str(given.downsample), []).extend(relative_l2(ours, stock).tolist())
+        errors.setdefault(str(given.downsample), []).extend(relative_l2(ours, given.output).tolist())
     return {level: round(statistics.median(values), 4) for level, values in errors.items()}
 
 

@@ -16,14 +16,14 @@ script = runpy.run_path(str(SCRIPT))
 
 @pytest.fixture(scope="module")
 def pipe():
-    return make_tiny_pipe(sample_size=32)
+    return make_tiny_pipe()
 
 
 @pytest.fixture
-def run(tmp_path, tmp_path_factory, pipe):
+def run(tmp_path, tmp_path_factory, pipe, monkeypatch):
     folder = tmp_path_factory.mktemp("model")
     pipe.save_pretrained(folder)
-    script["main"].__globals__["model_path"] = lambda: folder
+    monkeypatch.setitem(script["settings_of"].__globals__, "model_path", lambda: folder)
     words = ["--prompts", "2", "--steps", "4", "--batch", "2", "--dtype", "float32", "--device", "cpu"]
     words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "sweep.jsonl"), "--stride", "4"]
     words += ["--agents", "pool", "--phase", "whole", "early", "--max-downsample", "1", "2"]
@@ -61,7 +61,7 @@ def test_layer_inputs_are_those_of_the_layers(pipe):
     inputs = list(script["layer_inputs"](pipe, draw, Chunk(0, ("a red ring",)), 4))
     assert len(inputs) == 3 * 7
     assert len(pipe.unet._forward_pre_hooks) == hooks
-    assert {(given.downsample, given.grid) for given in inputs} == {(1, (32, 32)), (2, (16, 16)), (4, (8, 8))}
+    assert {(given.downsample, given.grid) for given in inputs} == {(1, (16, 16)), (2, (8, 8)), (4, (4, 4))}
     for given in inputs:
         assert given.tokens.shape == given.metric.shape == (2, given.grid[0] * given.grid[1], given.site.attn.query_dim)
     config = script["Setting"](**script["CENTRE"]).config
