@@ -207,6 +207,13 @@ def measure(
     todo = list(visits(store, arms, parts, group))
     warm: set[str] = set()
     failed: set[str] = set()
+
+    def leave_out(name: str, error: Exception) -> None:
+        if name == STOCK:
+            raise error
+        tell(f"{name}: left out, {type(error).__name__}: {error}")
+        failed.add(name)
+
     for number, visit in enumerate(todo):
         if time.monotonic() - started >= limit_seconds:
             tell(f"stopped by the limit: {len(todo) - number} of {len(todo)} visits are left")
@@ -219,28 +226,28 @@ def measure(
                     if warm_up is not None:
                         warm_up(everything[name], visit.chunk)
             except Exception as error:
-                if name == STOCK:
-                    raise
-                tell(f"{name}: left out, {type(error).__name__}: {error}")
-                failed.add(name)
+                leave_out(name, error)
                 names.remove(name)
             warm.add(name)
-        if names in ([], [STOCK]) and visit.arms:
+        if not names or (names == [STOCK] and store.has(STOCK, visit.chunk)):
             continue
         drawn: dict[str, Tensor] = {}
 
         def run(name: str, chunk: Chunk = visit.chunk, drawn: dict[str, Tensor] = drawn) -> None:
-            drawn[name] = draw(everything[name], chunk)
+            try:
+                drawn[name] = draw(everything[name], chunk)
+            except Exception as error:
+                leave_out(name, error)
 
         entries = {name: partial(everything[name].enter, pipe) for name in names[:: 1 if visit.forwards else -1]}
         seconds = {name: times[0] for name, times in interleave(run, entries, rounds=1, warmup=0).items()}
         if not store.has(STOCK, visit.chunk):
             store.put(STOCK, visit.chunk, Sample(drawn[STOCK], seconds[STOCK], seconds[STOCK]))
-        for name in names:
+        for name in drawn:
             if name != STOCK:
                 pair = seconds.get(STOCK, math.nan)
                 store.put(identity(name, arms[name]), visit.chunk, Sample(drawn[name], seconds[name], pair))
-        tell(f"visit {number + 1} of {len(todo)}: prompts from {visit.chunk.start}, {', '.join(names)}")
+        tell(f"visit {number + 1} of {len(todo)}: prompts from {visit.chunk.start}, {', '.join(drawn)}")
     return not failed
 
 

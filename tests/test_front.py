@@ -122,13 +122,26 @@ def test_untimed_arms_need_stock_once(tmp_path):
     assert math.isnan(store.get(identity("b", ARMS["b"]), PARTS[0]).stock_seconds)
 
 
-def test_an_arm_that_fails_is_told_and_costs_no_other(tmp_path):
+@pytest.mark.parametrize("warm", [True, False])
+@pytest.mark.parametrize("group", [1, 2])
+def test_an_arm_that_fails_is_told_and_costs_no_other(tmp_path, warm, group):
     store, recorder, told = Store(tmp_path, {}), Recorder(failing=["a"]), []
-    assert not recorder.measure(store, warm_up=recorder.draw, tell=told.append)
-    assert "a: left out, RuntimeError: does not run here" in told
+    assert not recorder.measure(store, group=group, warm_up=recorder.draw if warm else None, tell=told.append)
+    assert [line for line in told if "left out" in line] == ["a: left out, RuntimeError: does not run here"]
     assert list(collect(store, ARMS, PARTS)) == ["stock", "b"]
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_stock_that_fails_ends_the_measurement(tmp_path, warm):
+    recorder = Recorder(failing=["stock"])
     with pytest.raises(RuntimeError, match="does not run here"):
-        Recorder(failing=["stock"]).measure(Store(tmp_path, {"x": 1}), warm_up=Recorder(failing=["stock"]).draw)
+        recorder.measure(Store(tmp_path, {}), warm_up=recorder.draw if warm else None)
+
+
+def test_stock_alone_is_drawn_where_the_only_arm_fails(tmp_path):
+    store, recorder = Store(tmp_path, {}), Recorder(failing=["a"])
+    assert not recorder.measure(store, {"a": ARMS["a"]})
+    assert list(collect(store, ARMS, PARTS)) == ["stock"]
 
 
 def test_only_complete_arms_are_collected(tmp_path):
