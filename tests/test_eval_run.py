@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -495,6 +496,17 @@ def test_ids_must_differ(tiny_pipe):
 def test_every_option_has_an_argument():
     actions = {action.dest for action in script().parser()._actions} - {"help"}
     assert actions == set(Options.names())
+
+
+def test_the_page_of_the_docs_names_no_unknown_option():
+    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    launchers = {"--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--multi_gpu"}
+    launchers |= {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--num_processes"}
+    launchers |= {"--mixed_precision", "--dynamo_backend"}
+    known = {option for action in script().parser()._actions for option in action.option_strings}
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", page))
+    assert {"--arm", "--merge", "--protocol"} <= named
+    assert named <= known | launchers
 
 
 def test_bad_input_ends_with_code_2(tmp_path, capsys):

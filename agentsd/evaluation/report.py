@@ -151,10 +151,14 @@ def pareto(results: Mapping[str, Any]) -> dict[str, bytes]:
                 xerr=[[max(0.0, gain["median"] - gain["low"])], [max(0.0, gain["high"] - gain["median"])]],
                 yerr=[[max(0.0, entry["value"] - low)], [max(0.0, high - entry["value"])]] if whole else None,
             )  # fmt: skip
-            axes.annotate(name, (gain["median"], entry["value"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+            place_of_name = (5, -11) if arm["role"] == "control" else (5, 5)  # it lies on stock
+            axes.annotate(
+                name, (gain["median"], entry["value"]), xytext=place_of_name, textcoords="offset points", fontsize=8
+            )
         if metric.startswith("delta_"):
             axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+        axes.margins(x=0.2, y=0.15)  # room for the names
         axes.set_xlabel("speed-up over stock, end to end")
         axes.set_ylabel(_axis(metric))
     if results["stamps"]:

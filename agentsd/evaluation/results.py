@@ -26,6 +26,7 @@ from agentsd.evaluation.statistics import (
 SCHEMA_VERSION = 1
 _LONG_FEATURES = 512
 _RESAMPLES, _FEW_RESAMPLES = 1000, 200
+_FEWEST = 4  # pictures for an interval: a half-sample of fewer has no covariance
 
 Array = npt.NDArray[np.float64]
 Distance = Callable[[Array], float]  # of an arm's features from the reference
@@ -230,7 +231,7 @@ def _distances(
     for name, (statistic, distance) in distances.items():
         metrics[name] = _entry(distance(own), len(own), f"{extractor.name}, float64")
         metrics[name]["stamp"] = small_sample_stamp(len(own))
-        if arm.name == STOCK or stock is None or len(own) < 4:
+        if arm.name == STOCK or stock is None or len(own) < _FEWEST:
             continue
         base = np.asarray(stock, dtype=np.float64)
         if real.paired and statistic is not None and real.features is not None:
