@@ -41,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
-    tables = {"speed": main_table, "speed-others": other_tables, "demo": demo_table, "scaling": scaling_table}
+    tables = {
+        "speed": main_table,
+        "speed-others": other_tables,
+        "demo": demo_table,
+        "scaling": scaling_table,
+        "plots": plots,
+    }
     for name, make in tables.items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)"
         text = re.sub(pattern, lambda match, make=make: match[1] + make() + match[2], text, flags=re.DOTALL)
@@ -126,6 +132,13 @@ def speed_table(rows: Sequence[Row]) -> str:
 def speed_cell(row: Row) -> str:
     low, high = row["speedup_95"]
     return f"{row['speedup']:.2f}x" if row["arm"] == "stock" else f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def plots() -> str:
+    """The pictures that `scripts/plots.py` has made, for a page in docs/."""
+    names = {"front": "Speed-up against likeness and right objects", "scaling": "Cost of self-attention against tokens"}
+    made = [f"![{text}](img/{name}.png)\n" for name, text in names.items() if (ROOT / f"docs/img/{name}.png").exists()]
+    return "\n".join(made)
 
 
 def scaling_table() -> str:

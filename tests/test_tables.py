@@ -114,6 +114,13 @@ def test_no_results_make_no_table(root):
     assert [tables[name]() for name in ("main_table", "other_tables", "demo_table", "scaling_table")] == [""] * 4
 
 
+def test_plots_are_shown_once_they_are_made(root):
+    assert tables["plots"]() == ""
+    (root / "docs" / "img").mkdir(parents=True)
+    (root / "docs" / "img" / "front.png").touch()
+    assert tables["plots"]() == "![Speed-up against likeness and right objects](img/front.png)\n"
+
+
 def test_the_demo_table(root):
     row = {
         **arm(),
