@@ -25,8 +25,8 @@ from agentsd.rows import append_row, key_of, newest, read_rows
 # What tells a measurement from others. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",
        "device", "threads", "torch", "diffusers")  # fmt: skip
-CALLS = ("stock", "stock A/A", "stock, steps / 2", *(name for name in RUN_ARMS if name.startswith("preset ")),
-         "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")  # fmt: skip
+_CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
+CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
 COMPILED = ("stock", "paper, agent phase", "pooled agents, stride 4", "reuse 3 + pooled agents",
             "preset balanced", "preset fast")  # fmt: skip
 WARMUP_STEPS = 4
