@@ -27,6 +27,8 @@ class AgentConfig:
             the queries of each `stride x stride` cell (cost N, exactly one agent per cell).
         stride: Side of a grid cell in tokens, at the finest patched level; half as much at each coarser one, but at
             least 2, so that a coarse level is not left with a handful of agents.
+        max_agents: Most pooled agents of a level: on larger grids the cells they average grow instead, so that the cost
+            stays linear in the number of tokens. `None` sets no limit, and agents grow with the grid.
         broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper.
         shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution.
         max_downsample: Coarsest level to patch, as a downsampling factor relative to the finest level *that has
@@ -45,6 +47,7 @@ class AgentConfig:
     agent_ratio: float | Literal["auto"] | None = "auto"
     agents: AgentSelection = "merge"
     stride: int = 4
+    max_agents: int | None = None
     broadcast_exponent: float = 0.3
     shortcut: float = 0.075
     max_downsample: int = 1
@@ -64,6 +67,13 @@ class AgentConfig:
         if self.agents not in ("merge", "pool"):
             raise ValueError(f"agents={self.agents!r} must be 'merge' or 'pool'.")
         _check_int("stride", self.stride, minimum=2)
+        if self.max_agents is not None:
+            _check_int("max_agents", self.max_agents, minimum=1)
+            if self.agents != "pool":
+                raise ValueError(
+                    f"max_agents={self.max_agents!r} belongs to agents='pool'; leave it out for merged agents, "
+                    "which are as many as there are whole cells."
+                )
         _check_number("broadcast_exponent", self.broadcast_exponent)
         if not 0 <= self.broadcast_exponent <= 2:
             raise ValueError(f"broadcast_exponent={self.broadcast_exponent!r} must lie in [0, 2]; published: 0.3.")
@@ -97,6 +107,18 @@ class AgentConfig:
         stride = max(2, self.stride // downsample)
         return self if stride == self.stride else replace(self, stride=stride, max_downsample=1)
 
+    def pool_stride(self, height: int, width: int) -> int:
+        """Return the side of the cells that pooled agents average on a grid: `stride`, or more to keep `max_agents`.
+
+        Example:
+            >>> AgentConfig(agents="pool", stride=8, max_agents=256).pool_stride(192, 192)
+            12
+        """
+        stride = self.stride
+        while self.max_agents is not None and math.ceil(height / stride) * math.ceil(width / stride) > self.max_agents:
+            stride += 1
+        return stride
+
     def count_tokens(self, height: int, width: int) -> "TokenCounts | None":
         """Return how many tokens become features and agents on a grid; `None` if it holds no whole cell.
 
@@ -112,7 +134,8 @@ class AgentConfig:
         if self.agent_ratio is None:
             return TokenCounts(tokens, features, None)
         if self.agents == "pool":
-            return TokenCounts(tokens, features, math.ceil(height / self.stride) * math.ceil(width / self.stride))
+            stride = self.pool_stride(height, width)
+            return TokenCounts(tokens, features, math.ceil(height / stride) * math.ceil(width / stride))
         share = 1.0 if self.agent_ratio == "auto" else self.agent_ratio
         return TokenCounts(tokens, features, tokens - min(int(share * tokens), sources))
 

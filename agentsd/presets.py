@@ -13,8 +13,8 @@ _PAPER = Schedule(
     )
 )
 
-_POOLED_4 = AgentConfig(agents="pool", stride=4)
-_POOLED_8 = AgentConfig(agents="pool", stride=8)
+_POOLED_4 = AgentConfig(agents="pool", stride=4, max_agents=256)
+_POOLED_8 = AgentConfig(agents="pool", stride=8, max_agents=256)
 
 PRESETS = MappingProxyType(
     {

@@ -220,7 +220,7 @@ def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
         features = feature_map.merge(tokens)
     if counts.agents is not None:
         if config.agents == "pool" or ranking is None:
-            agents = pool_tokens(tokens, plan.height, plan.width, config.stride)
+            agents = pool_tokens(tokens, plan.height, plan.width, config.pool_stride(plan.height, plan.width))
         else:
             agent_map = ranking.cut(counts.tokens - counts.agents)
             agents = agent_map.merge(tokens)

@@ -85,7 +85,8 @@ def _describe(config: AgentConfig | None) -> str:
     if config.agent_ratio is None:
         return f"{merging}, no agents, levels down to /{config.max_downsample}"
     kind = "pooled" if config.agents == "pool" else "merged"
-    return f"{merging}, {kind} agents (stride {config.stride}), levels down to /{config.max_downsample}"
+    most = f", at most {config.max_agents}" if config.max_agents is not None else ""
+    return f"{merging}, {kind} agents (stride {config.stride}{most}), levels down to /{config.max_downsample}"
 
 
 def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int]) -> str:

@@ -77,11 +77,12 @@ class Recording:
         Raises:
             ValueError: If the step had no agents.
         """
-        height, width, stride = self.plan.height, self.plan.width, self.plan.config.stride
+        height, width = self.plan.height, self.plan.width
         if self.plan.counts.agents is None:
             raise ValueError(f"call={self.call} of {self.name} merged without agents; look at an agent phase.")
         agent_map = cut_tokens(self.tokens, self.metric, self.plan).agent_map
         if agent_map is None:
+            stride = self.plan.config.pool_stride(height, width)
             rows, columns = ((torch.arange(0, side, stride), side) for side in (height, width))
             y, x = ((start + (start + stride).clamp(max=side)) / 2 for start, side in (rows, columns))
             return torch.cartesian_prod(y, x)
@@ -227,7 +228,8 @@ def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
     """
     places = recording.agent_places().numpy()
     axes = _axes(axes)
-    height, width, stride = recording.plan.height, recording.plan.width, recording.plan.config.stride
+    height, width, config = recording.plan.height, recording.plan.width, recording.plan.config
+    stride = config.pool_stride(height, width) if config.agents == "pool" else config.stride
     axes.imshow(picture, extent=(0, width, height, 0))
     for line in range(stride, height, stride):
         axes.axhline(line, color="white", linewidth=0.4)

@@ -25,18 +25,15 @@ from agentsd.tokens import cell_pattern
 KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "layers",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 STOCK = "stock"
-FEW = 16  # agents in each direction of the arm whose number of agents does not grow
 
 
-def arms(grid: int) -> dict[str, AgentConfig | None]:
-    """What is compared on a grid; a constant number of agents needs cells that grow with it."""
-    return {
-        STOCK: None,
-        "paper, agent phase": PRESETS["paper"].configs[0],
-        "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
-        "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
-        f"pooled agents, {FEW}x{FEW} of them": AgentConfig(agents="pool", stride=max(2, grid // FEW)),
-    }
+ARMS: dict[str, AgentConfig | None] = {
+    STOCK: None,
+    "paper, agent phase": PRESETS["paper"].configs[0],
+    "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
+    "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
+    "pooled agents, at most 256": AgentConfig(agents="pool", stride=4, max_agents=256),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     layers = random_attention(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)[: args.layers]
     complete = True
     for grid in args.grid:
-        wanted = {name: facts(args, name, grid, len(layers)) for name in arms(grid)}
+        wanted = {name: facts(args, name, grid, len(layers)) for name in ARMS}
         there = {key_of(row, KEY) for row in newest(read_rows(args.output), KEY) if row["rounds"] >= args.rounds}
         if all(key_of(row, KEY) in there for row in wanted.values()):
             continue
@@ -80,7 +77,7 @@ def facts(args: argparse.Namespace, name: str, grid: int, layers: int) -> Row:
         "weights": "random",
         "architecture": args.architecture,
         "arm": name,
-        "settings": repr(arms(grid)[name]),
+        "settings": repr(ARMS[name]),
         "grid": grid,
         "batch": args.batch,
         "dtype": args.dtype,
@@ -93,7 +90,7 @@ def facts(args: argparse.Namespace, name: str, grid: int, layers: int) -> Row:
 def measure(layers: list[Any], grid: int, args: argparse.Namespace) -> dict[str, Row]:
     """Return the times of every arm on a grid, by arm."""
     runs: dict[str, Callable[[torch.Tensor], object]] = {}
-    for name, config in arms(grid).items():
+    for name, config in ARMS.items():
         runs[name] = partial(run_layers, layers, None if config is None else plan(config, grid, args.device))
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(args.batch, grid**2, layers[0].query_dim, generator=generator)

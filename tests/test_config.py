@@ -27,6 +27,8 @@ from agentsd.config import TokenCounts
         (dict(max_downsample=3), r"max_downsample=3 must be a power of two"),
         (dict(max_downsample=0), r"max_downsample=0 must be an integer of at least 1"),
         (dict(randomize=1), r"randomize=1 must be True or False"),
+        (dict(agents="pool", max_agents=0), r"max_agents=0 must be an integer of at least 1"),
+        (dict(max_agents=64), r"max_agents=64 belongs to agents='pool'"),
         (dict(agent_ratio=None), r"merge_ratio=0 with agent_ratio=None changes nothing"),
         (dict(agents="pool", agent_ratio=None), r"agents='pool' with agent_ratio=None has no agents to pool"),
         (dict(agents="pool", agent_ratio=0.9), r"agent_ratio=0\.9 does not apply to agents='pool'"),
@@ -56,6 +58,9 @@ def test_settings_are_frozen_and_keyword_only():
         (AgentConfig(merge_ratio=0.9, agent_ratio=None, stride=2), (8, 8), TokenCounts(64, 16, None)),
         (AgentConfig(agents="pool", stride=8), (64, 64), TokenCounts(4096, 4096, 64)),
         (AgentConfig(agents="pool", stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (AgentConfig(agents="pool", stride=4, max_agents=256), (64, 64), TokenCounts(4096, 4096, 256)),
+        (AgentConfig(agents="pool", stride=4, max_agents=256), (192, 192), TokenCounts(36864, 36864, 256)),
+        (AgentConfig(agents="pool", stride=2, max_agents=6), (9, 5), TokenCounts(45, 45, 6)),
         (AgentConfig(), (3, 64), None),
     ],
 )

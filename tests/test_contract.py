@@ -231,6 +231,17 @@ class TestStockPhases:
         assert [(level.config.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
         assert shown.count("-> 16 agents") == 6
 
+    def test_a_limit_on_agents_widens_their_cells(self, tiny_unet):
+        sample, text = unet_inputs()
+        limited, wide = (AgentConfig(agents="pool", **more) for more in (dict(stride=2, max_agents=16), dict(stride=4)))
+        with torch.no_grad():
+            with agentsd.apply(tiny_unet, config=limited) as patch:
+                found = tiny_unet(sample, 900, text).sample
+                assert "(stride 2, at most 16)" in str(patch.report())
+                assert "-> 16 agents" in str(patch.report())
+            with agentsd.apply(tiny_unet, config=wide):
+                assert tiny_unet(sample, 900, text).sample.equal(found)
+
     def test_layers_coarser_than_asked_stay_stock(self, tiny_unet):
         sample, text = unet_inputs()
         attentions = {name: m for name, m in tiny_unet.named_modules() if name.endswith(".attn1")}
