@@ -142,10 +142,6 @@ def apply(
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
     pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
-    earlier = denoiser.__dict__.get(SITE)
-    if earlier is not None:
-        pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
-        _uninstall(denoiser)
     refused = None
     if chosen.reuses and reuse is None and schedule is None:
         # The preset asks for reuse, not the user: a ControlNet or video UNet gets the rest of it, and is told so.
@@ -155,6 +151,11 @@ def apply(
             refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
         if refused is not None:
             chosen = chosen.with_reuse(1)
+    _check_reuse(denoiser, chosen)
+    earlier = denoiser.__dict__.get(SITE)
+    if earlier is not None:
+        pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
+        _uninstall(denoiser)
     runtime = _install(denoiser, chosen, seed, plan)
     runtime.reuse_problem = refused
     for pipe in pipes:
@@ -259,17 +260,6 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
     candidates, skipped = find_sites(denoiser)
     if not candidates:
         raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
-    if schedule.reuses and schedule.reuse_depth > max_depth(denoiser):
-        raise ValueError(
-            f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(denoiser)} for {type(denoiser).__name__} "
-            "(the number of layers in its last up block; 0: it cannot reuse deep features). "
-            "Lower reuse_depth, or set reuse=1."
-        )
-    if schedule.reuses and caches_already(denoiser):
-        raise ValueError(
-            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses deep features itself; "
-            "set reuse=1, or call the helper's disable() first."
-        )
     runtime = Runtime(schedule, seed, candidates, skipped, plan)
     setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
     try:
@@ -291,6 +281,20 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
         _uninstall(denoiser)
         raise
     return runtime
+
+
+def _check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
+    if schedule.reuses and schedule.reuse_depth > max_depth(denoiser):
+        raise ValueError(
+            f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(denoiser)} for {type(denoiser).__name__} "
+            "(the number of layers in its last up block; 0: it cannot reuse deep features). "
+            "Lower reuse_depth, or set reuse=1."
+        )
+    if schedule.reuses and caches_already(denoiser):
+        raise ValueError(
+            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses deep features itself; "
+            "set reuse=1, or call the helper's disable() first."
+        )
 
 
 def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:

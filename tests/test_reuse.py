@@ -120,6 +120,16 @@ def test_forecast_of_a_straight_line_is_exact():
     assert _Kept(feature, 4).at(7, 1.0) is feature
 
 
+def test_a_refused_patch_leaves_the_one_before():
+    pipe = make_tiny_pipe()
+    patch = agentsd.apply(pipe, config=POOL)
+    patched = draw(pipe)
+    with pytest.raises(ValueError, match="reuse_depth=9 must be at most 2"):
+        agentsd.apply(pipe, reuse=2, reuse_depth=9)
+    assert patch.active
+    assert draw(pipe).equal(patched)
+
+
 @pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half"])
 def test_forecast_must_be_a_share(forecast):
     with pytest.raises(ValueError, match="reuse_forecast="):
