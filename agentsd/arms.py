@@ -194,7 +194,7 @@ STEP_ARMS = MappingProxyType(
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
-        "64 pooled agents, two levels": agent_arm(Schedule.constant(POOLED_8)),
+        "pooled agents, at most 64, two levels": agent_arm(Schedule.constant(POOLED_8)),
         "DeepCache 3": deepcache_arm(3),
         "DeepCache 5": deepcache_arm(5),
         "reuse 3": agent_arm(Schedule.constant(None, reuse=3)),
@@ -280,7 +280,7 @@ def _front() -> dict[str, RunArm]:
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
     arms["T-GATE"] = tgate_arm()
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
-    pooled["64 pooled agents, two levels"] = POOLED_8
+    pooled["pooled agents, at most 64, two levels"] = POOLED_8
     pooled["pooled agents, stride 8, no shortcut"] = AgentConfig(agents="pool", stride=8, shortcut=0.0)
     arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
