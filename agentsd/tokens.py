@@ -83,24 +83,22 @@ class TokenMap:
 
     def merge(self, tokens: Tensor) -> Tensor:
         """Average merged tokens into their destinations: [B, N, C] -> [B, M, C], kept sources first."""
-        channels = tokens.shape[-1]
         destinations = tokens.index_select(1, self.destinations)
         if self.merged.shape[1]:
             # Sums in float32: thousands of similar tokens may share a destination, and float16 ends at 65504.
             wide = torch.promote_types(tokens.dtype, torch.float32)
-            source = tokens.gather(1, _rows(self.merged, channels)).to(wide)
-            total = destinations.to(wide).scatter_add(1, _rows(self.target, channels), source)
+            total = add_rows(destinations.to(wide), self.target, take_rows(tokens, self.merged).to(wide))
             # Counts in float32: bfloat16 cannot count past 256.
             count = torch.ones(destinations.shape[:2], device=tokens.device)
             count = count.scatter_add(1, self.target, torch.ones(self.target.shape, device=tokens.device))
             destinations = (total * count.reciprocal().to(wide).unsqueeze(-1)).to(tokens.dtype)
         if not self.kept.shape[1]:
             return destinations
-        return torch.cat([tokens.gather(1, _rows(self.kept, channels)), destinations], dim=1)
+        return torch.cat([take_rows(tokens, self.kept), destinations], dim=1)
 
     def unmerge(self, tokens: Tensor) -> Tensor:
         """Give every original token its representative's value: [B, M, C] -> [B, N, C]."""
-        return tokens.gather(1, _rows(self.position, tokens.shape[-1]))
+        return take_rows(tokens, self.position)
 
 
 @dataclass(frozen=True)
@@ -199,5 +197,35 @@ def pool_tokens(tokens: Tensor, height: int, width: int, stride: int) -> Tensor:
     return pooled.flatten(2).transpose(1, 2)
 
 
-def _rows(index: Tensor, channels: int) -> Tensor:
-    return index.unsqueeze(-1).expand(-1, -1, channels)
+def take_rows(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens sample by sample: [B, N, C] by [B, K] -> [B, K, C].
+
+    Equal to `tokens.gather` with the index repeated for every channel, and several times faster on a CPU, which copies
+    whole rows when the samples stand in one long list.
+
+    Example:
+        >>> take_rows(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).flatten().tolist()
+        [2.0, 3.0]
+    """
+    batch, number, channels = tokens.shape
+    rows = tokens.reshape(batch * number, channels).index_select(0, _in_one_list(index, number))
+    return rows.view(batch, index.shape[1], channels)
+
+
+def add_rows(tokens: Tensor, index: Tensor, added: Tensor) -> Tensor:
+    """Return `tokens` [B, N, C] with the rows of `added` [B, K, C] summed onto the places `index` [B, K].
+
+    Example:
+        >>> add_rows(torch.zeros(1, 2, 1), torch.tensor([[1, 1]]), torch.ones(1, 2, 1)).flatten().tolist()
+        [0.0, 2.0]
+    """
+    batch, number, channels = tokens.shape
+    rows = added.reshape(-1, channels)
+    places = _in_one_list(index, number).unsqueeze(-1).expand_as(rows)
+    return tokens.reshape(batch * number, channels).scatter_add(0, places, rows).view_as(tokens)
+
+
+def _in_one_list(index: Tensor, number: int) -> Tensor:
+    """Return the places of tokens [B, K] among those of all samples in a row, [B * K]."""
+    starts = torch.arange(index.shape[0], device=index.device).unsqueeze(1) * number
+    return (index + starts).flatten()

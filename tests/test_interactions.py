@@ -329,10 +329,12 @@ class TestOffload:
 class TestNumbers:
     @CONFIGS
     def test_channels_last(self, config, tiny_unet):
+        # In float64: on some processors float32 rounds differently here, and near-equal tokens change their rank.
+        tiny_unet.double()
         agentsd.apply(tiny_unet, config=config)
-        wanted = forward(tiny_unet)
+        wanted = forward(tiny_unet, dtype=torch.float64)
         tiny_unet.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(forward(tiny_unet), wanted, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(forward(tiny_unet, dtype=torch.float64), wanted)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("size", [(16, 16), (17, 23)])

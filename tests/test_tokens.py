@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentsd.tokens
-from agentsd.tokens import cell_pattern, pool_tokens, rank_tokens
+from agentsd.tokens import add_rows, cell_pattern, pool_tokens, rank_tokens, take_rows
 
 
 @st.composite
@@ -81,6 +81,20 @@ def test_the_most_similar_are_merged_first(grid, count):
     if token_map.kept.shape[1]:
         least_merged, most_kept = best.gather(1, token_map.merged).amin(1), best.gather(1, token_map.kept).amax(1)
         assert (least_merged >= most_kept - 1e-12).all()
+
+
+@given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 30), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_rows_are_taken_and_added_sample_by_sample(batch, number, picked, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(batch, number, 3, generator=generator, dtype=torch.float64)
+    added = torch.randn(batch, picked, 3, generator=generator, dtype=torch.float64)
+    index = torch.randint(number, (batch, picked), generator=generator)
+    for_each_channel = index.unsqueeze(-1).expand(-1, -1, 3)
+    assert torch.equal(take_rows(tokens, index), tokens.gather(1, for_each_channel))
+    before = tokens.clone()
+    torch.testing.assert_close(add_rows(tokens, index, added), tokens.scatter_add(1, for_each_channel, added))
+    assert torch.equal(tokens, before)
 
 
 def test_ranking_in_blocks_equals_ranking_at_once(monkeypatch):
