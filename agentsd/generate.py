@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from agentsd.config import AgentConfig, Phase, Schedule
 from agentsd.patch import choose_schedule
+from agentsd.precision import slow_dtype_warning
 from agentsd.presets import DEFAULT_PRESET
 
 DEMO = "demo"
@@ -272,6 +274,9 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
     for name in _call_arguments([settings]):
         if name not in accepted:
             raise ValueError(f"{name} was given, but {type(pipe).__name__} does not take it; leave it out.")
+    slow = slow_dtype_warning(DTYPES[settings.dtype], device)
+    if slow is not None:
+        warnings.warn(slow, UserWarning, stacklevel=2)
     return pipe.to(device)
 
 

@@ -164,7 +164,11 @@ def _version(package: str) -> str | None:
 def _devices() -> list[str]:
     import torch
 
-    found = [f"cpu, {torch.get_num_threads()} threads"]
+    from agentsd.precision import is_fast
+
+    halves = [name for name in ("bfloat16", "float16") if not is_fast(getattr(torch, name))]
+    emulated = f", emulates {' and '.join(halves)}: use float32" if halves else ""
+    found = [f"cpu, {torch.get_num_threads()} threads{emulated}"]
     for index in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(index).total_memory / 2**30
         found.append(f"cuda:{index}, {torch.cuda.get_device_name(index)}, {memory:.0f} GiB")

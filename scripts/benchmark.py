@@ -20,6 +20,7 @@ import torch
 from agentsd.architectures import ARCHITECTURES, random_inputs, random_pipeline, random_unet
 from agentsd.arms import RUN_ARMS, STEP_ARMS, Arm, RunArm, with_compiled
 from agentsd.bench import environment, interleave, peak_memory, speedup
+from agentsd.precision import dtype_name
 from agentsd.rows import append_row, key_of, newest, read_rows
 
 # What tells a measurement from others. The settings change with our presets and with the rivals' versions.
@@ -40,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=20, help="of a pipeline call")
     made.add_argument("--size", type=int, nargs="+", default=[512], help="picture side in pixels")
     made.add_argument("--batch", type=int, default=2, help="samples a UNet call; 2: one picture with guidance")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    made.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
+    )
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", nargs="+", metavar="ARM", help="default: all that the kind of measurement has")
     made.add_argument("--compile", action="store_true", help="also stock and ours under torch.compile (minutes each)")
@@ -55,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    args.dtype = dtype_name(args.dtype, args.device)
     started = time.monotonic()
     arms = chosen_arms(args)
     if args.list:

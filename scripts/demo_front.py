@@ -30,6 +30,7 @@ from agentsd.front import (
     pairs,
     replace_file,
 )
+from agentsd.precision import dtype_name
 
 WARMUP_STEPS = 4
 
@@ -41,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--guidance-scale", type=float, default=4.0)
     made.add_argument("--batch", type=int, default=4, help="prompts a call")
     made.add_argument("--group", type=int, default=3, help="arms that share the stock call of a pair")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    made.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
+    )
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", nargs="+", choices=list(RUN_ARMS), default=list(RUN_ARMS), metavar="ARM")
     made.add_argument("--seed", type=int, default=0)
@@ -53,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    args.dtype = dtype_name(args.dtype, args.device)
     folder = model_path()
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)

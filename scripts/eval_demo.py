@@ -24,6 +24,7 @@ from agentsd.demo.captions import held_out_scenes, parse_caption
 from agentsd.demo.pool import save_atomically
 from agentsd.demo.render import render_batch
 from agentsd.front import digest_of
+from agentsd.precision import dtype_name
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "demo"
 
@@ -48,12 +49,15 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale")
     parser.add_argument("--batch", type=int, default=4, help="prompts a batch")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and noise")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: what is fast here"
+    )
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("outputs/eval_demo"), help="finished batches")
     parser.add_argument("--backwards", action="store_true", help="begin with the last batch")
     parser.add_argument("--output", type=pathlib.Path, default=FOLDER / "attribute_accuracy.json")
     parser.add_argument("--grid", type=pathlib.Path, default=FOLDER / "samples.png", help="picture grid")
     arguments = parser.parse_args()
+    arguments.dtype = dtype_name(arguments.dtype)
 
     from diffusers import StableDiffusionPipeline
 

@@ -12,6 +12,7 @@ import torch
 import agentsd
 from agentsd.architectures import ARCHITECTURES, random_inputs, random_unet
 from agentsd.bench import environment, interleave, speedup
+from agentsd.precision import dtype_name
 from agentsd.rows import append_row
 
 
@@ -24,11 +25,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--preset", nargs="+", choices=sorted(agentsd.PRESETS), default=["balanced"])
     parser.add_argument("--steps", type=int, default=6, help="UNet steps of the patched run that is timed")
     parser.add_argument("--batch", type=int, default=2, help="samples a UNet call; 2: one picture with guidance")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("results/plans.jsonl"), help="rows are appended")
     args = parser.parse_args(argv)
+    args.dtype = dtype_name(args.dtype, args.device)
 
     unet = random_unet(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)
     worst = 0.0

@@ -18,6 +18,7 @@ import torch
 from agentsd import PRESETS, AgentConfig
 from agentsd.architectures import ARCHITECTURES, random_attention
 from agentsd.bench import environment, interleave, power_law, speedup
+from agentsd.precision import dtype_name
 from agentsd.processor import LevelPlan, attend
 from agentsd.rows import Row, append_row, key_of, newest, read_rows
 from agentsd.tokens import cell_pattern
@@ -41,13 +42,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), default="sd15")
     parser.add_argument("--grid", type=int, nargs="+", default=[64, 96, 128, 160, 192], help="tokens a side")
     parser.add_argument("--batch", type=int, default=2, help="2: one picture with classifier-free guidance")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, help="time the first so many of the layers; all by default")
     parser.add_argument("--rounds", type=int, default=3, help="rows with fewer are measured again")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further grid after this")
     parser.add_argument("--output", type=Path, default=Path("results/scaling.jsonl"), help="rows are appended")
     args = parser.parse_args(argv)
+    args.dtype = dtype_name(args.dtype, args.device)
 
     started = time.monotonic()
     layers = random_attention(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)[: args.layers]

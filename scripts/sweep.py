@@ -24,6 +24,7 @@ from agentsd.bench import environment
 from agentsd.demo import held_out_prompts, model_path
 from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
 from agentsd.metrics import relative_l2
+from agentsd.precision import dtype_name
 from agentsd.processor import LevelPlan, attend
 from agentsd.runtime import grid_at
 from agentsd.sites import Candidate, find_sites
@@ -81,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--guidance-scale", type=float, default=4.0)
     made.add_argument("--batch", type=int, default=4, help="prompts a call")
-    made.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    made.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
+    )
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--layers-only", action="store_true", help="draw no pictures but the stock ones")
@@ -113,6 +116,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 @torch.inference_mode()
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    args.dtype = dtype_name(args.dtype, args.device)
     settings = settings_of(args)
     folder = model_path()
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))

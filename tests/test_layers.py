@@ -19,6 +19,7 @@ LAYERS = (
         "attention": (),
         "tokens": (),
         "steps": (),
+        "precision": (),
     },
     {
         "processor": (),

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from agentsd.demo.pool import THUMBNAIL, Pool, thumbnails
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import COMBOS, Scene, combo_index, sample_scenes
+from agentsd.precision import cpu_autocast
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def train_classifier(
     for step in range(steps):
         chosen = torch.randint(0, len(pool.scenes), (batch,), generator=generator)
         inputs = _augment(_inputs(pool.thumbnails[chosen.numpy()]), generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             scores = model(inputs.contiguous(memory_format=torch.channels_last))
         loss = F.binary_cross_entropy_with_logits(scores, targets[chosen]) * len(COMBOS)
         optimiser.zero_grad(set_to_none=True)

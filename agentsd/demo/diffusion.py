@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from agentsd.demo.muon import Muon
 from agentsd.demo.pool import Pool, draw_batch
+from agentsd.precision import cpu_autocast
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -152,7 +153,7 @@ def v_loss(
     noisy = signal.sqrt() * batch.latents + (1 - signal).sqrt() * batch.noise
     velocity = signal.sqrt() * batch.noise - (1 - signal).sqrt() * batch.latents
     states = encode_texts(batch.texts)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with cpu_autocast():
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         prediction = unet(noisy, batch.timesteps, encoder_hidden_states=states).sample
     return F.mse_loss(prediction.float(), velocity)
@@ -306,7 +307,7 @@ def sample(
     latents = torch.randn((len(prompts), 4, grid, grid), generator=generator)
     states = torch.cat([encode_texts([""] * len(prompts)), encode_texts(prompts)])
     for timestep in scheduler.timesteps:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             inputs = torch.cat([latents, latents]).contiguous(memory_format=torch.channels_last)
             output = unet(inputs, timestep, encoder_hidden_states=states).sample.float()
         without, conditioned = output.chunk(2)

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from agentsd.precision import fast_dtype
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Map matrices to nearly orthogonal ones with the same singular vectors, by Newton-Schulz iteration in bf16.
+    """Map matrices to nearly orthogonal ones with the same singular vectors, by Newton-Schulz iteration.
 
     The singular values end between about 0.7 and 1.2 (https://kellerjordan.github.io/posts/muon).
 
@@ -21,7 +23,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
         steps: Iterations.
 
     Returns:
-        The same shape, bf16.
+        The same shape, in bfloat16 where the CPU has it.
 
     >>> torch.manual_seed(0) and None
     >>> values = torch.linalg.svdvals(orthogonalise(torch.randn(1, 8, 20)).float())
@@ -30,7 +32,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """
     a, b, c = _COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(fast_dtype("cpu"))
     x = x if wide else x.mT
     x = x / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)
     for _ in range(steps):

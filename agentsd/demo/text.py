@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from agentsd.demo.captions import CaptionMeaning, CaptionObject, caption, grammar_words, parse_caption
 from agentsd.demo.scenes import COLOURS, OPPOSITE, PATTERNS, RELATIONS, SHAPES, SIZES, TONES, sample_scene
+from agentsd.precision import cpu_autocast
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -171,7 +172,7 @@ def pretrain_text_encoder(
         rng = np.random.default_rng((seed, 23, step))
         texts, targets = _training_batch(rng, batch)
         ids = token_ids(tokenizer, texts)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             states = encoder(ids).last_hidden_state.float()
         end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
         later = end + torch.from_numpy(rng.integers(0, MAX_TOKENS, size=batch)) % (MAX_TOKENS - end)

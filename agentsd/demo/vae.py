@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import sample_scenes
+from agentsd.precision import cpu_autocast
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -135,7 +136,7 @@ def train_vae(
         inputs = to_tensor(crops).contiguous(memory_format=torch.channels_last)
         side = crop // LATENT_FACTOR
         noise = torch.randn(batch, 4, side, side, generator=generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             loss = vae_loss(vae, inputs, noise)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -153,7 +154,7 @@ def encode(vae: AutoencoderKL, pictures: npt.NDArray[np.uint8], batch: int = 8) 
     parts = []
     for start in range(0, len(pictures), batch):
         inputs = to_tensor(pictures[start : start + batch]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             parts.append(vae.encode(inputs).latent_dist.mean.contiguous().half())
     return torch.cat(parts)
 
@@ -163,7 +164,7 @@ def decode(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 8) -> npt.NDA
     """Pictures (n, 4h, 4w, 3) uint8 of unscaled latents (n, 4, h, w)."""
     parts = []
     for start in range(0, len(latents), batch):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with cpu_autocast():
             parts.append(to_pictures(vae.decode(latents[start : start + batch].float()).sample))
     return np.concatenate(parts)
 
