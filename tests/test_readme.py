@@ -1,8 +1,12 @@
 """README and docs run, and what they name is there."""
 
+import argparse
 import re
+import runpy
+import shlex
 import textwrap
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,16 +48,41 @@ def test_the_first_block_is_short_and_near_the_top():
     assert README.index("```python") < README.index("\n## ")
 
 
-def test_every_command_line_is_understood():
-    from test_generate import load_script
+class ParsedError(Exception):
+    """The command line was understood, and nothing else shall happen."""
 
-    parser = load_script().parser()
-    blocks = [block for page in ("README.md", *DOCS) for block in code_blocks("sh", page)]
-    lines = [line for block in blocks for line in block.splitlines() if "scripts/generate.py" in line]
-    assert lines
-    for line in lines:
-        words = re.findall(r'"[^"]*"|\S+', line)
-        parser.parse_args([word.strip('"') for word in words[words.index("scripts/generate.py") + 1 :]])
+
+def command_lines(page):
+    """Our scripts that a page starts, with their arguments; `...` stands for a value, or for more arguments."""
+    for block in code_blocks("sh", page):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            start = next((i for i, word in enumerate(words) if word.startswith("scripts/")), None)
+            if start is not None:
+                given = [word for before, word in pairwise(words[start:]) if word != "..." or before.startswith("--")]
+                yield words[start], given
+
+
+LINES = [(page, script, words) for page in PAGES for script, words in command_lines(page)]
+
+
+@pytest.mark.parametrize(("page", "script", "words"), LINES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_line_is_understood(page, script, words, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(ROOT / script))["main"](words)
+
+
+def test_command_lines_are_found_and_misspelt_ones_noticed(monkeypatch):
+    assert {"scripts/generate.py", "scripts/fid_eval.py", "scripts/benchmark.py"} <= {script for _, script, _ in LINES}
+    with pytest.raises(SystemExit):
+        test_every_command_line_is_understood("README.md", "scripts/generate.py", ["--promt", "a ring"], monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES)
