@@ -58,8 +58,14 @@ class Comparison:
         }
 
 
+def _check(settings: Settings) -> None:
+    if settings.schedule is None:  # `apply` would take the default preset
+        raise ValueError("schedule=None has nothing to compare with the stock pipeline; give a preset.")
+
+
 def warm_up(pipe: Any, settings: Settings) -> None:
     """Run both arms of a comparison a few steps at its shape, so that no first-call cost enters a time."""
+    _check(settings)
     short = dataclasses.replace(settings, steps=min(_WARMUP_STEPS, settings.steps or _WARMUP_STEPS))
     for _ in range(_WARMUP_RUNS):
         generate(pipe, [short])
@@ -81,8 +87,7 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
     Raises:
         ValueError: If the settings hold no schedule.
     """
-    if settings.schedule is None:
-        raise ValueError("schedule=None has nothing to compare with the stock pipeline; give a preset.")
+    _check(settings)
     drawn: dict[str, Image.Image] = {}
 
     def draw(name: str) -> None:

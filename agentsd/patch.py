@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,6 +26,9 @@ from agentsd.runtime import (
     on_denoiser_call,
     scheduled_forward,
 )
+
+if TYPE_CHECKING:
+    from agentsd.sites import Candidate, Skipped
 
 _HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 _REPLACED = "processor replaced by other code: not patched any more"
@@ -66,7 +69,10 @@ class Patch:
         self._runtime.pipes.add(pipe)
 
     def report(self) -> Report:
-        """Return which layers were patched, at which grid, with how many features and agents, and which were not."""
+        """Return which layers were patched, at which grid, with how many features and agents, and which were not.
+
+        After `remove`, or when a later `apply` has replaced this patch, it tells what was and says so.
+        """
         return _report(self._denoiser, self._runtime)
 
     @contextmanager
@@ -152,11 +158,12 @@ def apply(
         if refused is not None:
             chosen = chosen.with_reuse(1)
     _check_reuse(denoiser, chosen)
+    candidates, skipped = _find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         _uninstall(denoiser)
-    runtime = _install(denoiser, chosen, seed, plan)
+    runtime = _install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
     runtime.reuse_problem = refused
     for pipe in pipes:
         runtime.pipes.add(pipe)
@@ -254,13 +261,17 @@ def denoiser_of(target: Any) -> nn.Module:
     return compiled
 
 
-def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | None) -> Runtime:
+def _find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
     from agentsd.sites import find_sites
 
     candidates, skipped = find_sites(denoiser)
     if not candidates:
         raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
-    runtime = Runtime(schedule, seed, candidates, skipped, plan)
+    return candidates, skipped
+
+
+def _install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]") -> Runtime:
+    schedule = runtime.schedule
     setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
     try:
         for layer, site in zip(candidates, runtime.sites, strict=True):
@@ -268,15 +279,17 @@ def _install(denoiser: nn.Module, schedule: Schedule, seed: int, plan: Plan | No
             layer.attn.set_processor(AgentAttnProcessor())
             layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
         denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
-        denoiser.register_forward_hook(after_denoiser_call)
+        denoiser.register_forward_hook(after_denoiser_call, always_call=True)
         if schedule.reuses:
             module, sees_input = feature_hook_target(denoiser, schedule.reuse_depth)
             setattr(module, KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(on_deep_feature, with_kwargs=True)
         if schedule.reuses or schedule.skips_guidance:
-            original = denoiser.__dict__.get("forward")
-            denoiser.forward = functools.partial(scheduled_forward, denoiser, original)
+            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
+            # hook off: with enable_model_cpu_offload after every call of the pipeline.
+            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
+            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
     except BaseException:
         _uninstall(denoiser)
         raise
@@ -298,6 +311,8 @@ def _check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
 
 
 def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
+    if hasattr(denoiser, "nets"):
+        return f"{type(denoiser).__name__} holds several ControlNets; call agentsd.apply for each of its `.nets`."
     found = "; ".join(f"{count} layers: {reason}" for reason, count in Counter(reasons).items())
     return (
         f"{type(denoiser).__name__} has no self-attention layer that agentsd can patch. "
@@ -322,7 +337,7 @@ def _uninstall(denoiser: nn.Module) -> None:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_with_kwargs.pop(key, None)
-    # accelerate, hooked in after us, keeps the forward it found under `_old_forward`.
+                module._forward_hooks_always_called.pop(key, None)
     for name in ("forward", "_old_forward"):
         forward = denoiser.__dict__.get(name)
         if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
@@ -341,13 +356,14 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
     size = getattr(getattr(denoiser, "config", None), "sample_size", None)
     if sample is None and size is not None:
         sample = (size, size) if isinstance(size, int) else (size[0], size[1])
+    active = denoiser.__dict__.get(SITE) is runtime
     layers = tuple(
         LayerReport(
             name=site.name,
             level=site.level,
             downsample=2 ** (site.level - runtime.finest),
             grid=None if sample is None else grid_at(site.level, *sample),
-            problem=site.problem if type(attn.processor) is AgentAttnProcessor else _REPLACED,
+            problem=_REPLACED if active and type(attn.processor) is not AgentAttnProcessor else site.problem,
         )
         for site, attn in zip(runtime.sites, runtime.attentions, strict=True)
     )
@@ -360,4 +376,5 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         reuse_problem=runtime.reuse_problem,
         guidance_problem=runtime.guidance_problem,
         planned_stock=tuple((config, runtime.left_stock(config)) for config in runtime.schedule.configs),
+        active=active,
     )

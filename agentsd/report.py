@@ -37,6 +37,7 @@ class Report:
         reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
+        active: Whether the patch is still installed; if not, the rest is what it was.
     """
 
     target: str
@@ -47,9 +48,12 @@ class Report:
     reuse_problem: str | None = None
     guidance_problem: str | None = None
     planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
+    active: bool = True
 
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
+        if not self.active:
+            lines[0] += "; REMOVED or replaced by a later apply since, this is what it was"
         start = 0.0
         for phase in self.schedule.phases:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")

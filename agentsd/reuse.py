@@ -69,6 +69,8 @@ def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     given = {name for name, value in arguments.items() if value is not None}
     if caches_already(unet):
         return "DeepCache is enabled and reuses them itself"
+    if _offloads_blocks(unet):
+        return "group offloading brings in the weights of whole blocks, and only when a whole block runs"
     if "attention_mask" in given:
         return "attention_mask was given"
     if "gligen" in (arguments.get("cross_attention_kwargs") or {}):
@@ -82,6 +84,11 @@ def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     if any(getattr(unet.up_blocks[-1], name, None) for name in ("s1", "s2", "b1", "b2")) and len(unet.up_blocks) <= 2:
         return "FreeU changes the last up block"
     return None
+
+
+def _offloads_blocks(unet: Any) -> bool:
+    registries = [getattr(block, "_diffusers_hook", None) for block in (unet.down_blocks[0], unet.up_blocks[-1])]
+    return any("group_offloading" in name for registry in registries if registry is not None for name in registry.hooks)
 
 
 def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

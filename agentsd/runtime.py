@@ -1,5 +1,6 @@
 """What a patched denoiser carries, and what happens at each of its calls: read the step, set it, keep features."""
 
+import functools
 import hashlib
 import threading
 import warnings
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _CACHED_PATTERNS = 256
 _REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its deep features
+_LONGEST_CHAIN = 32  # functions around a UNet's forward that are looked through
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
 
 
@@ -114,7 +116,9 @@ class Runtime:
         schedulers = [pipe.scheduler for pipe in list(self.pipes) if getattr(pipe, "scheduler", None) is not None]
         candidates = [getattr(scheduler, "timesteps", None) for scheduler in schedulers]
         timesteps = [candidate for candidate in candidates if isinstance(candidate, Tensor)]
-        train_steps = next((int(scheduler.config.num_train_timesteps) for scheduler in schedulers), 1000)
+        train_steps = next(
+            (int(getattr(scheduler.config, "num_train_timesteps", 1000)) for scheduler in schedulers), 1000
+        )
         position: Position | None = self.local.reader.read(timestep, timesteps, train_steps=train_steps)
         return position
 
@@ -143,12 +147,12 @@ class Runtime:
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments))
         self.slot.write(StepContext(levels, feature, keep, guided))
 
-    def end(self) -> None:
-        """Keep the deep feature that a full step left, for the steps that follow in its run."""
+    def end(self, *, failed: bool) -> None:
+        """Keep the deep feature that a full step left, for the steps that follow in its run; none of a failed call."""
         self.slot.in_call = False
         feature = self.slot.take_feature()
         turn: _Turn | None = getattr(self.local, "turn", None)
-        if feature is not None and turn is not None:
+        if feature is not None and turn is not None and not failed:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
             fresh = _Kept(feature.detach().clone(), turn.run.index)
             before = turn.run.kept.get(turn.call)
@@ -162,7 +166,8 @@ class Runtime:
         """Return whether this call runs with all its samples, and not with the conditional half alone."""
         if self.schedule.is_guided(position.index, position.total):
             return True
-        problem = guidance_obstacle(denoiser, self._driving(arguments.get("timestep")), arguments["sample"].shape[0])
+        pipes = self._driving(arguments.get("timestep"))
+        problem = _replaced_forward(denoiser) or guidance_obstacle(denoiser, pipes, arguments["sample"].shape[0])
         if problem:
             self.guidance_problem = problem
             self.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
@@ -190,7 +195,7 @@ class Runtime:
         kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
         if self.schedule.is_full(position.index, position.total):
             return None, not last
-        problem = obstacle(denoiser, arguments)
+        problem = obstacle(denoiser, arguments) or _replaced_forward(denoiser)
         if self.schedule.skips_guidance and kept is not None and _halves(arguments["sample"], kept.feature):
             kept = kept.conditional()  # guidance ends here
         if problem is None and kept is not None and not _fits(kept.feature, arguments["sample"]):
@@ -267,6 +272,28 @@ def _original(attn: Any) -> Any:
     return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
 
 
+def _replaced_forward(denoiser: nn.Module) -> str | None:
+    """Return that `scheduled_forward` is no longer what the denoiser runs, or `None` if it is, perhaps wrapped."""
+    wrapped: list[Any] = [denoiser.__dict__.get(name) for name in ("forward", "_old_forward")]
+    for forward in wrapped:  # grows while it is walked
+        if isinstance(forward, functools.partial):
+            if forward.func is scheduled_forward:
+                return None
+            wrapped.append(forward.func)
+        if len(wrapped) < _LONGEST_CHAIN:
+            wrapped.append(getattr(forward, "__wrapped__", None))
+            cells = getattr(forward, "__closure__", None) or ()
+            wrapped += [content for content in map(_content, cells) if callable(content)]
+    return "other code has replaced the UNet's forward since agentsd.apply; call it again"
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the cell is empty as yet
+        return None
+
+
 def _fits(feature: Tensor, sample: Tensor) -> bool:
     return (
         feature.shape[0] == sample.shape[0]
@@ -331,9 +358,9 @@ def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Keep what the steps to come will reuse."""
+    """Keep what the steps to come will reuse; called after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
-    runtime.end()
+    runtime.end(failed=output is None)
 
 
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 
-from agentsd.processor import SITE, AgentAttnProcessor
+from agentsd.processor import AgentAttnProcessor
 
 _STANDARD = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 
@@ -89,9 +89,8 @@ def _obstacle(attn: nn.Module) -> str | None:
         return f"{type(attn).__name__} is not diffusers' Attention"
     if attn.is_cross_attention:
         return "cross-attention"
-    # Ours without a site: left over by code that put back what it had found while the layer was patched.
-    left_over = isinstance(attn.processor, AgentAttnProcessor) and SITE not in attn.__dict__
-    if type(attn.processor) not in _STANDARD and not left_over:
+    # Ours: of a patch that is to be replaced, or left over by code that put back what it had found while patched.
+    if type(attn.processor) not in (*_STANDARD, AgentAttnProcessor):
         return f"processor {type(attn.processor).__name__} is not one of diffusers' standard ones"
     if any(getattr(attn, name, None) is not None for name in ("norm_q", "norm_k", "group_norm", "spatial_norm")):
         return "normalises its queries, keys or input"

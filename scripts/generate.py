@@ -86,7 +86,7 @@ def base_settings(options: argparse.Namespace, recorded: dict[str, Any] | None, 
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
-    elif recorded is None or given:
+    elif recorded is None or given or (options.compare and recorded.get("schedule") is None):
         changes["schedule"], changes["label"] = labelled_schedule(**agents)
     if recorded is not None:
         return dataclasses.replace(Settings.from_dict(recorded), **changes)

@@ -552,7 +552,15 @@ class TestErrors:
         with pytest.raises(ValueError, match="processor Foreign is not one of diffusers' standard ones"):
             agentsd.apply(tiny_unet)
         assert tiny_unet.attn_processors == foreign
-        assert patch.active or not any("_agentsd" in part.__dict__ for part in tiny_unet.modules())
+        assert patch.active
+
+    def test_other_code_may_take_the_processors_and_the_earlier_patch_keeps_its_reuse(self, tiny_unet):
+        patch = agentsd.apply(tiny_unet)
+        with pytest.raises(ValueError, match="reuse_depth=9 must be at most"):
+            agentsd.apply(tiny_unet, reuse_depth=9)
+        assert patch.active
+        assert agentsd.apply(tiny_unet, preset="paper").active
+        assert not patch.active
 
 
 class TestReport:
@@ -570,6 +578,16 @@ class TestReport:
         assert len(report.skipped) == 7
         assert {reason for _, reason in report.skipped} == {"cross-attention"}
         assert "grid 16x16, 256 tokens -> 256 features -> 16 agents" in str(report)
+
+    def test_says_when_the_patch_is_gone(self, tiny_unet):
+        patch = agentsd.apply(tiny_unet, config=AGENTS)
+        later = agentsd.apply(tiny_unet, preset="paper")
+        told = patch.report()
+        assert not told.active
+        assert all(layer.problem is None for layer in told.layers)
+        assert "REMOVED or replaced by a later apply" in str(told)
+        assert later.report().active
+        assert "REMOVED" not in str(later.report())
 
     def test_follows_the_size_of_the_last_call(self, tiny_unet):
         patch = agentsd.apply(tiny_unet, config=AGENTS)

@@ -113,6 +113,14 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
     assert read_record(other)["settings"] == {**read_record(first)["settings"], "seed": 8}
 
 
+def test_a_stock_picture_is_compared_with_the_default_preset(run, tmp_path):
+    first, both = tmp_path / "first.png", tmp_path / "both.png"
+    run("--prompt", "a ring", "--steps", 2, "--stock", output=first)
+    code, _, _ = run("--from-png", first, "--compare", output=both, given_model=None)
+    assert code == 0
+    assert read_record(both)["settings"]["label"] == "balanced"
+
+
 def test_prompts_come_in_order_and_do_not_depend_on_the_batch(run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeffa ring\n\n  a cross  \n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Side by side with everything else that people do to a pipeline."""
 
 import copy
+import functools
 import hashlib
 import pickle
 import threading
@@ -20,7 +21,7 @@ from probe import AGENTS, MERGE, MIXED, POOL, assert_same, expected, snapshot, u
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig
+from agentsd import AgentConfig, Schedule
 from agentsd.processor import AgentAttnProcessor
 
 CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, MERGE], ids=["agents", "pool", "merge"])
@@ -313,6 +314,47 @@ class TestOffload:
         else:
             agentsd.remove(tiny_pipe)
         assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
+
+    @pytest.mark.parametrize("patch_first", [True, False])
+    def test_model_cpu_offload_keeps_reuse_from_call_to_call(self, patch_first, tiny_pipe):
+        # After every call diffusers takes accelerate's hooks off and puts them on anew.
+        other = make_tiny_pipe()
+        reusing = Schedule.constant(POOL, reuse=3)
+        agentsd.apply(other, schedule=reusing)
+        wanted = draw(other)
+        if patch_first:
+            patch = agentsd.apply(tiny_pipe, schedule=reusing)
+        tiny_pipe.enable_model_cpu_offload(device="cpu")
+        if not patch_first:
+            patch = agentsd.apply(tiny_pipe, schedule=reusing)
+        for _ in range(3):
+            assert torch.equal(draw(tiny_pipe), wanted)
+        assert patch.report().reuse_problem is None
+        patch.remove()
+        for _ in range(2):
+            assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
+
+    def test_group_offload_of_blocks_runs_whole_steps_and_says_so(self, tiny_pipe):
+        whole = make_tiny_pipe()
+        agentsd.apply(whole, config=POOL)
+        wanted = draw(whole)
+        cpu = torch.device("cpu")
+        tiny_pipe.unet.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+        patch = agentsd.apply(tiny_pipe, schedule=Schedule.constant(POOL, reuse=3))
+        with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
+            assert torch.equal(draw(tiny_pipe), wanted)
+        assert "group offloading" in patch.report().reuse_problem
+
+    def test_a_replaced_forward_is_told(self, tiny_pipe):
+        patch = agentsd.apply(tiny_pipe, schedule=Schedule.constant(POOL, reuse=3))
+        inner = tiny_pipe.unet.forward
+        tiny_pipe.unet.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
+        draw(tiny_pipe)  # wrapped: still ours
+        assert patch.report().reuse_problem is None
+        del tiny_pipe.unet.forward
+        with pytest.warns(UserWarning, match="other code has replaced the UNet's forward since agentsd.apply"):
+            draw(tiny_pipe)
+        assert "call it again" in patch.report().reuse_problem
 
     def test_layerwise_casting(self, tiny_unet):
         agentsd.apply(tiny_unet, config=POOL)
