@@ -114,4 +114,4 @@ def _reason(denoiser: nn.Module, name: str, attn: nn.Module) -> str:
         return f"inside {type(block).__name__}, not BasicTransformerBlock"
     path = name.rsplit(".", 3)
     parent = denoiser.get_submodule(path[0]) if len(path) > 3 else denoiser
-    return f"inside {type(parent).__name__}, which does not attend over one image's grid"
+    return f"inside {type(parent).__name__}, not a Transformer2DModel of a UNet's blocks"

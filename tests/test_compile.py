@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from probe import AGENTS, MERGE, unet_inputs
-from tiny import make_one_level_unet
+from probe import AGENTS, MERGE, POOL, unet_inputs
+from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import agentsd
@@ -58,6 +58,21 @@ def eager():
     unet = make_one_level_unet()
     agentsd.apply(unet, schedule=MIXED)
     return run(unet)[0]
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first):
+    reusing = Schedule.constant(POOL, reuse=3)
+    unet, twin, counter = make_tiny_unet(), make_tiny_unet(), CompileCounterWithBackend("eager")
+    agentsd.apply(twin, schedule=reusing)
+    if patch_first:
+        agentsd.apply(unet, schedule=reusing)
+    compiled = whole(unet, counter)
+    if not patch_first:
+        agentsd.apply(unet, schedule=reusing)
+    outputs, graphs = run(compiled, counter, steps=7)
+    assert graphs == [1, 2, 2, 2, 2, 2, 3]
+    assert_close(outputs, run(twin, steps=7)[0])
 
 
 @pytest.mark.parametrize(

@@ -563,6 +563,21 @@ class TestErrors:
         assert not patch.active
 
 
+def test_a_call_that_raises_is_over_and_leaves_no_feature(tiny_unet):
+    # Gradient checkpointing asks whether a call is in progress: a block's call outside is autograd recomputing it.
+    agentsd.apply(tiny_unet)
+    slot = tiny_unet.__dict__["_agentsd"].slot
+    during = []
+    tiny_unet.conv_out.register_forward_pre_hook(lambda *args: during.append(slot.in_call))
+    tiny_unet.conv_out.register_forward_pre_hook(lambda *args: 1 / 0)
+    sample, text = unet_inputs()
+    with pytest.raises(ZeroDivisionError):
+        tiny_unet(sample, 900, text)
+    assert during == [True]
+    assert not slot.in_call
+    assert slot.take_feature() is None
+
+
 class TestReport:
     def test_names_the_layers_and_grids(self, tiny_unet):
         report = agentsd.apply(tiny_unet, config=AGENTS).report()

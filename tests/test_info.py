@@ -106,6 +106,9 @@ class TestFigures:
         with pytest.raises(ValueError, match=message):
             read_measured(tmp_path / "m.json")
 
-    @pytest.mark.skipif(not MEASURED.exists(), reason="nothing was measured yet")
+    def test_every_preset_has_figures(self):
+        assert MEASURED.exists()
+        assert all(collect()["presets"].values()), "measure again, then run scripts/measured.py"
+
     def test_the_committed_file_is_that_of_the_results(self):
         assert read_measured() == summarise(read_rows(SOURCE), "results/demo/front.jsonl"), "run scripts/measured.py"

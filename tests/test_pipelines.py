@@ -135,7 +135,7 @@ class TestRefused:
 
     def test_a_transformer_itself(self):
         for build, reason in ((flux, "2 layers: FluxAttention is not diffusers' Attention"),
-                              (pixart, "inside PixArtTransformer2DModel, which does not attend")):  # fmt: skip
+                              (pixart, "inside PixArtTransformer2DModel, not a Transformer2DModel")):  # fmt: skip
             with pytest.raises(ValueError, match=reason):
                 agentsd.apply(build().transformer)
 
@@ -392,7 +392,7 @@ class TestUnetShapes:
         assert not [layer.name for layer in report.layers if "motion_modules" in layer.name]
         temporal = [reason for name, reason in report.skipped if "motion_modules" in name and name.endswith("attn1")]
         assert temporal
-        assert set(temporal) == {"inside AnimateDiffTransformer3D, which does not attend over one image's grid"}
+        assert set(temporal) == {"inside AnimateDiffTransformer3D, not a Transformer2DModel of a UNet's blocks"}
 
 
 def test_the_phases_of_two_presets_differ_in_the_image(tiny_pipe):

@@ -35,6 +35,7 @@ SCHEDULERS = {
     "KDPM2A": ("KDPM2AncestralDiscreteScheduler", {}, 19),
     "LMS": ("LMSDiscreteScheduler", {}, 10),
     "LMS-karras": ("LMSDiscreteScheduler", dict(use_karras_sigmas=True), 10),
+    "CM": ("CMStochasticIterativeScheduler", {}, 10),
     "DPM++": ("DPMSolverMultistepScheduler", {}, 10),
     "DPM++-karras": ("DPMSolverMultistepScheduler", dict(use_karras_sigmas=True), 10),
     "DPM++-lu": ("DPMSolverMultistepScheduler", dict(use_lu_lambdas=True), 10),
@@ -136,7 +137,18 @@ class TestPipelineArguments:
                 draw(tiny_pipe, steps=1, guidance_scale=0.0)
             assert [call.config for call in calls] == [first]
 
-    def test_denoising_end_and_start_share_one_run(self):
+    def test_denoising_start_counts_from_its_own_first_step(self):
+        from diffusers import StableDiffusionXLImg2ImgPipeline
+
+        base = make_sdxl_pipe()
+        pipe = StableDiffusionXLImg2ImgPipeline(**base.components)
+        agentsd.apply(pipe, schedule=Schedule((Phase(0.5, POOL), Phase(1.0, None))))
+        image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with watch(pipe.unet) as calls:
+            draw(pipe, steps=10, denoising_start=0.6, image=image)
+        assert [call.config for call in calls] == [POOL] * 2 + [None] * 2
+
+    def test_denoising_end_leaves_the_last_steps_of_the_schedule_out(self):
         pipe = make_sdxl_pipe()
         agentsd.apply(pipe, schedule=Schedule((Phase(0.4, POOL), Phase(1.0, None))))
         with watch(pipe.unet) as calls:
