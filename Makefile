@@ -19,6 +19,7 @@ install: $(STAMP) ## make .venv with the tested versions (done once)
 
 # --group needs pip 25.1; torch first and alone, so that a CPU index or find-links decides the build.
 $(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, and {sys.executable} is {sys.version.split()[0]}; choose another: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) 'pip>=25.1'
 	$(PIP) -c constraints.txt torch
@@ -41,7 +42,6 @@ notebooks: $(STAMP) ## run the notebooks and keep their outputs
 	$(BIN)/python scripts/notebooks.py
 
 package: $(STAMP) ## build wheel and source archive into dist/, and check both
-	$(PIP) -c constraints.txt --group package
 	$(BIN)/python -m pytest -m slow tests/test_package.py
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation

@@ -249,16 +249,26 @@ def choose_schedule(
 def denoiser_of(target: Any) -> nn.Module:
     """Return the module to patch: the pipeline's UNet, or the module itself, out of its compiled wrapper."""
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    if module is None and getattr(target, "transformer", None) is not None:
+    transformer = getattr(target, "transformer", None)
+    if module is None and transformer is not None:
         raise ValueError(
-            f"{type(target).__name__} denoises with {type(target.transformer).__name__}, a transformer; agentsd "
-            "patches pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). Most transformers attend over text and image "
-            "together or carry positions inside attention, which merging and agents would lose; none was measured."
+            f"{type(target).__name__} denoises with {type(transformer).__name__}, a transformer; agentsd patches "
+            f"pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). {_why_not_a_transformer(transformer)}"
         )
     if not isinstance(module, nn.Module):
         raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
     compiled: nn.Module = getattr(module, "_orig_mod", module)
     return compiled
+
+
+def _why_not_a_transformer(transformer: Any) -> str:
+    modules = transformer.modules() if isinstance(transformer, nn.Module) else ()
+    if any(getattr(module, "added_kv_proj_dim", None) for module in modules):
+        return "This one attends over text and image tokens together: merging and agents would mix the two."
+    return (
+        "Its blocks are all of one grid: there are no deeper levels to reuse and none to leave stock, and what agents "
+        "do to its pictures was never measured."
+    )
 
 
 def _find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":

@@ -349,6 +349,7 @@ def draw_front(figures: Mapping[str, tuple[float, float]], quality: str, axes: A
     for label, (speed, value) in figures.items():
         axes.scatter(speed, value)
         axes.annotate(label, (speed, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.margins(0.15)  # room for the names
     axes.set_xlabel("speed-up over stock")
     axes.set_ylabel(quality)
     axes.grid(alpha=0.3)

@@ -19,6 +19,26 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "thre
 SCALING = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
 MAIN_SIZES = (512, 768)
+# What the README shows of the two long tables; docs/benchmarks.md shows all.
+SHORT = (
+    "stock",
+    "tomesd 0.5",
+    "DeepCache 3",
+    "paper, agent phase",
+    "pooled agents, at most 64, two levels",
+    "reuse 3 + pooled agents",
+    "reuse 5 + pooled agents",
+)
+SHORT_DEMO = (
+    "stock",
+    "stock, steps / 3",
+    "tomesd 0.5",
+    "DeepCache 3",
+    "preset quality",
+    "preset balanced",
+    "preset fast",
+    "preset extreme",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
     tables = {
+        "speed-short": lambda: main_table(SHORT),
+        "demo-short": lambda: demo_table(SHORT_DEMO),
         "speed": main_table,
         "speed-others": other_tables,
         "demo": demo_table,
@@ -66,10 +88,19 @@ def main_setup(rows: Sequence[Row]) -> tuple | None:
     return key_of(found[-1], SETUP) if found else None
 
 
-def main_table() -> str:
+def main_table(arms: Sequence[str] | None = None) -> str:
+    """SD 1.5 steps; of some arms, or of all."""
     rows = speed_rows()
     chosen = main_setup(rows)
-    return speed_table([row for row in rows if key_of(row, SETUP) == chosen and row["size"] in MAIN_SIZES])
+    rows = [row for row in rows if key_of(row, SETUP) == chosen and row["size"] in MAIN_SIZES]
+    return speed_table(_only(rows, arms))
+
+
+def _only(rows: Sequence[Row], arms: Sequence[str] | None) -> Sequence[Row]:
+    """Rows of some arms, in the order of those."""
+    if arms is None:
+        return rows
+    return sorted((row for row in rows if row["arm"] in arms), key=lambda row: arms.index(row["arm"]))
 
 
 def other_tables() -> str:
@@ -119,12 +150,13 @@ def speed_table(rows: Sequence[Row]) -> str:
     pairs = sorted({row["rounds"] for row in rows})
     told = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
     times = ", ".join(f"{second:.3g} s at {head}" for second, head in zip(seconds, heads, strict=True))
+    control = "; stock A/A shows the noise" if any(row["arm"] == "stock A/A" for row in rows) else ""
     whole = "per step of a cycle" if first["benchmark"] == "unet step" else "text encoder and VAE included"
     note = (
         f"Speed-up over stock diffusers (fused SDPA; {times}), {first['architecture']} architecture with random "
         f"weights, batch {first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
         f"{first['torch']}, diffusers {first['diffusers']}; arms interleaved in one process, median of {told} paired "
-        f"ratios with 95% interval, {whole}; stock A/A shows the noise. `scripts/benchmark.py`, `results/speed.jsonl`."
+        f"ratios with 95% interval, {whole}{control}. `scripts/benchmark.py`, `results/speed.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -168,9 +200,10 @@ def scaling_table() -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def demo_table() -> str:
-    """Speed against quality on the bundled demo model."""
+def demo_table(arms: Sequence[str] | None = None) -> str:
+    """Speed against quality on the bundled demo model; of some arms, or of all."""
     rows = read_rows(ROOT / "results" / "demo" / "front.jsonl")
+    rows = _only(rows, arms)
     if not rows:
         return ""
     first = rows[0]

@@ -458,12 +458,18 @@ def already_tomesd():
 
 TRANSFORMER = "a transformer; agentsd patches pipelines with a UNet"
 JOINT = "its transformer attends over text and image tokens together"
+MIXES = f"{TRANSFORMER}.* This one attends over text and image tokens together"
 NOTHING = "has no self-attention layer that agentsd can patch. Found: "
 
 REFUSED = (
-    Refused("SD 3", stable_diffusion_3, f"denoises with SD3Transformer2DModel, {TRANSFORMER}", JOINT),
-    Refused("FLUX", flux, f"denoises with FluxTransformer2DModel, {TRANSFORMER}", f"{JOINT}, with rotary positions"),
-    Refused("PixArt", pixart, f"denoises with PixArtTransformer2DModel, {TRANSFORMER}", "a transformer; not measured"),
+    Refused("SD 3", stable_diffusion_3, f"denoises with SD3Transformer2DModel, {MIXES}", JOINT),
+    Refused("FLUX", flux, f"denoises with FluxTransformer2DModel, {MIXES}", f"{JOINT}, with rotary positions"),
+    Refused(
+        "PixArt",
+        pixart,
+        f"denoises with PixArtTransformer2DModel, {TRANSFORMER}.* Its blocks are all of one grid",
+        "a transformer of one grid: no levels to choose from or to reuse; not measured",
+    ),
     Refused(
         "Kandinsky 2, DeepFloyd IF, unCLIP",
         kandinsky_like,

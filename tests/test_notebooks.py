@@ -2,7 +2,6 @@
 
 import ast
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-SECONDS = 90  # on one core, the demo model
+CELL_SECONDS = 360  # a cell takes less than 30 on one core: what hangs must end
 
 
 def sources(path):
@@ -62,9 +61,8 @@ def test_its_code_runs(path, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @notebooks
-def test_it_runs_as_a_notebook_in_time(path):
+def test_it_runs_as_a_notebook(path):
+    """On the demo model, in a kernel of its own, as a reader runs it; `.ci/run` does this too."""
     nbclient = pytest.importorskip("nbclient")
-    book = nbformat.read(path, 4)
-    start = time.monotonic()
-    nbclient.NotebookClient(book, timeout=4 * SECONDS, kernel_name="python3").execute(cwd=str(path.parent))
-    assert time.monotonic() - start < SECONDS
+    client = nbclient.NotebookClient(nbformat.read(path, 4), timeout=CELL_SECONDS, kernel_name="python3")
+    client.execute(cwd=str(path.parent))

@@ -9,9 +9,9 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from matrix import KINDS, REFUSED, Kind, controlnet, flux, pixart, run, table
+from matrix import KINDS, PICTURE, REFUSED, Kind, controlnet, flux, pixart, run, sdxl_controlnet, table
 from probe import AGENTS, MERGE, MIXED, OFF, POOL, assert_same, expected, snapshot, unet_inputs, watch
-from tiny import draw, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
+from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
@@ -269,6 +269,38 @@ class TestControlNet:
         stock = draw(pipe, steps=8, **arguments)
         agentsd.apply(pipe.controlnet)
         assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
+
+    def test_that_of_sdxl_can_be_the_target(self):
+        pipe, arguments = sdxl_controlnet()
+        stock = draw(pipe, steps=8, **arguments)
+        net = snapshot(pipe.controlnet)
+        patch = agentsd.apply(pipe.controlnet, schedule=MIXED)
+        assert {(layer.name.split(".a")[0], layer.downsample) for layer in patch.report().layers} == {
+            ("down_blocks.1", 1), ("down_blocks.2", 2), ("mid_block", 2)
+        }  # fmt: skip
+        with watch(pipe.controlnet) as calls:
+            assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
+        assert [call.config for call in calls] == expected(MIXED, calls)
+        patch.remove()
+        assert_same(net, snapshot(pipe.controlnet))
+        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
+
+    def test_several_at_once_are_patched_one_by_one(self):
+        first, second = make_controlnet(), make_controlnet()
+        pipe = diffusers.StableDiffusionControlNetPipeline(
+            **components(), controlnet=[first, second], requires_safety_checker=False
+        )
+        arguments = dict(image=[PICTURE, PICTURE])
+        stock = draw(pipe, steps=8, **arguments)
+        with pytest.raises(ValueError, match=r"holds several ControlNets; call agentsd.apply for each of its `.nets`"):
+            agentsd.apply(pipe.controlnet)
+        patches = [agentsd.apply(net, schedule=MIXED) for net in pipe.controlnet.nets]
+        with watch(second) as calls:
+            assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
+        assert [call.config for call in calls] == expected(MIXED, calls)
+        for patch in patches:
+            patch.remove()
+        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
 
     def test_both_at_once(self):
         pipe, arguments = controlnet()

@@ -89,7 +89,7 @@ def test_command_lines_are_found_and_misspelt_ones_noticed(monkeypatch):
 def test_what_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)`", text))
+    named = set(re.findall(r"`make ([a-z-]+)`", text)) | set(re.findall(r"^ *make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets, f"{page} names make targets that are missing: {named - targets}"
     paths = {ROOT / path for path in re.findall(r"\b(?:scripts|tests|notebooks|agentsd)/[\w./]+\.(?:py|ipynb)\b", text)}
     links = [link.partition("#") for link in re.findall(r"\]\(([\w./#-]+)\)", text)]
@@ -107,7 +107,7 @@ def test_what_a_page_names_exists(page):
 def test_the_readme_states_both_commands_and_keeps_its_tables_marked():
     assert "`make demo`" in README
     assert "`make test`" in README
-    opened, closed = re.findall(r"<!-- table:(\w+) -->", README), re.findall(r"<!-- /table:(\w+) -->", README)
+    opened, closed = re.findall(r"<!-- table:([\w-]+) -->", README), re.findall(r"<!-- /table:([\w-]+) -->", README)
     assert opened == closed != []
 
 

@@ -67,6 +67,20 @@ def test_the_newest_row_of_a_key_is_shown(root):
     assert "fused SDPA; 2 s at 512x512" in table
 
 
+def test_the_readme_shows_some_arms_in_an_order_of_its_own(root):
+    write(root, ROW, arm("a"), arm("b"), arm("stock A/A"), arm("c"))
+    table = tables["main_table"](("stock", "c", "a"))
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:5]] == ["| stock", "| c", "| a"]
+    assert "| b |" not in table
+    assert "A/A" not in table
+    assert "stock A/A shows the noise" in tables["main_table"]()
+
+
+def test_the_arms_of_the_readme_were_measured():
+    assert {row["arm"] for row in read_rows(ROOT / "results" / "speed.jsonl")} >= set(tables["SHORT"])
+    assert {row["arm"] for row in read_rows(ROOT / "results" / "demo" / "front.jsonl")} >= set(tables["SHORT_DEMO"])
+
+
 def test_sizes_stand_side_by_side(root):
     write(root, ROW, arm(), {**ROW, "size": 768}, arm(size=768, rounds=6, peak_bytes=None))
     table = tables["main_table"]()
