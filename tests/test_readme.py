@@ -63,6 +63,7 @@ def command_lines(page):
                 yield words[start], given
 
 
+DRAWS = "scripts/generate.py"
 LINES = [(page, script, words) for page in PAGES for script, words in command_lines(page)]
 
 
@@ -83,6 +84,21 @@ def test_command_lines_are_found_and_misspelt_ones_noticed(monkeypatch):
     assert {"scripts/generate.py", "scripts/fid_eval.py", "scripts/benchmark.py"} <= {script for _, script, _ in LINES}
     with pytest.raises(SystemExit):
         test_every_command_line_is_understood("README.md", "scripts/generate.py", ["--promt", "a ring"], monkeypatch)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(line[:2] == (page, DRAWS) for line in LINES)])
+def test_the_lines_that_draw_run_in_order(page, tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("agentsd.demo.model_path", lambda: tiny_model)
+    monkeypatch.chdir(tmp_path)
+    for words in (words for other, script, words in LINES if (other, script) == (page, DRAWS)):
+        code = runpy.run_path(str(ROOT / DRAWS))["main"]([*words, "--steps", "2"])
+        shown = capsys.readouterr()
+        if "--model" in words:  # from the hub, which the tests never ask
+            assert code == 2
+            assert "cannot be loaded" in shown.err
+        else:
+            assert code == 0, shown.err
+            assert Path(words[words.index("--output") + 1]).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES)
