@@ -14,6 +14,8 @@ from torch import Tensor, nn
 def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> str | None:
     """Return why the unconditional half of a call cannot be left out; an empty text if the run has no guidance.
 
+    A pipeline tells how it was called last: whether this call is its own has to be seen by `is_twice`.
+
     Args:
         denoiser: What is called.
         pipes: The pipelines that may be making the call.
@@ -24,7 +26,7 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
 
     Example:
         >>> guidance_obstacle(unet, [], 2)
-        'no pipeline is known that says whether it guides'
+        'no pipeline is known that says whether it guides (a copied one is not): call agentsd.apply on it'
     """
     from diffusers import UNet2DConditionModel
 
@@ -33,7 +35,7 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
     states = {type(pipe).__name__: getattr(pipe, "do_classifier_free_guidance", None) for pipe in pipes}
     told = {bool(state) for state in states.values() if state is not None}
     if not told:
-        return "no pipeline is known that says whether it guides"
+        return "no pipeline is known that says whether it guides (a copied one is not): call agentsd.apply on it"
     if told == {False}:
         return ""
     if len(told) > 1 or None in states.values():
@@ -44,6 +46,17 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
     if batch % 2:
         return f"a call with {batch} samples has no halves"
     return None
+
+
+def is_twice(sample: Tensor) -> bool:
+    """Return whether the second half of the samples repeats the first, as guidance has it; waits for the device.
+
+    Example:
+        >>> is_twice(torch.tensor([1.0, 2.0, 1.0, 2.0])), is_twice(torch.tensor([1.0, 2.0]))
+        (True, False)
+    """
+    half = sample.shape[0] // 2
+    return torch.equal(sample[:half], sample[half:])
 
 
 def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -358,6 +358,8 @@ def _uninstall(denoiser: nn.Module) -> None:
                 del denoiser.forward
             else:
                 setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.forget()  # a handle that is kept must not keep features
     delattr(denoiser, SITE)
 
 

@@ -74,6 +74,12 @@ class StepSlot:
         self._local.feature = None
         self._latest = context
 
+    def forget(self) -> None:
+        """Let go of what was left, in every thread."""
+        self._local = threading.local()
+        self._latest = StepContext()
+        self._of_input.clear()
+
     def read(self) -> StepContext:
         """Return this thread's step; in a thread without one (autograd recomputing a checkpoint) the latest."""
         return getattr(self._local, "context", self._latest)

@@ -81,6 +81,10 @@ def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
         return "the UNet takes an image hint"
     if torch.is_grad_enabled() and unet.training:
         return "the UNet is being trained"
+    if torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in arguments.values()
+    ):
+        return "gradients are taken through the UNet, and features of an earlier step have none"
     if any(getattr(unet.up_blocks[-1], name, None) for name in ("s1", "s2", "b1", "b2")) and len(unet.up_blocks) <= 2:
         return "FreeU changes the last up block"
     return None

@@ -7,13 +7,13 @@ import warnings
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from agentsd.config import AgentConfig, Schedule
-from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle
+from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
 from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
 from agentsd.reuse import bind_arguments, obstacle, shallow_pass
@@ -50,14 +50,50 @@ class _Kept:
         return torch.add(self.feature, self.change, alpha=forecast * (index - self.index) / self.gap)
 
 
-class _RunFeatures:
-    """Deep features of one run, by call within a step."""
+_Calls: TypeAlias = "list[tuple[Tensor | None, int]]"  # context and number of the calls of a step
 
-    def __init__(self, number: int | None) -> None:
+
+class _RunFeatures:
+    """Deep features of one run, by call: some pipelines call several times a step, for guidance branches or views.
+
+    A call is told by its context, and among calls with one context by their order. A call that is none of the run's,
+    such as one to warm up on its first timestep, looks like one more of these: several with one context are taken for
+    the rule when two steps had as many.
+    """
+
+    def __init__(self, number: int) -> None:
         self.number = number
         self.index = -1
-        self.call = 0
+        self.call = -1
+        self.settled = True  # whether the call in progress is known to be the one of the step before
         self.kept: dict[int, _Kept] = {}
+        self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
+        self._steps: tuple[_Calls, _Calls, _Calls] = ([], [], [])  # the step in progress last
+        self._calls = 0
+
+    def enter(self, index: int, context: Tensor | None) -> None:
+        """Tell which call this is, of step `index`."""
+        if index != self.index:
+            self.index, self._steps = index, (*self._steps[1:], [])
+            going_on = {call for _, call in self._steps[1]}
+            self.kept = {call: kept for call, kept in self.kept.items() if call in going_on}
+        alike = [[call for known, call in step if _same(known, context)] for step in self._steps]
+        if not alike[1]:  # a context made anew at every step: by order alone
+            alike = [[call for _, call in step] for step in self._steps]
+        earlier, before, now = alike
+        self.settled = len(before) in (1, len(earlier))
+        if len(now) < len(before):
+            self.call = before[len(now)]
+        else:
+            self.call, self._calls = self._calls, self._calls + 1
+        # Held, so that another tensor cannot come to its address.
+        self._steps[2].append((None if context is None else context.detach(), self.call))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 class _Turn(NamedTuple):
@@ -138,10 +174,13 @@ class Runtime:
                 "what was faster there need not be here. Make a plan for this size."
             )
         self.local.turn = None
+        self.local.run = None
         position = self._position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
             self.slot.write(StepContext())
             return
+        if position.run is not None and (self.schedule.reuses or self.schedule.skips_guidance):
+            self.local.run = self._run(position.run, position.index)
         levels = self._levels(position, sample)
         guided = self._guided(denoiser, position, arguments)
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments))
@@ -151,6 +190,9 @@ class Runtime:
         """Keep the deep feature that a full step left, for the steps that follow in its run; none of a failed call."""
         self.slot.in_call = False
         feature = self.slot.take_feature()
+        context = self.slot.read()
+        if context.feature is not None:
+            self.slot.write(replace(context, feature=None))  # not to be held until the next call
         turn: _Turn | None = getattr(self.local, "turn", None)
         if feature is not None and turn is not None and not failed:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
@@ -166,8 +208,17 @@ class Runtime:
         """Return whether this call runs with all its samples, and not with the conditional half alone."""
         if self.schedule.is_guided(position.index, position.total):
             return True
+        sample: Tensor = arguments["sample"]
+        batch = sample.shape[0]
         pipes = self._driving(arguments.get("timestep"))
-        problem = _replaced_forward(denoiser) or guidance_obstacle(denoiser, pipes, arguments["sample"].shape[0])
+        problem = _replaced_forward(denoiser) or guidance_obstacle(denoiser, pipes, batch)
+        if problem is None:
+            run: _RunFeatures | None = self.local.run
+            twice = {} if run is None else run.twice
+            if batch not in twice:  # once in a run: comparing waits for the device
+                twice[batch] = is_twice(sample)
+            if not twice[batch]:
+                problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
         if problem:
             self.guidance_problem = problem
             self.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
@@ -184,16 +235,17 @@ class Runtime:
 
     def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
-        if not self.schedule.reuses or position.run is None:
+        if not self.schedule.reuses:
             return None, False
-        run = self._run(position)
-        # Pipelines that call the UNet once per guidance branch make several calls at one step: each has its feature.
-        run.call = run.call + 1 if position.index == run.index else 0
-        run.index = position.index
+        run: _RunFeatures | None = self.local.run
+        if run is None:
+            self._cannot_reuse("the timestep is a number, a copy or one of many in no order: its run cannot be told")
+            return None, False
+        run.enter(position.index, arguments.get("encoder_hidden_states"))
         self.local.turn = _Turn(run, run.call)
         last = position.index == position.total - 1
         kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
-        if self.schedule.is_full(position.index, position.total):
+        if self.schedule.is_full(position.index, position.total) or not run.settled:
             return None, not last
         problem = obstacle(denoiser, arguments) or _replaced_forward(denoiser)
         if self.schedule.skips_guidance and kept is not None and _halves(arguments["sample"], kept.feature):
@@ -203,19 +255,28 @@ class Runtime:
                 return None, not last  # guidance sets in: the other half of the features has to be made first
             problem = "the batch or picture size changed within the run"
         if problem is not None:
-            self.reuse_problem = problem
-            self.warn_once(f"agentsd cannot reuse deep features: {problem}; the whole UNet runs instead.")
+            self._cannot_reuse(problem)
         elif kept is not None:
             return kept.at(position.index, self.schedule.reuse_forecast), False
         return None, not last
 
-    def _run(self, position: Position) -> "_RunFeatures":
+    def _cannot_reuse(self, problem: str) -> None:
+        self.reuse_problem = problem
+        self.warn_once(f"agentsd cannot reuse deep features: {problem}; the whole UNet runs instead.")
+
+    def _run(self, number: int, index: int) -> "_RunFeatures":
         runs: list[_RunFeatures] = getattr(self.local, "runs", [])
-        run = next((run for run in runs if run.number == position.run and run.index <= position.index), None)
+        run = next((run for run in runs if run.number == number and run.index <= index), None)
         if run is None:
-            run = _RunFeatures(position.run)
-            self.local.runs = [*(other for other in runs if other.number != position.run), run][-_REMEMBERED_RUNS:]
+            run = _RunFeatures(number)
+            going_on = [other for other in runs if other.number != number and other.number in self.local.reader.runs]
+            self.local.runs = [*going_on, run][-_REMEMBERED_RUNS:]
         return run
+
+    def forget(self) -> None:
+        """Let go of what calls have left: the runs in progress and their deep features, in every thread."""
+        self.local = threading.local()
+        self.slot.forget()
 
     def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
         config = self.schedule.at(position.index, position.total)

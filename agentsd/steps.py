@@ -7,7 +7,7 @@ needs neither the pipeline's loop nor its callbacks.
 
 import numbers
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _REMEMBERED_RUNS = 8  # pipelines that may take turns in one thread
 
 @dataclass(frozen=True)
 class Position:
-    """Step `index` of a run of `total` steps; `run` is equal for calls of one run, `None` for a call on its own."""
+    """Step `index` of a run of `total` steps; `run` is equal for calls of one run, `None` if no run can be told."""
 
     index: int
     total: int
@@ -30,8 +30,10 @@ class _Run:
     timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
     start: int
     cursor: int
+    known: bool  # the timesteps of a scheduler that is known, not those of someone's loop
     last: int = -1
     values: list[float] | None = None
+    ordered: bool | None = None  # whether the values only fall, or only rise; None: not looked at
 
 
 @dataclass
@@ -76,30 +78,53 @@ class StepReader:
                 if shares_memory(timestep, candidate):
                     offset = timestep.storage_offset() - candidate.storage_offset()
                     stride = max(1, candidate.stride(0)) if candidate.ndim else 1
-                    return self._position(candidate, int(offset) // stride, candidate.shape[0])
+                    return self._position(candidate, int(offset) // stride, candidate.shape[0], known)
             size = timestep.untyped_storage().nbytes() // timestep.element_size()
             if size > 1:
-                return self._position(timestep, int(timestep.storage_offset()), size)
+                return self._in_a_loop(timestep, size)
         values = timestep.detach().flatten()
         value = float(values[0])
         if values.numel() > 1 and not bool((values == values[0]).all()):
             return None
         return self._by_value(value, known) or _by_share(value, train_steps)
 
-    def _run(self, timesteps: Tensor, first: int) -> _Run:
+    @property
+    def runs(self) -> frozenset[int]:
+        """Numbers of the runs that may go on."""
+        return frozenset(run.number for run in self._runs)
+
+    def _in_a_loop(self, timestep: Tensor, size: int) -> Position | None:
+        """Return the position in a tensor that no known scheduler has; one run only if its values are in order.
+
+        Somebody's batch of random timesteps, for losses or classification, is a tensor of the same looks.
+        """
+        position = self._position(timestep, int(timestep.storage_offset()), size, None)
+        if position is None:
+            return None
+        run = self._run(timestep, 0, None)
+        if run.ordered is None:
+            values = timestep.detach().as_strided((size,), (1,), 0).tolist()
+            run.ordered = values in (sorted(values), sorted(values, reverse=True))
+        return position if run.ordered else replace(position, run=None)
+
+    def _run(self, timesteps: Tensor, first: int, known: list[Tensor] | None) -> _Run:
         for run in self._runs:
             if shares_memory(run.timesteps, timesteps):
                 self._runs = [*(other for other in self._runs if other is not run), run]  # the least recent goes first
                 return run
+        if known is not None:  # a run whose scheduler has other timesteps by now is over, ended or interrupted
+            self._runs = [
+                run for run in self._runs if not run.known or any(shares_memory(run.timesteps, one) for one in known)
+            ]
         self._started += 1
-        run = _Run(self._started, timesteps, first, first)
+        run = _Run(self._started, timesteps, first, first, known is not None)
         self._runs = [*self._runs[1 - _REMEMBERED_RUNS :], run]
         return run
 
-    def _position(self, timesteps: Tensor, index: int, total: int) -> Position | None:
+    def _position(self, timesteps: Tensor, index: int, total: int, known: list[Tensor] | None) -> Position | None:
         if not 0 <= index < total:
             return None
-        run = self._run(timesteps, index)
+        run = self._run(timesteps, index, known)
         if index < run.last == total - 1:
             run.start = index  # the run had ended: this is the next one on the same timesteps
         run.start, run.last = min(run.start, index), index
@@ -113,9 +138,9 @@ class StepReader:
             # Search onwards from the last step, so that of repeated timesteps the later is found in its turn.
             hits = [i for i in (*range(cursor, len(values)), *range(cursor)) if values[i] == value]
             if hits:
-                run = self._run(timesteps, hits[0])
+                run = self._run(timesteps, hits[0], known)
                 run.values, run.cursor = values, hits[0]
-                return self._position(timesteps, hits[0], len(values))
+                return self._position(timesteps, hits[0], len(values), known)
         return None
 
 

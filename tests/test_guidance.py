@@ -179,6 +179,37 @@ def test_a_call_that_nobody_guides_is_whole_and_reported():
         assert "guidance from 50% to 100% of the run only" in str(patch.report())
 
 
+def test_two_samples_are_not_taken_for_the_halves_of_one():
+    """What the pipeline says is how it was called last; this loop does not guide."""
+    pipe = make_tiny_pipe()
+    samples, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
+    with agentsd.apply(pipe, schedule=interval(0.0, 0.5)) as patch:
+        draw(pipe, guidance_scale=5.0, steps=4)
+        pipe.scheduler.set_timesteps(4)
+        timesteps = pipe.scheduler.timesteps
+        with torch.no_grad(), pytest.warns(UserWarning, match="halves of a call are different samples"):
+            outputs = [pipe.unet(samples, t, text).sample for t in timesteps]
+        assert "halves of a call are different samples" in str(patch.report())
+    with torch.no_grad():
+        assert all(outputs[i].equal(pipe.unet(samples, t, text).sample) for i, t in enumerate(timesteps))
+
+
+def test_two_pictures_of_another_pipeline_without_guidance():
+    pipe = make_tiny_pipe()
+    other = StableDiffusionImg2ImgPipeline.from_pipe(pipe, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    pictures = torch.rand(2, 3, 32, 32)
+
+    def draw_both():
+        return draw(other, prompt=["a", "b"], image=pictures, strength=1.0, guidance_scale=1.0, steps=4)
+
+    stock = draw_both()
+    with agentsd.apply(pipe, schedule=interval(0.0, 0.5)):
+        draw(pipe, guidance_scale=5.0, steps=4)
+        with pytest.warns(UserWarning, match="halves of a call are different samples"):
+            assert draw_both().equal(stock)
+
+
 UNET = make_tiny_unet()
 
 

@@ -1,6 +1,7 @@
 """Deep feature reuse: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -230,6 +231,121 @@ def test_one_call_per_guidance_branch():
         assert (calls.full, calls.all) == (2 + 4, 3 + 6)
     for whole, branches in zip(together, apart, strict=True):
         torch.testing.assert_close(torch.cat(branches), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_one_call_per_view_with_one_context():
+    """Panoramas: which view is which is told by order, once two steps had as many calls."""
+    unet = make_tiny_unet()
+    views, context = torch.randn(3, 1, 4, 16, 16), torch.randn(1, 77, 32)
+    timesteps = torch.tensor([900, 700, 500, 300])
+
+    def run(views):
+        return [[unet(view, t, context).sample for view in views] for t in timesteps.clone()]
+
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)), Calls(unet) as calls:
+        alone = [run([view]) for view in views]
+        assert calls.full == 3 * 2
+        together = run(views)
+        assert calls.full == 6 + 3 * 3  # steps 0 and 3, and step 1, which counts
+    for i in range(3):
+        assert torch.equal(together[0][i], alone[i][0][0])
+        with torch.no_grad():
+            assert torch.equal(together[1][i], unet(views[i], timesteps[1], context).sample)
+        assert torch.equal(together[3][i], alone[i][3][0])
+
+
+@pytest.mark.parametrize("same_context", [True, False])
+def test_a_call_to_warm_up_on_the_first_timestep_leaves_no_feature_to_the_run(same_context):
+    unet = make_tiny_unet()
+    sample, other, context = torch.randn(1, 4, 16, 16), torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    timesteps = torch.tensor([900, 700, 500, 300])
+    with torch.no_grad():
+        stock = [unet(sample, t, context).sample for t in timesteps]
+        with agentsd.apply(unet, schedule=reuse(3)):
+            alone = [unet(sample, t, context).sample for t in timesteps.clone()]
+        with agentsd.apply(unet, schedule=reuse(3)):
+            unet(other, timesteps[0], context if same_context else torch.randn(1, 77, 32))
+            outputs = [unet(sample, t, context).sample for t in timesteps]
+    assert torch.equal(outputs[0], stock[0])
+    assert torch.equal(outputs[1], stock[1] if same_context else alone[1])
+    distances = [(mine - right).norm() / (far - right).norm() for mine, right, far in
+                 zip(outputs[1:3], stock[1:3], alone[1:3], strict=True)]  # fmt: skip
+    assert max(distances) < 1.5  # as near to stock as without that call, and not the other sample's
+
+
+def test_timesteps_in_no_order_are_no_run():
+    """A batch of random timesteps, for losses or classification: every sample is its own."""
+    unet = make_tiny_unet()
+    samples, context = torch.randn(6, 1, 4, 16, 16), torch.randn(1, 77, 32)
+    timesteps = torch.tensor([100, 900, 500, 300, 700, 200])
+    with torch.no_grad():
+        stock = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
+        with agentsd.apply(unet, schedule=reuse(3)) as patch:
+            with pytest.warns(UserWarning, match="cannot reuse .* the timestep is .* one of many in no order"):
+                outputs = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
+            assert "its run cannot be told" in str(patch.report())
+    assert all(map(torch.equal, outputs, stock))
+
+
+def test_a_bare_number_is_reported():
+    unet = make_tiny_unet()
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)) as patch:
+        with pytest.warns(UserWarning, match="cannot reuse deep features: the timestep is a number"):
+            unet(torch.randn(1, 4, 16, 16), 900, torch.randn(1, 77, 32))
+        assert "the timestep is a number" in str(patch.report())
+
+
+def test_gradients_taken_through_the_unet_are_those_of_stock():
+    unet = make_tiny_unet()
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+
+    def gradients():
+        found = []
+        for t in torch.tensor([900, 600, 300]):
+            leaf = sample.clone().requires_grad_()
+            found += torch.autograd.grad(unet(leaf, t, context).sample.square().sum(), leaf)
+        return found
+
+    stock = gradients()
+    with agentsd.apply(unet, schedule=reuse(3)) as patch:
+        with pytest.warns(UserWarning, match="gradients are taken through the UNet"):
+            patched = gradients()
+        assert "gradients are taken through the UNet" in str(patch.report())
+    assert all(map(torch.equal, patched, stock))
+
+
+class TestMemory:
+    """Features are let go of with their run; the handle of a removed patch holds none."""
+
+    FEATURE = (2, 16, 16, 16)  # what enters the last up layer, with guidance
+
+    def held(self):
+        gc.collect()
+        return sum(torch.is_tensor(thing) and tuple(thing.shape) == self.FEATURE for thing in gc.get_objects())
+
+    @pytest.mark.parametrize("steps", [4, 5, 6])
+    def test_none_after_a_run(self, steps, tiny_pipe):
+        before = self.held()
+        patch = agentsd.apply(tiny_pipe, schedule=reuse(3))
+        seen = []
+        draw(tiny_pipe, steps=steps, callback_on_step_end=lambda *call: seen.append(self.held()) or call[3])
+        assert max(seen) > before  # else nothing is watched here
+        assert self.held() == before
+        assert patch.active
+
+    def test_one_run_at_most_of_those_interrupted(self, tiny_pipe):
+        def interrupt(pipe, step, *rest):
+            pipe._interrupt = step == 1
+            return rest[-1]
+
+        before = self.held()
+        patch = agentsd.apply(tiny_pipe, schedule=reuse(3))
+        for _ in range(4):
+            draw(tiny_pipe, steps=6, callback_on_step_end=interrupt)
+        assert self.held() <= before + 1
+        patch.remove()
+        assert self.held() == before
+        assert not patch.active
 
 
 def test_controlnet_residuals_reach_the_layers_that_run():
