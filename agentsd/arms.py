@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
+from agentsd.rankings import Ranker, SharedRanking, rank_in_windows, ranked_by, ranking_free
 
 Enter = Callable[[Any], AbstractContextManager[Any]]
 
@@ -51,6 +52,17 @@ def agent_arm(schedule: Schedule) -> Arm:
     """Return the arm that applies a schedule of ours."""
     cycle = max(phase.reuse for phase in schedule.phases)
     return Arm(lambda pipe: apply(pipe, schedule=schedule), cycle, repr(schedule))
+
+
+def ranking_arm(schedule: Schedule, ranker: Callable[[], Ranker]) -> Arm:
+    """Return the arm that applies a schedule of ours, with rankings by another way than the published."""
+
+    @contextmanager
+    def enter(pipe: Any) -> Iterator[None]:
+        with apply(pipe, schedule=schedule), ranked_by(pipe.unet, ranker()):
+            yield
+
+    return Arm(enter, settings=repr(schedule))
 
 
 def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
@@ -193,6 +205,7 @@ STEP_ARMS = MappingProxyType(
         "K/V downsampling 2 (ToDo)": kv_downsampling_arm(2),
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
+        "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
         "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
         "pooled agents, at most 64, two levels": agent_arm(Schedule.constant(POOLED_8)),
         "DeepCache 3": deepcache_arm(3),
@@ -279,6 +292,12 @@ def _front() -> dict[str, RunArm]:
     rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3", "DeepCache 5")
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
     arms["T-GATE"] = tgate_arm()
+    rankers: dict[str, Callable[[], Ranker]] = {
+        "one ranking a grid": lambda: SharedRanking(calls=1),
+        "one ranking a grid for 5 steps": lambda: SharedRanking(calls=5),
+        "ranking in windows": lambda: rank_in_windows,
+    }
+    arms |= {f"paper, {name}": _as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
     pooled["pooled agents, at most 64, two levels"] = POOLED_8
     pooled["pooled agents, stride 8, no shortcut"] = AgentConfig(agents="pool", stride=8, shortcut=0.0)
