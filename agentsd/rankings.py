@@ -46,7 +46,8 @@ def rank_in_windows(metric: Tensor, pattern: CellPattern, side: int = 16) -> Ran
     def by_window(tokens: Tensor) -> Tensor:
         """Places in `tokens`, those of a window in a row: [W, number per window]."""
         window = tokens // grid // side * (grid // side) + tokens % grid // side
-        return window.argsort(stable=True).view(windows, -1)
+        places: Tensor = window.argsort(stable=True).view(windows, -1)
+        return places
 
     sources, destinations = by_window(pattern.sources), by_window(pattern.destinations)
     unit = F.normalize(metric, dim=-1)
