@@ -124,6 +124,18 @@ def test_a_speed_up_without_its_baseline_is_refused(root):
         tables["speed_table"]([ROW, {**ROW, "threads": 8}])
 
 
+def test_every_rival_has_its_match_or_none(root):
+    def row(name, speedup, psnr, ssim, right):
+        return arm(name, speedup=speedup, psnr_db_median=psnr, ssim_median=ssim, right=right, prompts=32)
+
+    write(root, ROW, row("rival a", 1.5, 40.0, 0.9, 20), row("rival b", 1.5, 40.0, 0.9, 22),
+          row("preset fast", 1.6, 41.0, 0.9, 21), row("reuse 3", 1.4, 50.0, 1.0, 32), name="demo/front")  # fmt: skip
+    table = tables["front_table"]().splitlines()[2:]
+    assert table[0].startswith("| rival a | preset fast | 1.60x against 1.50x | 41.0 dB against 40.0 dB | ")
+    assert table[1].startswith("| rival b | **none**; nearest: preset fast | ")
+    assert len(table) == 2
+
+
 def test_no_results_make_no_table(root):
     assert [tables[name]() for name in ("main_table", "other_tables", "demo_table", "scaling_table")] == [""] * 4
 
