@@ -335,7 +335,8 @@ KINDS = (
         "ControlNet",
         "StableDiffusionControlNetPipeline",
         controlnet,
-        note="the ControlNet stays stock; `agentsd.apply(pipe.controlnet)` patches it too, without reuse: it runs at every step, which bounds what reuse gains",
+        note="the ControlNet stays stock; `agentsd.apply(pipe.controlnet)` patches it too, without reuse: it runs at "
+        "every step, which bounds what reuse gains",
     ),
     Kind("ControlNet, guess mode", "StableDiffusionControlNetPipeline", controlnet_guess_mode),
     Kind("T2I-Adapter", "StableDiffusionAdapterPipeline", t2i_adapter),
