@@ -335,9 +335,12 @@ def test_a_clock_without_slope_is_told(caplog):
 
 
 def test_ratios_of_few_are_a_range_and_of_more_an_interval():
-    few = timing._ratio([2.0, 3.0, 2.5], [1.0, 1.0, 1.0])
-    assert [few[key] for key in ("low", "median", "high")] == pytest.approx([2, 2.5, 3])
-    assert few["method"] == "median of paired ratios, range of 3"
+    ratios = [2.0, 3.0, 2.5, 2.2, 2.7]
+    for n in range(1, 6):
+        few = timing._ratio(ratios[:n], [1.0] * n)
+        assert (few["low"], few["high"]) == pytest.approx((min(ratios[:n]), max(ratios[:n])))
+        assert few["method"] == f"median of paired ratios, range of {n}"
+    few = timing._ratio(ratios[:3], [1.0] * 3)
     assert few["log_iqr"] == pytest.approx(np.subtract(*np.percentile(np.log([2, 3, 2.5]), [75, 25])))
     many = timing._ratio([2.0, 3.0] * 6, [1.0] * 12)
     assert many["method"] == "median of paired ratios, 95% interval"

@@ -260,7 +260,12 @@ def stamps(
             said.append(f"Small sample, {small}.")
         if extractor.distance != "fid":
             said.append(f"Distances are of the features {extractor.name!r}, not of FID-Inception: not FID, not KID.")
-        if not about.get("paired", True):
+        if about.get("paired"):
+            said.append(
+                "The reference is paired with the prompts: a Fréchet Δ also holds how closely an arm follows them, a "
+                "kernel Δ does not."
+            )
+        else:
             said.append("The reference is not paired with the prompts: intervals hold it fixed.")
     for name, arm in (arms or {}).items():
         said += _speed_stamps(name, arm)

@@ -14,7 +14,7 @@ import torch
 
 from agentsd.bench import environment, interleave, peak_memory, speedup
 from agentsd.evaluation.arms import EvaluationArm
-from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL, spread_of
+from agentsd.evaluation.statistics import spread_of
 
 logger = logging.getLogger(__name__)
 
@@ -235,14 +235,11 @@ def _per_batch(seconds: Sequence[float]) -> list[float]:
 def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, Any]:
     gain = speedup(baseline, arm)
     logs = [math.log(one / other) for one, other in zip(baseline, arm, strict=True)]
-    low, high = gain.low, gain.high
-    if gain.pairs < FEWEST_FOR_INTERVAL:
-        low, high = math.exp(min(logs)), math.exp(max(logs))
     quarters = statistics.quantiles(logs, n=4, method="inclusive") if len(logs) > 1 else [logs[0]] * 3
     return {
         "median": gain.median,
-        "low": low,
-        "high": high,
+        "low": gain.low,  # of fewer than 6 the bootstrap's ends are the least and the greatest themselves
+        "high": gain.high,
         "n": gain.pairs,
         "method": f"median of paired ratios, {spread_of(gain.pairs)}",
         "log_iqr": quarters[2] - quarters[0],
