@@ -124,6 +124,14 @@ def test_the_method_names_the_variant():
     assert "kd_quarters" not in arm_results(OURS, rows, moments, cheap_extractor(), resamples=5)["metrics"]
 
 
+def test_an_arm_is_not_called_worse_for_following_the_prompts_less():
+    real, noise, fast = np.random.default_rng(0).normal(size=(3, 60, 12))
+    rows = {"stock": Rows(features=0.9 * real + math.sqrt(0.19) * noise), "ours": Rows(features=fast)}
+    result = arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=100)
+    assert result["metrics"]["delta_fd_quarters"]["low"] > 0
+    assert result["verdict"] == "not told apart from stock"
+
+
 @pytest.mark.parametrize("paired", [True, False])
 def test_stock_and_equal_features_are_resampled_once(paired, monkeypatch):
     real, rows = drawn_rows(number=20)

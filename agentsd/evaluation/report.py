@@ -40,7 +40,8 @@ _MEANINGS = (
     ("stock A/A", "stock drawn again: what noise of the machine alone does"),
     ("stock, N steps", "stock with so few steps that it takes an arm's time: what an accelerator has to beat"),
     ("its time", "of stock with N steps: its time over that of the arm it stands for, both as timed at the end"),
-    ("distance says", "a lower distance than stock's is called different, not better, unless another metric agrees"),
+    ("distance says", "a lower distance than stock's is called different, not better, unless another metric agrees; "
+     "the kernel distance decides where the reference is paired with the prompts, else the Fréchet distance"),
 )  # fmt: skip
 
 

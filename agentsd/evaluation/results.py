@@ -331,6 +331,7 @@ def _distances(
     if real.kernel is not None:
         pairs = "without pairs of one prompt (Gretton et al. 2012, Lemma 6)" if real.paired else "all pairs"
         measured.append((kernel_name(extractor), real.kernel, f", unbiased, {pairs}"))
+    decisive = kernel_name(extractor) if real.paired else extractor.distance  # the one that pairs do not bias
     metrics: dict[str, Any] = {}
     verdict = None
     for name, distances, variant in measured:
@@ -346,7 +347,7 @@ def _distances(
         delta = delta_of(value - value_of_stock, drawn - drawn_of_stock, len(own))
         way = "paired bootstrap over prompts" if real.paired else "half-samples of the prompts, reference fixed"
         metrics[f"delta_{name}"] = _with_interval(delta, len(own), f"{way}, {resamples} draws{variant}")
-        if name == extractor.distance:
+        if name == decisive:
             verdict = verdict_of(delta, agreeing)
     return metrics, verdict
 
