@@ -4,15 +4,17 @@ import csv
 import io
 import math
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from evaluation_runs import cheap_extractor, make_place, whole_run
 from PIL import Image
 
-from agentsd.evaluation import report
+from agentsd.evaluation import report, results
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
+from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Real, Rows, arm_results, stamps, verdict_of, worst_by_psnr
 from agentsd.evaluation.statistics import Delta, Interval, frechet_distance, kernel_distance
 from agentsd.evaluation.store import Store, read_json
@@ -76,7 +78,8 @@ def test_figures_are_those_of_the_statistics():
     metrics = result["metrics"]
     ours, stock = (rows[name].features.astype(np.float64) for name in ("ours", "stock"))
     real = real.astype(np.float64)
-    for name, statistic in (("fd_quarters", frechet_distance), ("kd_quarters", kernel_distance)):
+    paired_kernel_distance = partial(kernel_distance, paired=True)
+    for name, statistic in (("fd_quarters", frechet_distance), ("kd_quarters", paired_kernel_distance)):
         assert metrics[name]["value"] == statistic(real, ours)
         expected = statistic(real, ours) - statistic(real, stock)
         assert metrics[f"delta_{name}"]["value"] == pytest.approx(expected, rel=1e-12)
@@ -109,11 +112,137 @@ def test_an_unpaired_reference_gives_an_interval_around_the_difference():
             assert entry["low"] < entry["value"] < entry["high"], (paired, name)
 
 
+def test_the_method_names_the_variant():
+    real, rows = drawn_rows(number=20)
+    for paired, said in ((True, "without pairs of one prompt"), (False, "all pairs")):
+        metrics = arm_results(OURS, rows, Real(real, paired=paired), cheap_extractor(), resamples=5)["metrics"]
+        assert said in metrics["kd_quarters"]["method"]
+        assert said in metrics["delta_kd_quarters"]["method"]
+        assert ("pairs of one prompt included" in metrics["delta_fd_quarters"]["method"]) == paired
+        assert metrics["delta_fd_quarters"]["method"].endswith(", 95% interval")
+    moments = Real(moments=Moments(real.mean(axis=0), np.cov(real, rowvar=False)))
+    assert "kd_quarters" not in arm_results(OURS, rows, moments, cheap_extractor(), resamples=5)["metrics"]
+
+
+def test_an_arm_is_not_called_worse_for_following_the_prompts_less():
+    real, noise, fast = np.random.default_rng(0).normal(size=(3, 60, 12))
+    rows = {"stock": Rows(features=0.9 * real + math.sqrt(0.19) * noise), "ours": Rows(features=fast)}
+    result = arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=100)
+    assert result["metrics"]["delta_fd_quarters"]["low"] > 0
+    assert result["verdict"] == "not told apart from stock"
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_stock_and_equal_features_are_resampled_once(paired, monkeypatch):
+    real, rows = drawn_rows(number=20)
+    rows["again"] = rows["stock"]
+    calls = []
+    for kind in (results.FrechetDistances, results.KernelDistances):
+
+        def counted(self, arm, *rest, original=kind.draws):
+            calls.append(type(self).__name__)
+            return original(self, arm, *rest)
+
+        monkeypatch.setattr(kind, "draws", counted)
+    reference = Real(real, paired=paired)
+    again = EvaluationArm(name="again", role="control", steps=20)
+    found = [arm_results(arm, rows, reference, cheap_extractor(), resamples=5) for arm in (STOCK, again, OURS)]
+    assert sorted(calls) == ["FrechetDistances"] * 2 + ["KernelDistances"] * 2  # stock and ours
+    delta = found[1]["metrics"]["delta_fd_quarters"]
+    assert (delta["value"], delta["low"], delta["high"]) == (0, 0, 0)
+
+
+def test_resampled_distances_are_kept_for_the_next_start(tmp_path, monkeypatch):
+    real, rows = drawn_rows(number=20)
+    first, again = (
+        partial(arm_results, OURS, rows, Real(given, folder=tmp_path), cheap_extractor(), resamples=5)
+        for given in (real, real + 1)
+    )
+    found = first()
+    assert len(list(tmp_path.glob("*.npz"))) == 4  # two distances of two arms
+    next(tmp_path.glob("*.npz")).write_bytes(b"cut off")
+    assert first() == found
+    assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5) == found
+    assert again() != found  # another reference
+    assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5, seed=1) != found
+    monkeypatch.setattr(results.FrechetDistances, "draws", None)
+    monkeypatch.setattr(results.KernelDistances, "draws", None)
+    assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5) == found
+
+
+def test_long_computations_say_how_far_they_are(monkeypatch, caplog):
+    monkeypatch.setattr(results, "_LOG_EVERY", 0)
+    real, rows = drawn_rows(number=20)
+    with caplog.at_level("INFO"):
+        arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=5)
+    assert "interval of ours, fd_quarters: 5 of 5, about 0 s left" in caplog.text
+
+
+def test_absolute_scores_have_intervals():
+    _, rows = drawn_rows()
+    rows["ours"] = Rows(clip_score=rows["ours"].clip_score, right=np.array([1.0, 0.0] * 30))
+    metrics = arm_results(OURS, rows, None, None, resamples=100)["metrics"]
+    for name in ("clip_score", "attribute_accuracy"):
+        entry = metrics[name]
+        assert entry["low"] < entry["value"] < entry["high"]
+        assert (entry["n"], entry["method"]) == (60, "mean over pictures, bootstrap, 95% interval")
+
+
+@pytest.mark.parametrize(("generated", "real"), [(5, 9), (9, 5)])
+def test_the_smaller_side_is_what_makes_a_sample_small(generated, real):
+    rows = {"stock": Rows(features=np.random.default_rng(0).normal(size=(generated, 12)))}
+    features = np.random.default_rng(1).normal(size=(real, 12))
+    metrics = arm_results(STOCK, rows, Real(features), cheap_extractor(), resamples=5)["metrics"]
+    assert all(metrics[name]["stamp"].startswith("n=5 < 2048") for name in ("fd_quarters", "kd_quarters"))
+    said = stamps(generated, cheap_extractor(), {"kind": "folder", "number": real}, {})
+    assert said[0] == "Small sample, n=5 < 2048: biased high; comparative only."
+    assert "n=9" in stamps(9, cheap_extractor(), {"kind": "moments"}, {})[0]
+
+
+def speed(median, low, high, **more):
+    return {"speed": {"speedup": {"median": median, "low": low, "high": high, "n": 8}} | more}
+
+
+def test_a_control_that_is_not_as_fast_as_stock_is_stamped():
+    def said(*gain):
+        return stamps(9, None, None, {}, {"stock A/A": {"role": "control"} | speed(*gain)})
+
+    assert said(1.04, 1.02, 1.06) == ["A/A 1.04x [1.02, 1.06]: the clock drifts, speed-ups are off by as much."]
+    assert said(0.97, 0.95, 0.99)[0].startswith("A/A 0.97x")
+    assert said(1.01, 0.98, 1.03) == []
+    assert stamps(9, None, None, {}, {"ours": {"role": "candidate"} | speed(1.4, 1.3, 1.5)}) == []
+    assert stamps(9, None, None, {}, {"stock A/A": {"role": "control"}}) == []  # not timed
+
+
+@pytest.mark.parametrize(("ratio", "stamped"), [(1.06, True), (0.94, True), (1.04, False), (0.96, False)])
+def test_times_that_are_not_equal_are_stamped(ratio, stamped):
+    arm = {"role": "equal time"} | speed(1.5, 1.4, 1.6, time_ratio={"ours": {"median": ratio}})
+    said = stamps(9, None, None, {}, {"stock, 9 steps": arm})
+    expected = f"stock, 9 steps takes {ratio:.2f}x the time of ours: their times are not equal."
+    assert said == ([expected] if stamped else [])
+
+
+def test_few_values_are_shown_as_their_range():
+    gain = {"median": 4.56, "low": 4.42, "high": 4.69, "n": 2}
+    entry = {"value": 0.1, "low": -0.1, "high": 0.2, "n": 5}
+    shown = {"speedup": gain, "unet_speedup": gain | {"n": 6}, "seconds_median": 1.0}
+    ratio = {"ours": {"median": 1.02}}
+    arm = {"steps": 20, "metrics": {"delta_clip_score": entry}, "speed": shown | {"time_ratio": ratio}}
+    heading, (row,) = table({"arms": {"ours": arm}})
+    cells = dict(zip(heading, row, strict=True))
+    assert cells["speed-up"] == "4.56x [4.42, 4.69] range of 2"
+    assert cells["UNet alone"] == "4.56x [4.42, 4.69]"
+    assert cells["ΔCLIP score"] == "+0.100 [-0.100, +0.200] range of 5"
+    assert cells["its time"] == "1.02x ours"
+
+
 def test_stamps_say_what_a_figure_is_not():
     reference = {"kind": "folder", "paired": False}
     said = stamps(100, cheap_extractor(), reference, {"unet_parameters": 10**9, "paired": False})
     assert [stamp.split(",")[0].split(" ")[0] for stamp in said] == ["Small", "Distances", "The"]
     assert stamps(5000, None, None, {"unet_parameters": 10**9}) == []
+    said = stamps(5000, cheap_extractor(), reference, {"unet_parameters": 10**9, "paired": True})
+    assert said[-1].startswith("The reference is paired with the prompts: a Fréchet Δ also holds how closely an arm")
     assert "Robustness only" in stamps(9, None, None, {"unet_parameters": 10**7, "demo_model": True})[0]
 
 
@@ -125,8 +254,8 @@ def test_the_worst_are_the_least_alike():
 
 
 def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
-    results = read_json(whole / "results.json")
-    heading, rows = table(results)
+    found = read_json(whole / "results.json")
+    heading, rows = table(found)
     assert [row[0] for row in rows] == ["stock", "stock A/A", "ours", "stock, 1 steps"]
     assert "speed-up" not in heading
     assert "FD(quarters)" in heading
@@ -135,7 +264,8 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
     control = next(row for row in rows if row[0] == "stock A/A")
     assert "equal" in control
     text = (whole / "table.md").read_text(encoding="utf-8")
-    assert text == markdown(results)
+    assert text == markdown(found)
+    assert "Δ is arm minus stock with its range of 5" in text
     assert "**Plumbing test" in text
     assert "FID |" not in text
 
@@ -163,27 +293,27 @@ def test_the_page_stands_alone_and_escapes(whole):
         word for word in ("http://", "https://", "<script", "<link") if word in page
     }
     assert "Plumbing test" in page
-    results = read_json(whole / "results.json")
-    results["arms"]["<b>"] = results["arms"].pop("ours")
-    results["about"]["captions"] = "<script>"
-    page = report.page(results, {}, None)
+    found = read_json(whole / "results.json")
+    found["arms"]["<b>"] = found["arms"].pop("ours")
+    found["about"]["captions"] = "<script>"
+    page = report.page(found, {}, None)
     assert "<b>" not in page
     assert "<script>" not in page
 
 
-def timed(results):
+def timed(found):
     gain = {"median": 1.4, "low": 1.3, "high": 1.5, "n": 8}
     speed = {"seconds_median": 2.0, "speedup": gain, "unet_speedup": gain, "peak_bytes": 2**30, "patching_seconds": 0.0}
-    return results | {"arms": {name: arm | {"speed": speed} for name, arm in results["arms"].items()}}
+    return found | {"arms": {name: arm | {"speed": speed} for name, arm in found["arms"].items()}}
 
 
 def test_the_plot_shows_speed_against_quality(whole):
-    results = read_json(whole / "results.json")
-    assert report.pareto(results) == {}  # no times
-    plot = report.pareto(timed(results))
+    found = read_json(whole / "results.json")
+    assert report.pareto(found) == {}  # no times
+    plot = report.pareto(timed(found))
     assert plot["png"].startswith(b"\x89PNG")
     assert b"speed-up over stock" in plot["svg"] or b"<svg" in plot["svg"]
-    heading, rows = table(timed(results))
+    heading, rows = table(timed(found))
     assert rows[0][heading.index("speed-up")] == "1.40x [1.30, 1.50]"
     assert rows[0][heading.index("peak memory")] == "1.00 GiB"
 

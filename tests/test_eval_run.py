@@ -24,7 +24,8 @@ from evaluation_runs import (
 from PIL import Image
 
 import agentsd.evaluation.run as module
-from agentsd.evaluation import measures, store
+from agentsd import bench
+from agentsd.evaluation import measures, store, timing
 from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import picture_seed
 from agentsd.evaluation.manifest import ManifestMismatchError
@@ -285,15 +286,22 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
     results = evaluate(given).results
     steps = read_json(tmp_path / "run" / "equal_time.json")
     assert all(1 <= fewer <= 2 for fewer in steps.values())
-    timing = read_json(tmp_path / "run" / "timing.json")
-    assert timing["order"] == "ABBA"
-    assert timing["environment"]["threads"] == 1
+    taken = read_json(tmp_path / "run" / "timing.json")
+    assert taken["order"] == "ABBA"
+    assert (taken["environment"]["threads"], taken["environment"]["dtype"]) == (1, "float32")
+    assert taken["arms"]["stock"]["attention"] == ["AttnProcessor2_0"]
+    assert "AgentAttnProcessor" in taken["arms"]["ours"]["attention"]
+    assert not any(row["compiled"] for row in taken["arms"].values())
     for name, arm in results["arms"].items():
-        row = timing["arms"][name]
+        row = taken["arms"][name]
         assert len(row["seconds"]) == 4
         assert len(row["unet_seconds"]) == 2
         assert all(0 < one < whole for one, whole in zip(row["unet_seconds"], row["seconds"], strict=False))
-        assert arm["speed"]["speedup"]["n"] == 2
+        gain = arm["speed"]["speedup"]
+        assert (gain["n"], gain["method"]) == (2, "median of paired ratios, range of 2")
+        assert gain["low"] <= gain["median"] <= gain["high"]
+        assert gain["log_iqr"] >= 0
+        assert list(arm["speed"].get("time_ratio", {})) == list(arm.get("equals", []))
         assert arm["speed"]["peak_bytes"] > 10**6
     assert results["arms"]["stock"]["speed"]["speedup"]["median"] == 1
     assert (tmp_path / "run" / "pareto.svg").is_file()
@@ -302,6 +310,47 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
     assert drawn == []
     evaluate(replace(given, mode="timing", retime=True))
     assert {name for name, _ in drawn} == set(results["arms"])
+
+
+@pytest.mark.parametrize("fixed", [0.0, 1.0, 20.0])
+def test_equal_time_counts_what_a_call_costs_without_steps(monkeypatch, tiny_pipe, fixed):
+    """The speed-up alone would say 12 or 18 of 20 steps where the fixed cost is 1 or 20 s."""
+    now = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    arms = base_arms(["ours:steps=10"], 20)  # stands for an arm that takes the time of 10 of stock's steps
+
+    def draw(arm, places):
+        now[0] += fixed + 0.2 * arm.steps
+
+    steps = timing.equal_time_steps(tiny_pipe, arms, draw)
+    assert steps == {"stock A/A": 20, "ours": 10}
+
+
+def test_a_clock_without_slope_is_told(caplog):
+    assert timing.steps_of_time((20, 1.0), (7, 1.1), 0.5) == 10
+    assert "too noisy to tell what a step costs" in caplog.text
+    assert timing.steps_of_time((20, 5.0), (7, 2.4), 0.1) == 1
+    assert timing.steps_of_time((20, 5.0), (7, 2.4), 9.0) == 20
+    assert timing.steps_of_time((1, 5.0), (1, 5.0), 9.0) == 1
+
+
+def test_ratios_of_few_are_a_range_and_of_more_an_interval():
+    ratios = [2.0, 3.0, 2.5, 2.2, 2.7]
+    for n in range(1, 6):
+        few = timing._ratio(ratios[:n], [1.0] * n)
+        assert (few["low"], few["high"]) == pytest.approx((min(ratios[:n]), max(ratios[:n])))
+        assert few["method"] == f"median of paired ratios, range of {n}"
+    few = timing._ratio(ratios[:3], [1.0] * 3)
+    assert few["log_iqr"] == pytest.approx(np.subtract(*np.percentile(np.log([2, 3, 2.5]), [75, 25])))
+    many = timing._ratio([2.0, 3.0] * 6, [1.0] * 12)
+    assert many["method"] == "median of paired ratios, 95% interval"
+    assert timing._ratio([2.0], [1.0])["log_iqr"] == 0
+
+
+def test_compiling_is_told(tiny_pipe):
+    assert timing._is_compiled(tiny_pipe.unet) is False
+    tiny_pipe.unet.mid_block.compile(backend="eager")
+    assert timing._is_compiled(tiny_pipe.unet) is True
 
 
 def test_timing_alone_draws_no_files(place, tmp_path):

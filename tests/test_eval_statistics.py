@@ -13,13 +13,19 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from agentsd.evaluation import statistics
 from agentsd.evaluation.statistics import (
     Delta,
+    FrechetDistances,
     Interval,
+    KernelDistances,
+    bootstrap_counts,
+    delta_of,
     frechet_distance,
     frechet_from_moments,
+    half_counts,
     interval,
     kernel_distance,
     paired_delta,
     small_sample_stamp,
+    spread_of,
 )
 
 
@@ -159,6 +165,10 @@ def arms(n, d, seed=0, *, difference=0.3):
     return real, stock, stock + difference + 0.1 * rng.normal(size=(n, d))
 
 
+def paired_kernel_distance(x, y):
+    return kernel_distance(x, y, paired=True)
+
+
 STATISTICS = {"frechet": frechet_distance, "kernel": kernel_distance}
 statistic_of = pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
 
@@ -167,7 +177,8 @@ statistic_of = pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STA
 def test_the_value_is_the_difference_of_the_two_distances(statistic):
     real, stock, fast = arms(30, 5)
     delta = paired_delta(real, stock, fast, statistic, resamples=20)
-    assert delta.value == statistic(real, fast) - statistic(real, stock)
+    plain = paired_kernel_distance if statistic is kernel_distance else statistic
+    assert delta.value == plain(real, fast) - plain(real, stock)
     assert delta.low < delta.value < delta.high
     assert isinstance(delta, Delta)
 
@@ -209,20 +220,48 @@ def test_resamples_of_the_frechet_distance_are_those_of_repeated_rows(n, d):
     assert (fast_way.low, fast_way.high) == pytest.approx((plain_way.low, plain_way.high), rel=1e-5)
 
 
-def test_resamples_of_the_kernel_distance_leave_out_pairs_of_copies():
+def test_resamples_of_the_kernel_distance_leave_out_pairs_of_one_prompt():
     real, stock, fast = arms(6, 3)
     counts = np.array([[2, 0, 1, 3, 0, 0], [1, 1, 1, 1, 1, 1]], dtype=float)
-    drawn = statistics._kernel_differences(real, stock, fast, counts)
+    distances = KernelDistances(real, paired=True)
+    drawn = distances.draws(fast, counts) - distances.draws(stock, counts)
 
     def explicit(arm, row):
         draws = np.repeat(np.arange(6), row.astype(int))
         apart = [(i, j) for i in draws for j in draws if i != j]
-        within = np.mean([kernel(arm[i], arm[j]) for i, j in apart])
-        across = [kernel(real[i], arm[j]) for i, j in apart] + [kernel(real[i], arm[i]) for i in draws]
-        return within - 2 * np.mean(across)
+        return np.mean([kernel(arm[i], arm[j]) - 2 * kernel(real[i], arm[j]) for i, j in apart])
 
     assert drawn == pytest.approx([explicit(fast, row) - explicit(stock, row) for row in counts])
-    assert drawn[1] == pytest.approx(kernel_distance(real, fast) - kernel_distance(real, stock))
+    assert drawn[1] == pytest.approx(paired_kernel_distance(real, fast) - paired_kernel_distance(real, stock))
+
+
+def test_half_samples_are_those_of_the_rows_they_take():
+    """What is computed once for all draws changes nothing but rounding; also where moments are all there is."""
+    for n, m, d in ((40, 50, 6), (14, 30, 9), (20, 8, 12), (12, 40, 30)):
+        real, arm = draw(m, d), draw(n, d, seed=1, shift=0.3)
+        counts = half_counts(n, 5, seed=2)
+        assert (counts.sum(axis=1) == n // 2).all()
+        halves = [arm[row > 0] for row in counts]
+        assert FrechetDistances(real).draws(arm, counts) == pytest.approx(
+            [frechet_distance(real, half) for half in halves], rel=1e-11
+        )
+        kernel_draws = KernelDistances(real).draws(arm, counts)
+        own = kernel_distance(real, arm) - KernelDistances(real).draws(arm, np.ones((1, n)))[0]
+        assert kernel_draws + own == pytest.approx([kernel_distance(real, half) for half in halves], rel=1e-11)
+        mean, covariance = real.mean(axis=0), np.cov(real, rowvar=False)
+        moments = FrechetDistances((mean, covariance))
+        by_moments = [frechet_from_moments(mean, covariance, h.mean(0), np.cov(h, rowvar=False)) for h in halves]
+        assert moments.draws(arm, counts) == pytest.approx(by_moments, rel=1e-6)  # eigenvalues lose half the digits
+        assert moments.of(arm) == pytest.approx(frechet_distance(real, arm), rel=1e-6)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("distances", "last"), [(FrechetDistances, (4, 4)), (KernelDistances, (30, 30))])
+def test_progress_is_told_to_the_end(distances, last, paired):
+    real, stock, _ = arms(30, 5)
+    told = []
+    distances(real, paired=paired).draws(stock, bootstrap_counts(30, 4, 0), lambda *step: told.append(step))
+    assert told[-1] == last
 
 
 def test_blocks_change_nothing(monkeypatch):
@@ -231,6 +270,27 @@ def test_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(statistics, "_BLOCK", 5)
     blocks = paired_delta(real, stock, fast, kernel_distance, resamples=10)
     assert (blocks.value, blocks.low, blocks.high) == pytest.approx((whole.value, whole.low, whole.high))
+
+
+def alike(seed, n=32, d=64):
+    """Reference, stock that resembles the reference of its own prompt, and an arm that ignores it: one distribution."""
+    real, noise, fast = np.random.default_rng(seed).normal(size=(3, n, d))
+    return real, 0.8 * real + 0.6 * noise, fast
+
+
+def test_a_paired_reference_does_not_bias_the_kernel_distance():
+    found = [alike(seed) for seed in range(200)]
+    for place in (1, 2):
+        values = [kernel_distance(arms[0], arms[place], paired=True) for arms in found]
+        assert np.mean(values) == pytest.approx(0, abs=3 * np.std(values) / np.sqrt(200))
+    biased = [kernel_distance(real, stock) for real, stock, _ in found]
+    assert np.mean(biased) < -5 * np.std(biased) / np.sqrt(200)
+
+
+def test_intervals_cover_where_one_arm_resembles_the_reference_more():
+    """All pairs, those of one prompt included, would cover the truth in none of these."""
+    deltas = [paired_delta(*alike(seed), kernel_distance, resamples=150) for seed in range(80)]
+    assert np.mean([delta.covers(0) for delta in deltas]) >= 0.87  # 0.95 nominal, 80 repetitions
 
 
 def test_prompts_are_drawn_jointly():
@@ -244,7 +304,7 @@ def test_prompts_are_drawn_jointly():
 @pytest.mark.parametrize(("statistic", "n"), [(frechet_distance, 80), (kernel_distance, 60)])
 def test_nine_in_ten_intervals_cover_the_truth(statistic, n):
     big = arms(20_000 if statistic is frechet_distance else 4000, 3, seed=123)
-    truth = statistic(big[0], big[2]) - statistic(big[0], big[1])
+    truth = statistic(big[0], big[2]) - statistic(big[0], big[1])  # here no arm resembles the reference of its prompt
     deltas = [paired_delta(*arms(n, 3, seed), statistic, resamples=150) for seed in range(60)]
     assert np.mean([delta.covers(truth) for delta in deltas]) >= 0.85  # 0.95 nominal, 60 repetitions
 
@@ -302,6 +362,17 @@ def test_equal_pictures_have_infinite_psnr():
     assert not np.isnan(mixed.high)
 
 
+def test_fewer_than_six_values_have_their_range():
+    values = [4.42, 4.69, 4.5, 4.6, 4.55]
+    assert interval(values) == Interval(4.55, 4.42, 4.69)
+    more = interval([*values, 4.51], np.mean)
+    assert 4.42 < more.low < more.high < 4.69
+    drawn = np.arange(-50.0, 51.0)
+    assert delta_of(0.0, drawn, 5) == Delta(0.0, -50, 50)
+    assert delta_of(0.0, drawn, 6).high < 49
+    assert [spread_of(n) for n in (2, 5, 6)] == ["range of 2", "range of 5", "95% interval"]
+
+
 def test_one_prompt_has_no_spread():
     assert interval([3.0], resamples=5) == Interval(3.0, 3.0, 3.0)
 
@@ -336,6 +407,19 @@ def test_moments_that_do_not_fit(changes, message):
     good = dict(mu1=np.zeros(3), cov1=np.eye(3), mu2=np.zeros(3), cov2=np.eye(3))
     with pytest.raises(ValueError, match=message):
         frechet_from_moments(**{**good, **changes})
+
+
+def test_a_reference_that_does_not_fit():
+    x = draw(5, 3)
+    for distances in (FrechetDistances, KernelDistances):
+        with pytest.raises(ValueError, match=r"arm has shape \(5, 2\); the reference has 3 features a sample: extract"):
+            distances(x).of(x[:, :2])
+        with pytest.raises(ValueError, match=r"the reference has 3 features a sample and, paired, 5 rows"):
+            distances(x, paired=True).draws(x[:4], np.ones((1, 4)))
+    with pytest.raises(ValueError, match=r"paired=True needs the reference's features; moments have no rows"):
+        FrechetDistances((np.zeros(3), np.eye(3)), paired=True)
+    with pytest.raises(ValueError, match=r"covariance has shape \(4, 4\); means must be"):
+        FrechetDistances((np.zeros(3), np.eye(4)))
 
 
 def test_arms_that_do_not_fit():

@@ -60,7 +60,7 @@ LAYERS = (
         "evaluation.processes": ("evaluation.store",),
         "evaluation.reference": ("evaluation.store",),
         "evaluation.drawing": ("evaluation.arms", "evaluation.manifest"),
-        "evaluation.results": ("evaluation.arms", "evaluation.reference"),
+        "evaluation.results": ("evaluation.arms", "evaluation.reference", "evaluation.store"),
         "evaluation.timing": ("evaluation.arms",),
         "evaluation.measures": (
             "evaluation.arms",

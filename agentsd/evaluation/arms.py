@@ -170,16 +170,6 @@ def with_equal_time(arms: Sequence[EvaluationArm], candidates_of: Mapping[int, S
     return everything
 
 
-def equal_time_steps(steps: int, speedup: float) -> int:
-    """Return how many steps stock makes in the time of an arm that is `speedup` times as fast: at least 1.
-
-    Example:
-        >>> equal_time_steps(50, 1.6)
-        31
-    """
-    return max(1, min(steps, round(steps / speedup)))
-
-
 def _check_names(arms: Sequence[EvaluationArm]) -> None:
     folders: dict[str, str] = {}
     for arm in arms:

@@ -35,9 +35,13 @@ _MEANINGS = (
     ("FID, KID", "distances of FID-Inception features from the reference's; FD(x), KD(x) are the same of other "
      "features x and must not be compared with FID"),
     ("Δ", "arm minus stock on the same prompts, with a 95% interval over prompts; 0 inside: not told apart"),
+    ("range of n", "fewer than 6 values give no 95% interval: the least and the greatest of them, and for distances of "
+     "all resamples"),
     ("stock A/A", "stock drawn again: what noise of the machine alone does"),
     ("stock, N steps", "stock with so few steps that it takes an arm's time: what an accelerator has to beat"),
-    ("distance says", "a lower distance than stock's is called different, not better, unless another metric agrees"),
+    ("its time", "of stock with N steps: its time over that of the arm it stands for, both as timed at the end"),
+    ("distance says", "a lower distance than stock's is called different, not better, unless another metric agrees; "
+     "the kernel distance decides where the reference is paired with the prompts, else the Fréchet distance"),
 )  # fmt: skip
 
 

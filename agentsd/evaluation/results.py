@@ -1,9 +1,14 @@
 """The figures of an evaluation from its measures: distances, differences with intervals, and what they allow to say."""
 
+import hashlib
+import logging
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +19,29 @@ from agentsd.evaluation.features import FeatureExtractor
 from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.statistics import (
     Delta,
+    FrechetDistances,
     Interval,
-    frechet_distance,
-    frechet_from_moments,
+    KernelDistances,
+    bootstrap_counts,
+    delta_of,
+    half_counts,
     interval,
-    kernel_distance,
-    paired_delta,
     small_sample_stamp,
+    spread_of,
 )
+from agentsd.evaluation.store import read_arrays, write_arrays
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _LONG_FEATURES = 512
 _RESAMPLES, _FEW_RESAMPLES = 1000, 200
 _FEWEST = 4  # pictures for an interval: a half-sample of fewer has no covariance
+_EQUAL_TIME = 0.05  # times further apart than this share are not called equal
+_LOG_EVERY = 30.0  # seconds
 
 Array = npt.NDArray[np.float64]
-Distance = Callable[[Array], float]  # of an arm's features from the reference
+Distances = FrechetDistances | KernelDistances
 
 
 @dataclass(frozen=True)
@@ -53,13 +65,84 @@ class Rows:
     right: Array | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Real:
-    """The reference's features, paired with the prompts or not, or its moments alone."""
+    """The reference's features, paired with the prompts or not, or its moments alone.
+
+    One object serves all arms: it keeps what the reference decides, and the resampled distances of stock.
+
+    Attributes:
+        features: Features, [M, D].
+        moments: Mean and covariance instead.
+        paired: Whether row `i` belongs to prompt `i`.
+        folder: Where resampled distances are kept for the next start; `None` keeps none.
+    """
 
     features: Array | None = None
     moments: Moments | None = None
     paired: bool = False
+    folder: Path | None = None
+    _measured: dict[str, tuple[float, Array]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def frechet(self) -> FrechetDistances:
+        """Fréchet distances from the reference."""
+        if self.features is not None:
+            return FrechetDistances(self.features, paired=self.paired)
+        if self.moments is None:
+            raise ValueError("features and moments are both missing; a reference needs one of them.")
+        return FrechetDistances((self.moments.mean, self.moments.covariance))
+
+    @cached_property
+    def kernel(self) -> KernelDistances | None:
+        """Kernel distances from the reference; `None` where it is moments alone."""
+        return None if self.features is None else KernelDistances(self.features, paired=self.paired)
+
+    def measure(self, distances: Distances, arm: Array, resamples: int, seed: int, what: str) -> tuple[float, Array]:
+        """Return an arm's distance, and those on resampled prompts [resamples]; equal features are measured once.
+
+        Args:
+            distances: `frechet` or `kernel`.
+            arm: Features of the arm, [N, D].
+            resamples: How many.
+            seed: Seed of the resampling.
+            what: Arm and metric, for the log.
+        """
+        settings = f"1 {type(distances).__name__} {self.paired} {resamples} {seed} {arm.shape} {self._sha256} "
+        key = hashlib.sha256(settings.encode() + np.ascontiguousarray(arm).tobytes()).hexdigest()[:32]
+        path = None if self.folder is None else self.folder / f"{key}.npz"
+        if key not in self._measured:
+            there = None if path is None else read_arrays(path)
+            if there is None or not {"value", "drawn"} <= there.keys():
+                counts = (bootstrap_counts if self.paired else half_counts)(len(arm), resamples, seed)
+                drawn = distances.draws(arm, counts, _progress(f"interval of {what}"))
+                there = {"value": np.array(distances.of(arm)), "drawn": drawn}
+                if path is not None:
+                    write_arrays(path, **there)
+            self._measured[key] = float(there["value"]), there["drawn"]
+        return self._measured[key]
+
+    @cached_property
+    def _sha256(self) -> str:
+        given = [self.features] if self.moments is None else [self.moments.mean, self.moments.covariance]
+        hasher = hashlib.sha256()
+        for array in given:
+            hasher.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
+        return hasher.hexdigest()
+
+
+def _progress(what: str) -> Callable[[int, int], None]:
+    """Return what logs how far a computation is, not more often than is readable; nothing where it is short."""
+    began = said = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _LOG_EVERY:
+            said = now
+            logger.info("%s: %d of %d, about %.0f s left", what, done, total, (now - began) / done * (total - done))
+
+    return step
 
 
 def arm_results(
@@ -100,7 +183,8 @@ def arm_results(
         if values is None:
             continue
         label = "attribute_accuracy" if name == "right" else name
-        metrics[label] = _entry(float(np.mean(values)), len(values), "mean over prompts")
+        mean = interval(values, np.mean, resamples=draws, seed=seed)
+        metrics[label] = _with_interval(mean, len(values), "mean over pictures, bootstrap")
         if arm.name != STOCK and base is not None:
             difference = interval(values - base, np.mean, resamples=draws, seed=seed)
             agreeing[label] = difference
@@ -143,7 +227,11 @@ def verdict_of(delta: Delta, agreeing: Mapping[str, Interval]) -> str:
 
 
 def stamps(
-    number: int, extractor: FeatureExtractor | None, reference: Mapping[str, Any] | None, about: Mapping[str, Any]
+    number: int,
+    extractor: FeatureExtractor | None,
+    reference: Mapping[str, Any] | None,
+    about: Mapping[str, Any],
+    arms: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Return the remarks that must stand beside the figures.
 
@@ -152,6 +240,7 @@ def stamps(
         extractor: What made the features.
         reference: The reference's configuration.
         about: What is known of model and captions: `unet_parameters`, `demo_model`, `demo_captions`, `paired`.
+        arms: Figures by arm, times among them.
 
     Returns:
         Sentences.
@@ -166,13 +255,34 @@ def stamps(
     elif about.get("demo_model") and not about.get("demo_captions"):
         said.append("Robustness only: the demo model knows the words of its own captions and no others.")
     if reference is not None and extractor is not None:
-        small = small_sample_stamp(number)
+        small = small_sample_stamp(min(number, reference.get("number", number)))  # moments do not tell theirs
         if small:
             said.append(f"Small sample, {small}.")
         if extractor.distance != "fid":
             said.append(f"Distances are of the features {extractor.name!r}, not of FID-Inception: not FID, not KID.")
-        if not about.get("paired", True):
+        if about.get("paired"):
+            said.append(
+                "The reference is paired with the prompts: a Fréchet Δ also holds how closely an arm follows them, a "
+                "kernel Δ does not."
+            )
+        else:
             said.append("The reference is not paired with the prompts: intervals hold it fixed.")
+    for name, arm in (arms or {}).items():
+        said += _speed_stamps(name, arm)
+    return said
+
+
+def _speed_stamps(name: str, arm: Mapping[str, Any]) -> list[str]:
+    said = []
+    gain = arm["speed"]["speedup"] if "speed" in arm else None
+    if arm["role"] == "control" and gain is not None and not gain["low"] <= 1 <= gain["high"]:
+        said.append(
+            f"A/A {gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]: the clock drifts, speed-ups are off "
+            "by as much."
+        )
+    for rival, ratio in arm.get("speed", {}).get("time_ratio", {}).items():
+        if abs(ratio["median"] - 1) > _EQUAL_TIME:
+            said.append(f"{name} takes {ratio['median']:.2f}x the time of {rival}: their times are not equal.")
     return said
 
 
@@ -186,8 +296,8 @@ def speed_figures(timing: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
     row = timing.get("arms", {}).get(arm)
     if row is None:
         return None
-    names = ("seconds_median", "speedup", "unet_speedup", "peak_bytes", "patching_seconds")
-    return {name: row[name] for name in names}
+    names = ("seconds_median", "speedup", "unet_speedup", "peak_bytes", "patching_seconds", "attention", "compiled")
+    return {name: row[name] for name in names} | {name: row[name] for name in ("time_ratio",) if name in row}
 
 
 def seconds_by_prompt(timing: Mapping[str, Any], arm: str) -> list[float]:
@@ -209,58 +319,37 @@ def _distances(
     seed: int,
     agreeing: Mapping[str, Interval],
 ) -> tuple[dict[str, Any], str | None]:
-    distances: dict[str, tuple[Callable[[Array, Array], float] | None, Distance]] = {}
-    if real.moments is not None:
-        mean, covariance = real.moments.mean, real.moments.covariance
-        if len(mean) != own.shape[1]:
-            raise ValueError(
-                f"reference statistics have {len(mean)} features, {extractor.name} {own.shape[1]}; they must be of one "
-                "extractor: give --inception-weights, or statistics of these features."
-            )
-        distances[extractor.distance] = (
-            None,
-            lambda x: frechet_from_moments(mean, covariance, x.mean(axis=0), np.cov(x, rowvar=False)),
+    if real.moments is not None and len(real.moments.mean) != own.shape[1]:
+        raise ValueError(
+            f"reference statistics have {len(real.moments.mean)} features, {extractor.name} {own.shape[1]}; they must "
+            "be of one extractor: give --inception-weights, or statistics of these features."
         )
-    elif real.features is not None:
-        features = np.asarray(real.features, dtype=np.float64)
-        distances[extractor.distance] = (frechet_distance, lambda x: frechet_distance(features, x))
-        distances[kernel_name(extractor)] = (kernel_distance, lambda x: kernel_distance(features, x))
     own = np.asarray(own, dtype=np.float64)
+    fewer = len(own) if real.features is None else min(len(own), len(real.features))
+    paired = ", pairs of one prompt included" if real.paired else ""
+    measured: list[tuple[str, Distances, str]] = [(extractor.distance, real.frechet, paired)]
+    if real.kernel is not None:
+        pairs = "without pairs of one prompt (Gretton et al. 2012, Lemma 6)" if real.paired else "all pairs"
+        measured.append((kernel_name(extractor), real.kernel, f", unbiased, {pairs}"))
+    decisive = kernel_name(extractor) if real.paired else extractor.distance  # the one that pairs do not bias
     metrics: dict[str, Any] = {}
     verdict = None
-    for name, (statistic, distance) in distances.items():
-        metrics[name] = _entry(distance(own), len(own), f"{extractor.name}, float64")
-        metrics[name]["stamp"] = small_sample_stamp(len(own))
-        if arm.name == STOCK or stock is None or len(own) < _FEWEST:
+    for name, distances, variant in measured:
+        few = len(own) < _FEWEST
+        what = f"{arm.name}, {name}"
+        value, drawn = (distances.of(own), None) if few else real.measure(distances, own, resamples, seed, what)
+        metrics[name] = _entry(value, len(own), f"{extractor.name}, float64{variant}")
+        metrics[name]["stamp"] = small_sample_stamp(fewer)
+        if arm.name == STOCK or stock is None or drawn is None:
             continue
         base = np.asarray(stock, dtype=np.float64)
-        if real.paired and statistic is not None and real.features is not None:
-            reference = np.asarray(real.features, dtype=np.float64)
-            delta = paired_delta(reference, base, own, statistic, resamples=resamples, seed=seed)
-            method = f"paired bootstrap over prompts, {resamples} draws, 95%"
-        else:
-            delta = _half_sampled(distance, base, own, resamples, seed)
-            method = f"half-samples of the prompts, reference fixed, {resamples} draws, 95%"
-        metrics[f"delta_{name}"] = _with_interval(delta, len(own), method)
-        if name == extractor.distance:
+        value_of_stock, drawn_of_stock = real.measure(distances, base, resamples, seed, f"{STOCK}, {name}")
+        delta = delta_of(value - value_of_stock, drawn - drawn_of_stock, len(own))
+        way = "paired bootstrap over prompts" if real.paired else "half-samples of the prompts, reference fixed"
+        metrics[f"delta_{name}"] = _with_interval(delta, len(own), f"{way}, {resamples} draws{variant}")
+        if name == decisive:
             verdict = verdict_of(delta, agreeing)
     return metrics, verdict
-
-
-def _half_sampled(distance: Distance, stock: Array, fast: Array, resamples: int, seed: int) -> Delta:
-    """Interval from half-samples without replacement, whose spread is that of the whole (delete-half jackknife).
-
-    A bootstrap would draw prompts twice, which biases a kernel distance to a reference that is not drawn with them.
-    """
-    value = distance(fast) - distance(stock)
-    draw = np.random.default_rng(seed)
-    differences = []
-    for _ in range(resamples):
-        half = draw.permutation(len(fast))[: len(fast) // 2]
-        differences.append(distance(fast[half]) - distance(stock[half]))
-    apart = np.asarray(differences) - np.mean(differences)
-    low, high = np.quantile(apart, [0.025, 0.975])
-    return Delta(value, float(value + low), float(value + high))
 
 
 def _likeness(name: str, values: Array, resamples: int, seed: int) -> dict[str, Any]:
@@ -279,6 +368,7 @@ def _entry(value: float, number: int, method: str) -> dict[str, Any]:
 
 
 def _with_interval(estimate: Interval, number: int, method: str) -> dict[str, Any]:
+    method = f"{method}, {spread_of(number)}"
     return _entry(estimate.value, number, method) | {"low": _plain(estimate.low), "high": _plain(estimate.high)}
 
 

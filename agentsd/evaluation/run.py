@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from agentsd.evaluation import measures
-from agentsd.evaluation.arms import STOCK, EvaluationArm, base_arms, equal_time_steps, with_equal_time
+from agentsd.evaluation.arms import STOCK, EvaluationArm, base_arms, with_equal_time
 from agentsd.evaluation.drawing import Painter
 from agentsd.evaluation.manifest import claim, differing, digest
 from agentsd.evaluation.options import Options, prompts_of
@@ -20,7 +20,7 @@ from agentsd.evaluation.reference import Reference, make_reference
 from agentsd.evaluation.report import write_report
 from agentsd.evaluation.results import SCHEMA_VERSION, Real, Rows, arm_results, speed_figures, stamps
 from agentsd.evaluation.store import Store, UnfinishedError, read_json, write_bytes, write_json
-from agentsd.evaluation.timing import TimingPlan, quick_speedups, time_arms
+from agentsd.evaluation.timing import LAYOUT, TimingPlan, equal_time_steps, time_arms
 from agentsd.generate import DEMO, choose_device, load_pipeline
 
 logger = logging.getLogger(__name__)
@@ -200,8 +200,8 @@ class _Run:
         unknown = [arm for arm in candidates if names[arm.name] not in known]
         if unknown:
             logger.info("measuring how many steps of stock take the time of %s", ", ".join(arm.name for arm in unknown))
-            gains = quick_speedups(self.pipe, [self.arms[0], *unknown], self._draw_timed)
-            known |= {names[arm.name]: equal_time_steps(self.painter.steps, gains[arm.name]) for arm in unknown}
+            steps = equal_time_steps(self.pipe, [self.arms[0], *unknown], self._draw_timed)
+            known |= {names[name]: fewer for name, fewer in steps.items()}
             write_json(path, known)
         found: dict[int, list[str]] = {}
         for name, key in names.items():
@@ -322,11 +322,12 @@ class _Run:
         if self.reference is None or self.extractor is None:
             return None
         if self.reference.moments is not None:
-            return Real(moments=self.reference.moments)
+            return Real(moments=self.reference.moments, folder=self.reference_store.folder / "draws")
         features = measures.read_all(
             self.reference_store, _REAL, measures.feature_kind(self.extractor), self.reference.number
         )
-        return Real(features=features["features"], paired=self.reference.paired)
+        folder = self.reference_store.folder / "draws"
+        return Real(features=features["features"], paired=self.reference.paired, folder=folder)
 
     # --- times ---
 
@@ -337,7 +338,7 @@ class _Run:
     def time(self) -> dict[str, Any]:
         """Time the arms in this process alone, or return the times that are there."""
         path = self.store.folder / "timing.json"
-        key = digest({"config": self.config, "arms": {arm.name: arm.to_dict() for arm in self.arms}})
+        key = digest({"layout": LAYOUT, "config": self.config, "arms": {arm.name: arm.to_dict() for arm in self.arms}})
         there = read_json(path)
         if there is not None and there.get("of") == key and not self.options.retime:
             return there
@@ -375,7 +376,7 @@ class _Run:
             "number": self.number,
             "manifest": {"sha256": digest(self.config), "config": self.config},
             "about": about,
-            "stamps": stamps(self.number, self.extractor, reference, about),
+            "stamps": stamps(self.number, self.extractor, reference, about, arms),
             "extractor": None if self.extractor is None else measures.extractor_config(self.extractor),
             "clip": None if self.clip is None else self.clip.config,
             "reference": reference,

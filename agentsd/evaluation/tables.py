@@ -9,6 +9,7 @@ import numpy as np
 
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, seconds_by_prompt
+from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL, spread_of
 
 _ROWS = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")
 
@@ -33,6 +34,7 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         ("steps", lambda arm: str(arm["steps"])),
         ("speed-up", lambda arm: _speedup(arm, "speedup")),
         ("UNet alone", lambda arm: _speedup(arm, "unet_speedup")),
+        ("its time", _equal_time),
         ("s a picture", lambda arm: f"{arm['speed']['seconds_median']:.2f}" if "speed" in arm else ""),
         ("peak memory", _memory),
         ("PSNR, dB (5%)", lambda arm: _decibels(arm["metrics"].get("psnr_db"))),
@@ -79,14 +81,14 @@ def note(results: Mapping[str, Any]) -> str:
         size = f"{reference['number']} pictures" if "number" in reference else "moments"
         said.append(
             f"Reference: {reference['kind']}, {size}{', paired with the prompts' if reference['paired'] else ''}; "
-            f"features {extractor['name']}; Δ is arm minus stock with a 95% interval."
+            f"features {extractor['name']}; Δ is arm minus stock with its {spread_of(results['number'])}."
         )
     timing = results["timing"]
     if timing is not None:
         environment = timing["environment"]
         said.append(
             f"Times: {timing['prompts']} prompts, each drawn twice by every arm in the order ABBA, speed-up over stock "
-            f"with a 95% interval, on {environment['device']}, {environment['threads']} threads."
+            f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
     said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")
     return " ".join(said)
@@ -145,7 +147,16 @@ def _speedup(arm: Arm, name: str) -> str:
     if "speed" not in arm:
         return ""
     gain = arm["speed"][name]
-    return f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]"
+    return f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]{_range_of(gain['n'])}"
+
+
+def _range_of(n: int) -> str:
+    return f" {spread_of(n)}" if n < FEWEST_FOR_INTERVAL else ""
+
+
+def _equal_time(arm: Arm) -> str:
+    ratios = arm.get("speed", {}).get("time_ratio", {})
+    return ", ".join(f"{ratio['median']:.2f}x {name}" for name, ratio in ratios.items())
 
 
 def _memory(arm: Arm) -> str:
@@ -177,6 +188,6 @@ def _delta(name: str, form: str) -> Callable[[Arm], str]:
         if entry is None:
             return ""
         value, low, high = (form.format(entry[key]) for key in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]"
+        return f"{value} [{low}, {high}]{_range_of(entry['n'])}"
 
     return make

@@ -1,11 +1,12 @@
 """What each arm costs, timed apart from the pictures: end to end, UNet alone, patching, memory."""
 
+import logging
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 
 from agentsd.bench import environment, interleave, peak_memory, speedup
 from agentsd.evaluation.arms import EvaluationArm
+from agentsd.evaluation.statistics import spread_of
 
+logger = logging.getLogger(__name__)
+
+LAYOUT = 2  # of what `time_arms` returns
 _WARMUP = 2
 _PATCHINGS = 3
 
@@ -44,7 +49,9 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
         plan: How long to time.
 
     Returns:
-        Plain data: environment, and for each arm seconds, speed-up with 95% interval, and peak memory in bytes.
+        Plain data: environment, and for each arm seconds, speed-up with 95% interval (of fewer than 6 batches their
+        range), attention processors, and peak memory in bytes; for stock of equal time also its time over that of the
+        arms it stands for.
 
     Raises:
         ValueError: If the plan has no prompt.
@@ -78,6 +85,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
     for name, arm in by_name.items():
         with entries[name]():
             peak = peak_memory(partial(draw, arm, places), device=device)
+            attention, compiled = _attention(pipe.unet), _is_compiled(pipe.unet)
         rows[name] = {
             "steps": arm.steps,
             "seconds": whole[name],
@@ -87,25 +95,74 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
             "unet_speedup": _ratio(_per_batch(unet[first]), _per_batch(unet[name])),
             "peak_bytes": peak,
             "patching_seconds": statistics.median(_patching(entries[name]) for _ in range(_PATCHINGS)),
+            "attention": attention,
+            "compiled": compiled,
         }
+        if arm.equals:
+            rows[name]["time_ratio"] = {
+                other: _ratio(_per_batch(whole[name]), _per_batch(whole[other])) for other in arm.equals
+            }
     return {
         "order": "ABBA",
         "prompts": plan.prompts,
         "batch": plan.batch,
         "warmup": plan.warmup,
-        "environment": environment(device),
+        "environment": environment(device) | {"dtype": str(pipe.unet.dtype).removeprefix("torch.")},
         "arms": rows,
     }
 
 
-def quick_speedups(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, batch: int = 1) -> dict[str, float]:
-    """Return a first estimate of each arm's speed-up over the first arm, from one warm-up and two ABBA batches."""
-    entries = {arm.name: partial(arm.enter, pipe) for arm in arms}
-    by_name = {arm.name: arm for arm in arms}
-    plan = TimingPlan(prompts=2, batch=batch, warmup=1)
-    seconds = _abba(lambda name, places: draw(by_name[name], places), entries, plan, torch.device(pipe.device))
-    first = _per_batch(seconds[arms[0].name])
-    return {arm.name: speedup(first, _per_batch(seconds[arm.name])).median for arm in arms}
+def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm) -> dict[str, int]:
+    """Return for each arm how many steps stock makes in its time, from a warm-up and two ABBA batches.
+
+    Stock is timed at its own steps and at a third of them. The line through both, `a + b n`, tells what a call costs
+    without any step (text encoder, VAE), which fewer steps do not save.
+
+    Args:
+        pipe: The pipeline.
+        arms: The arms, stock first.
+        draw: Draws pictures with the pipeline as it is.
+
+    Returns:
+        Steps by name of the arms but for stock, from 1 to stock's own.
+    """
+    stock = arms[0]
+    fewer = replace(stock, name=f"{stock.name}, fewer", steps=max(1, round(stock.steps / 3)))
+    by_name = {arm.name: arm for arm in [*arms, fewer]}
+    entries = {name: partial(arm.enter, pipe) for name, arm in by_name.items()}
+    plan = TimingPlan(prompts=2, warmup=1)
+    taken = _abba(lambda name, places: draw(by_name[name], places), entries, plan, torch.device(pipe.device))
+    seconds = {name: statistics.median(times) for name, times in taken.items()}
+    two = (stock.steps, seconds[stock.name]), (fewer.steps, seconds[fewer.name])
+    return {arm.name: steps_of_time(*two, seconds[arm.name]) for arm in arms[1:]}
+
+
+def steps_of_time(whole: tuple[int, float], fewer: tuple[int, float], seconds: float) -> int:
+    """Return the steps that take a time, by the line through two measured times.
+
+    Args:
+        whole: Stock's steps, and the seconds they take.
+        fewer: Fewer steps, and their seconds.
+        seconds: The time.
+
+    Returns:
+        Steps, from 1 to stock's.
+
+    Example:
+        >>> steps_of_time((50, 11.0), (20, 5.0), seconds=6.0)  # a second, and a fifth of one for every step
+        25
+    """
+    if whole[0] == fewer[0]:
+        return whole[0]
+    step = (whole[1] - fewer[1]) / (whole[0] - fewer[0])
+    if step <= 0:
+        logger.warning(
+            "%d steps took %.3f s and %d took %.3f s: the clock is too noisy to tell what a step costs; steps of equal "
+            "time are taken in proportion to the time",
+            *whole, *fewer,
+        )  # fmt: skip
+        step = whole[1] / whole[0]
+    return max(1, min(whole[0], round(whole[0] - (whole[1] - seconds) / step)))
 
 
 class UnetClock:
@@ -175,9 +232,31 @@ def _per_batch(seconds: Sequence[float]) -> list[float]:
     return [math.sqrt(one * other) for one, other in zip(seconds[::2], seconds[1::2], strict=True)]
 
 
-def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, float | int]:
+def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, Any]:
     gain = speedup(baseline, arm)
-    return {"median": gain.median, "low": gain.low, "high": gain.high, "n": gain.pairs}
+    logs = [math.log(one / other) for one, other in zip(baseline, arm, strict=True)]
+    quarters = statistics.quantiles(logs, n=4, method="inclusive") if len(logs) > 1 else [logs[0]] * 3
+    return {
+        "median": gain.median,
+        "low": gain.low,  # of fewer than 6 the bootstrap's ends are the least and the greatest themselves
+        "high": gain.high,
+        "n": gain.pairs,
+        "method": f"median of paired ratios, {spread_of(gain.pairs)}",
+        "log_iqr": quarters[2] - quarters[0],
+    }
+
+
+def _attention(unet: Any) -> list[str]:
+    """Names of the classes that compute attention; empty where the UNet does not tell."""
+    return sorted({type(processor).__name__ for processor in getattr(unet, "attn_processors", {}).values()})
+
+
+def _is_compiled(unet: Any) -> bool:
+    """Whether the UNet, or any part of it, runs through torch.compile."""
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in unet.modules()
+    )
 
 
 def _patching(entry: Callable[[], AbstractContextManager[Any]]) -> float:
