@@ -4,11 +4,15 @@ import csv
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import DPMSolverMultistepScheduler
 from evaluation_runs import (
     CAPTIONS,
     SIDE,
@@ -26,12 +30,14 @@ from PIL import Image
 import agentsd.evaluation.run as module
 from agentsd.evaluation import measures, store
 from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
-from agentsd.evaluation.drawing import picture_seed
+from agentsd.evaluation.drawing import picture_seed, scheduler_settings
 from agentsd.evaluation.manifest import ManifestMismatchError
 from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
 from agentsd.evaluation.reference import fitted, make_reference
 from agentsd.evaluation.run import evaluate
 from agentsd.evaluation.store import Store, UnfinishedError, read_json
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def _cheap_features(monkeypatch):
 def script():
     import importlib.util
 
-    path = Path(__file__).parent.parent / "scripts" / "fid_eval.py"
+    path = ROOT / "scripts" / "fid_eval.py"
     spec = importlib.util.spec_from_file_location("fid_eval", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
@@ -499,7 +505,7 @@ def test_every_option_has_an_argument():
 
 
 def test_the_page_of_the_docs_names_no_unknown_option():
-    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     launchers = {"--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--multi_gpu"}
     launchers |= {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--num_processes"}
     launchers |= {"--mixed_precision", "--dynamo_backend"}
@@ -524,3 +530,34 @@ def test_clip_scores_and_their_difference_are_reported(place, tmp_path, monkeypa
     metrics = outcome.results["arms"]["ours"]["metrics"]
     assert metrics["delta_clip_score"]["low"] <= metrics["delta_clip_score"]["value"]
     assert outcome.results["clip"] == {"model": "some/clip"}
+
+
+def test_the_hash_of_a_scheduler_leaves_out_what_diffusers_lists_in_random_order():
+    first, second = (DPMSolverMultistepScheduler.from_config({"beta_end": 0.02}) for _ in range(2))
+    names = first.config["_use_default_values"]
+    assert len(names) > 1
+    second.register_to_config(_use_default_values=names[::-1])
+    assert scheduler_settings(first) == scheduler_settings(second)
+    assert scheduler_settings(first)["beta_end"] == 0.02
+    trained = DPMSolverMultistepScheduler(trained_betas=np.full(3, 0.5))
+    assert scheduler_settings(trained)["trained_betas"] == [0.5] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", [(), ("--scheduler", "dpm++")])
+def test_a_start_in_another_process_goes_on(place, tmp_path, scheduler):
+    # Real models name only part of their scheduler's settings; diffusers lists the others in the order of a set.
+    shutil.copytree(place / "model", tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    kept = {key: value for key, value in read_json(path).items() if key in ("_class_name", "beta_end", "steps_offset")}
+    path.write_text(json.dumps(kept))
+    command = [
+        *(sys.executable, ROOT / "scripts" / "fid_eval.py", "--output", tmp_path / "run", "--device", "cpu"),
+        *("--captions", place / "captions.csv", "--model", tmp_path / "model", "--num", "1", "--steps", "2"),
+        *("--arm", "fast", "--fewer-steps", "0", "--mode", "quality", "--resamples", "20", *scheduler),
+    ]
+    for seed in ("1", "2"):
+        variables = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=170)
+        assert ended.returncode == 0, ended.stderr
+    assert "3 of 3 pictures are there" in ended.stderr

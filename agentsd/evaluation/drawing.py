@@ -17,6 +17,7 @@ from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.manifest import digest
 from agentsd.generate import Settings
 
+LAYOUT = 2  # of run folders; raised where the same run would be described otherwise
 SEED_RULE = "sha256 of agentsd, seed, image id, noise: first 63 bits"
 
 
@@ -141,9 +142,8 @@ class Painter:
         import diffusers
         import transformers
 
-        scheduler = {key: str(value) for key, value in sorted(dict(self.pipe.scheduler.config).items())}
         return {
-            "layout": 1,
+            "layout": LAYOUT,
             "agentsd": __version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
@@ -151,7 +151,10 @@ class Painter:
             "device": torch.device(self.pipe.device).type,
             "pipeline": type(self.pipe).__name__,
             "weights_sha256": modules_sha256(self.pipe.components),
-            "scheduler": {"class": type(self.pipe.scheduler).__name__, "sha256": digest(scheduler)},
+            "scheduler": {
+                "class": type(self.pipe.scheduler).__name__,
+                "sha256": digest(scheduler_settings(self.pipe.scheduler)),
+            },
             "guidance_scale": float(self.guidance_scale),
             "width": self.size[0],
             "height": self.size[1],
@@ -162,6 +165,26 @@ class Painter:
             "num": len(self.prompts),
             "prompts_sha256": digest({"prompts": [[str(one.image_id), one.text] for one in self.prompts]}),
         }
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """Return what a scheduler was made with, as plain data that is equal in every process.
+
+    Keys that diffusers keeps for itself are left out: `_use_default_values` is a set, listed in random order.
+
+    Args:
+        scheduler: A diffusers scheduler.
+
+    Returns:
+        Its settings by name.
+
+    Example:
+        >>> scheduler_settings(pipe.scheduler)["prediction_type"]
+        'epsilon'
+    """
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    # Betas that were trained may be an array.
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
 
 
 def modules_sha256(modules: Mapping[str, Any]) -> str:
