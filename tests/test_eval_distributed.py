@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from evaluation_runs import (
     same_results,
     whole_run,
 )
+from PIL import Image
 
 from agentsd.evaluation import measures, run, store
 from agentsd.evaluation.processes import process_group
@@ -132,6 +134,32 @@ def test_processes_with_other_options_are_refused(place, tmp_path, capfd):
     works = [lambda seed=seed: evaluate(options(place, tmp_path / "run", seed=seed)) for seed in (0, 1)]
     assert as_ranks(*works) == [1, 1]
     assert "process 1 differs from process 0 in seed" in logged(capfd)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arms": ("other:preset=fast",)}, "arm.other: "),
+        ({"arms": ("ours:preset=extreme",)}, "arm.ours.schedule"),
+        ({"reference": None}, "features: "),
+        ({"reference": "other"}, "reference.sha256: "),
+        ({"fewer_steps": (0,)}, "fewer_steps: "),
+    ],
+)
+def test_processes_with_another_part_of_the_work_are_refused(place, tmp_path, monkeypatch, capfd, changes, named):
+    if changes.get("reference") == "other":
+        shutil.copytree(place / "real", tmp_path / "other")
+        path = next((tmp_path / "other").iterdir())
+        Image.new("RGB", (40, 40)).save(path)
+        changes = {"reference": str(path.parent)}
+    works = [lambda given=given: evaluate(options(place, tmp_path / "run", **given)) for given in ({}, changes)]
+    assert as_ranks(*works) == [1, 1]
+    text = logged(capfd)
+    for rank, other in ((0, 1), (1, 0)):
+        told = re.search(rf"ValueError: process {other} differs from process {rank} in (.*?); give all", text)
+        assert told is not None, text
+        assert named in told[1]
     assert not (tmp_path / "run").exists()
 
 

@@ -89,6 +89,18 @@ class Painter:
         """Return the seed of picture `index`."""
         return picture_seed(self.settings.seed, self.prompts[index].image_id, noise)
 
+    def cut_prompts(self) -> dict[int | str, int]:
+        """Return the image ids of prompts that are longer than a text encoder reads, with their numbers of tokens."""
+        texts = [prompt.text for prompt in self.prompts]
+        cut: dict[int | str, int] = {}
+        for name, tokenizer in self.pipe.components.items():
+            if name.startswith("tokenizer") and tokenizer is not None:
+                rows = tokenizer(texts, verbose=False)["input_ids"]
+                for prompt, row in zip(self.prompts, rows, strict=True):
+                    if len(row) > tokenizer.model_max_length:
+                        cut[prompt.image_id] = len(row)
+        return cut
+
     def draw(self, arm: EvaluationArm, places: Sequence[int], *, keep: bool = True) -> list[Drawn]:
         """Draw a batch with the pipeline as it is; the arm says steps and noise, its patch is the caller's.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from agentsd.bench import environment, interleave, peak_memory, speedup
+from agentsd.bench import environment, interleave, peak_memory, peak_reserved, speedup
 from agentsd.evaluation.arms import EvaluationArm
 
 _WARMUP = 2
@@ -86,6 +86,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
             "unet_seconds": unet[name],
             "unet_speedup": _ratio(_per_batch(unet[first]), _per_batch(unet[name])),
             "peak_bytes": peak,
+            "peak_reserved_bytes": peak_reserved(device),
             "patching_seconds": statistics.median(_patching(entries[name]) for _ in range(_PATCHINGS)),
         }
     return {
