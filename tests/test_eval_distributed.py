@@ -194,29 +194,46 @@ def test_half_an_environment_is_refused(monkeypatch, variables, message):
         pass
 
 
-def launch(place, output, *, node, port, capture=subprocess.PIPE):
-    """Start one machine's torchrun on the script itself, as a user would, with features of no cost (no reference)."""
+def torchrun(port, node):
+    """One of two machines with a process each."""
+    return (
+        *("torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
+        *("--master-addr=127.0.0.1", f"--master-port={port}"),
+    )
+
+
+def accelerate(port, node):
+    """One machine with two processes; without --multi_gpu a machine that has no GPU would get a single one."""
+    return (
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"),
+    )
+
+
+def launch(place, output, *launcher):
+    """Start a launcher on the script itself, as a user would, with features of no cost (no reference)."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
-        *("--master-addr=127.0.0.1", f"--master-port={port}", str(ROOT / "scripts" / "fid_eval.py")),
+        *(sys.executable, "-m", *launcher, str(ROOT / "scripts" / "fid_eval.py")),
         *("--output", str(output), "--captions", str(place / "captions.csv"), "--model", str(place / "model")),
         *("--steps", "2", "--batch", "2", "--arm", "ours:preset=fast", "--fewer-steps", "1", "--mode", "quality"),
         *("--resamples", "40", "--device", "cpu"),
     ]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=variables, stdout=capture, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_two_machines_started_by_torchrun_give_the_results_of_one(place, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "machines"), [(torchrun, 2), (accelerate, 1)])
+def test_two_processes_started_by_a_launcher_give_the_results_of_one(place, tmp_path, launcher, machines):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [launch(place, tmp_path / "two", node=node, port=port) for node in (0, 1)]
+    nodes = [launch(place, tmp_path / "two", *launcher(port, node)) for node in range(machines)]
     texts = [node.communicate(timeout=170)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(texts)
-    assert "report.html" in texts[0]
-    assert "report.html" not in texts[1]
+    assert [node.returncode for node in nodes] == [0] * machines, "\n".join(texts)
+    assert "\n".join(texts).count("report.html") == 1  # process 0 alone tells it
+    assert "process 1: batches drawn" in "\n".join(texts)  # two of a group, not two alone
     evaluate(options(place, tmp_path / "one", reference=None))
     same_results(tmp_path / "two", tmp_path / "one")
