@@ -30,6 +30,7 @@ from evaluation_runs import (
 from PIL import Image
 
 import agentsd.evaluation.run as module
+from agentsd import bench
 from agentsd.evaluation import measures, store
 from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import picture_seed, scheduler_settings
@@ -303,6 +304,7 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
         assert 0 < min(row["unet_seconds"]) < max(row["seconds"])  # of passes apart, on a machine that may be busy
         assert arm["speed"]["speedup"]["n"] == 2
         assert arm["speed"]["peak_bytes"] > 10**6
+        assert arm["speed"]["peak_reserved_bytes"] is None  # nothing is reserved on a CPU
     assert results["arms"]["stock"]["speed"]["speedup"]["median"] == 1
     assert (tmp_path / "run" / "pareto.svg").is_file()
     drawn = draws_of(monkeypatch)
@@ -321,10 +323,10 @@ def test_timing_alone_draws_no_files(place, tmp_path):
 
 def test_times_are_those_of_the_batch_that_is_told(place, tmp_path, monkeypatch):
     drawn = draws_of(monkeypatch)
-    given = options(place, tmp_path / "run", num=3, batch=2, mode="timing", timing_prompts=2, fewer_steps=())
+    given = options(place, tmp_path / "run", num=3, batch=2, mode="timing", timing_prompts=1, fewer_steps=())
     results = evaluate(given).results
     assert {len(places) for _, places in drawn} == {2}
-    assert (results["timing"]["batch"], results["timing"]["prompts"]) == (2, 2)
+    assert (results["timing"]["batch"], results["timing"]["prompts"]) == (2, 1)
     timing = read_json(tmp_path / "run" / "timing.json")
     for row in timing["arms"].values():
         assert row["seconds_median"] == pytest.approx(np.median(row["seconds"]) / 2)
@@ -335,17 +337,34 @@ def test_times_are_those_of_the_batch_that_is_told(place, tmp_path, monkeypatch)
 
 def test_other_timing_prompts_are_timed_anew(place, tmp_path, monkeypatch):
     given = options(place, tmp_path / "run", num=2, mode="timing", timing_prompts=1, fewer_steps=(0,))
-    evaluate(given)
-    drawn = draws_of(monkeypatch)
-    assert evaluate(given).results["timing"]["prompts"] == 1
-    assert drawn == []
-    assert evaluate(replace(given, timing_prompts=2)).results["timing"]["prompts"] == 2
-    assert drawn != []
-    # Pictures alone take the times that are there, however many.
-    assert evaluate(replace(given, mode="quality")).results["timing"]["prompts"] == 2
+    timed = []
+
+    def time_arms(*args):
+        timed.append(args[-1].prompts)
+        return made_up_times(*args)
+
+    monkeypatch.setattr(module, "time_arms", time_arms)
+    for changes, prompts in (({}, 1), ({}, 1), ({"timing_prompts": 2}, 2), ({"mode": "quality"}, 2)):
+        # Pictures alone take the times that are there, however many.
+        assert evaluate(replace(given, **changes)).results["timing"]["prompts"] == prompts
+    assert timed == [1, 2]
 
 
-def test_timing_keeps_the_figures_of_pictures_that_are_there(place, whole, tmp_path):
+def made_up_times(pipe, arms, draw, plan):
+    """What `time_arms` returns, in no time."""
+    gain = {"median": 1.0, "low": 1.0, "high": 1.0, "n": plan.prompts}
+    memory = {"peak_bytes": 1, "peak_reserved_bytes": None}
+    row = {"seconds": [1.0], "seconds_median": 1.0, "speedup": gain, "unet_speedup": gain, "patching_seconds": 0.0}
+    return {
+        "prompts": plan.prompts,
+        "batch": plan.batch,
+        "environment": bench.environment(),
+        "arms": {arm.name: row | memory for arm in arms},
+    }
+
+
+def test_timing_keeps_the_figures_of_pictures_that_are_there(place, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "time_arms", made_up_times)
     shutil.copytree(whole, tmp_path / "run")
     before = read_json(whole / "results.json")
     given = options(place, tmp_path / "run", mode="timing", timing_prompts=1)
@@ -360,7 +379,8 @@ def test_timing_keeps_the_figures_of_pictures_that_are_there(place, whole, tmp_p
 
 
 @pytest.mark.parametrize("loss", ["other arm", "picture", "measure"])
-def test_timing_takes_no_figures_of_other_pictures_and_leaves_no_stale_plot(place, whole, tmp_path, loss):
+def test_timing_takes_no_figures_of_other_pictures_and_leaves_no_stale_plot(place, whole, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(module, "time_arms", made_up_times)
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     (run / "pareto.svg").write_text("old")
@@ -381,7 +401,6 @@ def test_timing_takes_no_figures_of_other_pictures_and_leaves_no_stale_plot(plac
 
 def test_the_networks_of_the_metrics_do_not_count_in_the_memory_of_the_arms(place, tmp_path, monkeypatch):
     networks, alive = [], []
-    time_arms = module.time_arms
 
     def make_extractor(*args):
         network = torch.nn.Linear(2, 2)
@@ -396,7 +415,7 @@ def test_the_networks_of_the_metrics_do_not_count_in_the_memory_of_the_arms(plac
 
     def timed(*args):
         alive.extend(network() is not None for network in networks)
-        return time_arms(*args)
+        return made_up_times(*args)
 
     monkeypatch.setattr(measures, "make_extractor", make_extractor)
     monkeypatch.setattr(measures, "make_clip", make_clip)
@@ -406,7 +425,6 @@ def test_the_networks_of_the_metrics_do_not_count_in_the_memory_of_the_arms(plac
     assert alive == [False, False]
     assert results["extractor"]["name"] == "quarters"
     assert {"fd_quarters", "clip_score"} <= results["arms"]["ours"]["metrics"].keys()
-    assert results["arms"]["ours"]["speed"]["peak_reserved_bytes"] is None  # a CPU reserves nothing
 
 
 # --- what is refused before anything is drawn ---
