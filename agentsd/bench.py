@@ -135,6 +135,7 @@ def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu"
     """
     gc.collect()
     if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # else what earlier runs reserved counts in `peak_reserved`
         torch.cuda.reset_peak_memory_stats(device)
         run()
         _synchronize(device)
@@ -146,6 +147,11 @@ def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu"
     run()
     marks = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
     return int(marks[0].split()[1]) * 1024 if marks else None
+
+
+def peak_reserved(device: torch.device | str = "cpu") -> int | None:
+    """Return the most bytes that the allocator held on a CUDA device since `peak_memory` began; elsewhere `None`."""
+    return torch.cuda.max_memory_reserved(device) if torch.device(device).type == "cuda" else None
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:

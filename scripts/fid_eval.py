@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     prompts.add_argument(
         "--num", type=int, help=f"how many prompts, the first of the file (demo: {DEMO_NUM}; else all)"
     )
-    prompts.add_argument("--reference", help="demo (rendered), folder of real pictures, or .npz with mu and sigma")
+    prompts.add_argument(
+        "--reference", help="demo (rendered), folder of real pictures (sub-folders too), or .npz with mu and sigma"
+    )
     prompts.add_argument("--crop", choices=CROPS, help="how reference pictures get the shape of the generated (center)")
     model = made.add_argument_group("model")
     model.add_argument("--model", help="demo (bundled, the default), a local diffusers folder, or a hub id")
@@ -65,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument("--resize", choices=RESIZES, help="how Inception's input is resized (clean)")
     metrics.add_argument("--clip-model", help="CLIP model for the CLIP score: a folder or hub id")
     metrics.add_argument("--resamples", type=int, metavar="N", help="draws of the intervals (1000; Inception: 200)")
-    metrics.add_argument("--timing-prompts", type=int, metavar="N", help="prompts timed, twice by each arm (8)")
+    metrics.add_argument(
+        "--timing-prompts", type=int, metavar="N", help="batches of prompts timed, twice by each arm (8)"
+    )
     metrics.add_argument("--retime", action="store_true", help="time anew although times are there")
     several = made.add_argument_group("several machines")
     several.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="run folders to take pictures from")

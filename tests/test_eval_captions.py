@@ -108,8 +108,14 @@ def test_a_table_without_ids_counts(tmp_path):
     assert [prompt.image_id for prompt in load_captions(path)] == [0, 1, 2]
 
 
+def test_a_table_with_ids_of_coco(tmp_path):
+    path = write(tmp_path, "prompts.csv", "case_number,prompt,coco_id\n0,A dog.,000000000139\n")
+    assert load_captions(path) == [Prompt(0, 139, "A dog.")]
+
+
 @pytest.mark.parametrize(
-    "text", ["A dog.\nA cat.\n", "A dog.\r\nA cat.", "A dog.\rA cat.", "\ufeffA dog.\n A  cat. \n"]
+    "text",
+    ["A dog.\nA cat.\n", "A dog.\r\nA cat.", "A dog.\rA cat.", "\ufeffA dog.\n A  cat. \n", "A dog.\nA cat.\n\n \r\n"],
 )
 def test_plain_text(tmp_path, text):
     assert load_captions(write(tmp_path, "prompts.txt", text)) == [Prompt(0, 0, "A dog."), Prompt(1, 1, "A cat.")]
@@ -190,6 +196,15 @@ WRONG = {
     "empty id": ("c.csv", "image_id,prompt\n,A dog\n", r"line 2 image_id='' is empty"),
     "id twice": ("c.csv", "image_id,prompt\n07,a\n7,b\n", r"image_id=7 occurs 2 times; .* one prompt for each picture"),
     "empty text": ("c.txt", "", r"holds no prompt"),
+    "half a character": (
+        "c.json",
+        changed("caption", "a \ud800 dog"),
+        r"annotations\[0\].caption='a \\ud800 dog' holds '\\ud800', half of a character; write the character whole",
+    ),
+    "deep json": ("c.json", "[" * 200_000, r"JSON that cannot be read \(maximum recursion.*\); give COCO captions"),
+    "long number": ("c.json", '{"a": ' + "7" * 5000 + "}", r"JSON that cannot be read \(Exceeds the limit"),
+    "coco_id twice": ("c.csv", "coco_id,prompt\n07,a\n7,b\n", r"coco_id=7 occurs 2 times"),
+    "blank lines": ("c.txt", "\n \n", r"holds no prompt"),
     "empty line": ("c.txt", "A dog.\n\nA cat.\n", r"line 2='' is empty; a prompt needs a word: fill or remove it"),
 }
 

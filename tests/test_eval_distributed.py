@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from evaluation_runs import (
     same_results,
     whole_run,
 )
+from PIL import Image
 
 from agentsd.evaluation import measures, run, store
 from agentsd.evaluation.processes import process_group
@@ -135,6 +137,32 @@ def test_processes_with_other_options_are_refused(place, tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"arms": ("other:preset=fast",)}, "arm.other: "),
+        ({"arms": ("ours:preset=extreme",)}, "arm.ours.schedule"),
+        ({"reference": None}, "features: "),
+        ({"reference": "other"}, "reference.sha256: "),
+        ({"fewer_steps": (0,)}, "fewer_steps: "),
+    ],
+)
+def test_processes_with_another_part_of_the_work_are_refused(place, tmp_path, monkeypatch, capfd, changes, named):
+    if changes.get("reference") == "other":
+        shutil.copytree(place / "real", tmp_path / "other")
+        path = next((tmp_path / "other").iterdir())
+        Image.new("RGB", (40, 40)).save(path)
+        changes = {"reference": str(path.parent)}
+    works = [lambda given=given: evaluate(options(place, tmp_path / "run", **given)) for given in ({}, changes)]
+    assert as_ranks(*works) == [1, 1]
+    text = logged(capfd)
+    for rank, other in ((0, 1), (1, 0)):
+        told = re.search(rf"ValueError: process {other} differs from process {rank} in (.*?); give all", text)
+        assert told is not None, text
+        assert named in told[1]
+    assert not (tmp_path / "run").exists()
+
+
 def test_machines_without_a_common_disk_say_how_to_go_on_and_merge(place, whole, tmp_path, capfd):
     works = [lambda name=name: evaluate(options(place, tmp_path / name)) for name in ("one", "other")]
     assert as_ranks(*works) == [1, 1]
@@ -166,29 +194,46 @@ def test_half_an_environment_is_refused(monkeypatch, variables, message):
         pass
 
 
-def launch(place, output, *, node, port, capture=subprocess.PIPE):
-    """Start one machine's torchrun on the script itself, as a user would, with features of no cost (no reference)."""
+def torchrun(port, node):
+    """One of two machines with a process each."""
+    return (
+        *("torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
+        *("--master-addr=127.0.0.1", f"--master-port={port}"),
+    )
+
+
+def accelerate(port, node):
+    """One machine with two processes; without --multi_gpu a machine that has no GPU would get a single one."""
+    return (
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"),
+        *("--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={port}"),
+    )
+
+
+def launch(place, output, *launcher):
+    """Start a launcher on the script itself, as a user would, with features of no cost (no reference)."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
-        *("--master-addr=127.0.0.1", f"--master-port={port}", str(ROOT / "scripts" / "fid_eval.py")),
+        *(sys.executable, "-m", *launcher, str(ROOT / "scripts" / "fid_eval.py")),
         *("--output", str(output), "--captions", str(place / "captions.csv"), "--model", str(place / "model")),
         *("--steps", "2", "--batch", "2", "--arm", "ours:preset=fast", "--fewer-steps", "1", "--mode", "quality"),
         *("--resamples", "40", "--device", "cpu"),
     ]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=variables, stdout=capture, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_two_machines_started_by_torchrun_give_the_results_of_one(place, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "machines"), [(torchrun, 2), (accelerate, 1)])
+def test_two_processes_started_by_a_launcher_give_the_results_of_one(place, tmp_path, launcher, machines):
     import socket
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [launch(place, tmp_path / "two", node=node, port=port) for node in (0, 1)]
+    nodes = [launch(place, tmp_path / "two", *launcher(port, node)) for node in range(machines)]
     texts = [node.communicate(timeout=170)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(texts)
-    assert "report.html" in texts[0]
-    assert "report.html" not in texts[1]
+    assert [node.returncode for node in nodes] == [0] * machines, "\n".join(texts)
+    assert "\n".join(texts).count("report.html") == 1  # process 0 alone tells it
+    assert "process 1: batches drawn" in "\n".join(texts)  # two of a group, not two alone
     evaluate(options(place, tmp_path / "one", reference=None))
     same_results(tmp_path / "two", tmp_path / "one")

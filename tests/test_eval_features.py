@@ -2,11 +2,15 @@
 
 import logging
 import math
+import tomllib
+from importlib.metadata import requires, version
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from packaging.requirements import Requirement
 from tiny import _tokenizer
 from torch import nn
 
@@ -220,6 +224,18 @@ def test_features_are_those_of_torchmetrics_where_torch_fidelity_is_installed(we
     batch = pictures(2, 64, 80)
     ours = load_inception(weights, sha256=None)(resize(batch, "legacy"))
     torch.testing.assert_close(ours, theirs(torch.from_numpy(batch).permute(0, 3, 1, 2)), rtol=1e-3, atol=1e-4)
+
+
+def test_the_extra_never_replaces_the_users_torch():
+    root = Path(__file__).parent.parent
+    extra = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]["fid"]
+    assert extra
+    needed = {requirement.split(">=")[0]: Requirement(requirement) for requirement in extra}
+    for name, requirement in needed.items():  # what is installed serves, and asks for no torch itself
+        assert requirement.specifier.contains(version(name)), name
+        wants = {Requirement(one).name for one in requires(name) or () if "extra ==" not in one}
+        assert wants <= {"numpy", "colorama"}, name
+    assert "pip install --no-deps torch-fidelity==" in (root / "docs" / "install.md").read_text()
 
 
 # --- loading ---

@@ -4,11 +4,17 @@ import csv
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
 from evaluation_runs import (
     CAPTIONS,
     SIDE,
@@ -27,12 +33,14 @@ import agentsd.evaluation.run as module
 from agentsd import bench
 from agentsd.evaluation import measures, store, timing
 from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
-from agentsd.evaluation.drawing import picture_seed
+from agentsd.evaluation.drawing import picture_seed, scheduler_settings
 from agentsd.evaluation.manifest import ManifestMismatchError
 from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
 from agentsd.evaluation.reference import fitted, make_reference
 from agentsd.evaluation.run import evaluate
 from agentsd.evaluation.store import Store, UnfinishedError, read_json
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +63,7 @@ def _cheap_features(monkeypatch):
 def script():
     import importlib.util
 
-    path = Path(__file__).parent.parent / "scripts" / "fid_eval.py"
+    path = ROOT / "scripts" / "fid_eval.py"
     spec = importlib.util.spec_from_file_location("fid_eval", path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
@@ -296,13 +304,14 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
         row = taken["arms"][name]
         assert len(row["seconds"]) == 4
         assert len(row["unet_seconds"]) == 2
-        assert all(0 < one < whole for one, whole in zip(row["unet_seconds"], row["seconds"], strict=False))
+        assert 0 < min(row["unet_seconds"]) < max(row["seconds"])  # of passes apart, on a machine that may be busy
         gain = arm["speed"]["speedup"]
         assert (gain["n"], gain["method"]) == (2, "median of paired ratios, range of 2")
         assert gain["low"] <= gain["median"] <= gain["high"]
         assert gain["log_iqr"] >= 0
         assert list(arm["speed"].get("time_ratio", {})) == list(arm.get("equals", []))
         assert arm["speed"]["peak_bytes"] > 10**6
+        assert arm["speed"]["peak_reserved_bytes"] is None  # nothing is reserved on a CPU
     assert results["arms"]["stock"]["speed"]["speedup"]["median"] == 1
     assert (tmp_path / "run" / "pareto.svg").is_file()
     drawn = draws_of(monkeypatch)
@@ -360,6 +369,185 @@ def test_timing_alone_draws_no_files(place, tmp_path):
     assert "speed-up" in (tmp_path / "run" / "table.md").read_text()
 
 
+def test_times_are_those_of_the_batch_that_is_told(place, tmp_path, monkeypatch):
+    drawn = draws_of(monkeypatch)
+    given = options(place, tmp_path / "run", num=3, batch=2, mode="timing", timing_prompts=1, fewer_steps=())
+    results = evaluate(given).results
+    assert {len(places) for _, places in drawn} == {2}
+    assert (results["timing"]["batch"], results["timing"]["prompts"]) == (2, 1)
+    timing = read_json(tmp_path / "run" / "timing.json")
+    for row in timing["arms"].values():
+        assert row["seconds_median"] == pytest.approx(np.median(row["seconds"]) / 2)
+    drawn.clear()
+    evaluate(options(place, tmp_path / "few", num=1, batch=2, mode="timing", timing_prompts=1, reference=None))
+    assert {len(places) for _, places in drawn} == {1}  # as the pictures are drawn
+
+
+def test_other_timing_prompts_are_timed_anew(place, tmp_path, monkeypatch):
+    given = options(place, tmp_path / "run", num=2, mode="timing", timing_prompts=1, fewer_steps=(0,))
+    timed = []
+
+    def time_arms(*args):
+        timed.append(args[-1].prompts)
+        return made_up_times(*args)
+
+    monkeypatch.setattr(module, "time_arms", time_arms)
+    for changes, prompts in (({}, 1), ({}, 1), ({"timing_prompts": 2}, 2), ({"mode": "quality"}, 2)):
+        # Pictures alone take the times that are there, however many.
+        assert evaluate(replace(given, **changes)).results["timing"]["prompts"] == prompts
+    assert timed == [1, 2]
+
+
+def made_up_times(pipe, arms, draw, plan):
+    """What `time_arms` returns, in no time."""
+    gain = {"median": 1.0, "low": 1.0, "high": 1.0, "n": plan.prompts}
+    memory = {"peak_bytes": 1, "peak_reserved_bytes": None}
+    row = {"seconds": [1.0], "seconds_median": 1.0, "speedup": gain, "unet_speedup": gain, "patching_seconds": 0.0}
+    return {
+        "prompts": plan.prompts,
+        "batch": plan.batch,
+        "environment": bench.environment(),
+        "arms": {arm.name: row | memory for arm in arms},
+    }
+
+
+def test_timing_keeps_the_figures_of_pictures_that_are_there(place, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "time_arms", made_up_times)
+    shutil.copytree(whole, tmp_path / "run")
+    before = read_json(whole / "results.json")
+    given = options(place, tmp_path / "run", mode="timing", timing_prompts=1)
+    evaluate(given)
+    results = read_json(tmp_path / "run" / "results.json")
+    for name, arm in results["arms"].items():
+        assert arm.pop("speed")["speedup"]["n"] == 1
+        assert arm == before["arms"][name]
+    assert results["reference"] == before["reference"]
+    assert (tmp_path / "run" / "pareto.svg").is_file()
+    assert (tmp_path / "run" / "grid-ours.png").read_bytes() == (whole / "grid-ours.png").read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["other arm", "picture", "measure"])
+def test_timing_takes_no_figures_of_other_pictures_and_leaves_no_stale_plot(place, whole, tmp_path, monkeypatch, loss):
+    monkeypatch.setattr(module, "time_arms", made_up_times)
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "pareto.svg").write_text("old")
+    given = options(place, run, mode="timing", timing_prompts=1)
+    if loss == "other arm":
+        given = replace(given, arms=("ours:preset=extreme",))
+    elif loss == "picture":
+        Store(run).picture_path("ours", 1).unlink()
+    else:
+        next((run / "measures" / "ours").glob("features*/*.npz")).unlink()
+    results = evaluate(given).results
+    assert all(arm["metrics"] == {} and "speed" in arm for arm in results["arms"].values())
+    assert (results["reference"], results["extractor"]) == (None, None)
+    assert not list(run.glob("pareto.*"))
+    assert not list(run.glob("grid-*"))
+    assert pictures(run)  # of the earlier run, still there
+
+
+def test_the_networks_of_the_metrics_do_not_count_in_the_memory_of_the_arms(place, tmp_path, monkeypatch):
+    networks, alive = [], []
+
+    def make_extractor(*args):
+        network = torch.nn.Linear(2, 2)
+        networks.append(weakref.ref(network))
+        cheap = cheap_extractor()
+        return replace(cheap, function=lambda shown: cheap.function(shown) + 0 * network.bias.sum().item())
+
+    def make_clip(model, device):
+        network = torch.nn.Linear(2, 2)
+        networks.append(weakref.ref(network))
+        return measures.Clip(lambda shown, texts: shown.mean(axis=(1, 2, 3)) + 0 * network.bias.sum().item(), {})
+
+    def timed(*args):
+        alive.extend(network() is not None for network in networks)
+        return made_up_times(*args)
+
+    monkeypatch.setattr(measures, "make_extractor", make_extractor)
+    monkeypatch.setattr(measures, "make_clip", make_clip)
+    monkeypatch.setattr(module, "time_arms", timed)
+    given = options(place, tmp_path / "run", num=2, mode="all", timing_prompts=1, clip_model="x", fewer_steps=(0,))
+    results = evaluate(given).results
+    assert alive == [False, False]
+    assert results["extractor"]["name"] == "quarters"
+    assert {"fd_quarters", "clip_score"} <= results["arms"]["ours"]["metrics"].keys()
+
+
+# --- what is refused before anything is drawn ---
+
+
+def damaged(place, tmp_path):
+    shutil.copytree(place / "real", tmp_path / "real")
+    path = tmp_path / "real" / "000000000103.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    return {"reference": str(tmp_path / "real")}
+
+
+def damaged_jpeg(place, tmp_path):
+    given = damaged(place, tmp_path)
+    for path in (tmp_path / "real").iterdir():
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    path = tmp_path / "real" / "000000000103.jpg"
+    path.write_bytes(path.read_bytes()[:-20])
+    return given
+
+
+def moments(place, tmp_path, mu=None, sigma=None):
+    mu, sigma = np.zeros(12) if mu is None else mu, np.eye(12) if sigma is None else sigma
+    np.savez(tmp_path / "real.npz", mu=mu, sigma=sigma)
+    return {"reference": str(tmp_path / "real.npz")}
+
+
+EARLY = {
+    "damaged picture": (damaged, r"000000000103.png' is no picture that can be read: .*; replace or remove it"),
+    "damaged jpeg": (damaged_jpeg, r"000000000103.jpg' is no picture that can be read: .*truncated"),
+    "one prompt": (lambda *_: {"num": 1}, r"num=1 is too few for a distance; give --num 2 or more"),
+    "dimension": (
+        lambda *places: moments(*places, np.zeros(3), np.eye(3)),
+        r"statistics have 3 features, quarters 12; .* give --inception-weights",
+    ),
+    "not finite": (
+        lambda *places: moments(*places, sigma=np.full((12, 12), np.nan)),
+        r"real.npz' holds values that are not finite",
+    ),
+    "not symmetric": (
+        lambda *places: moments(*places, sigma=np.eye(12) + np.eye(12, k=1)),
+        r"holds a sigma that differs from its transpose by up to 1; it must be the covariance",
+    ),
+    "no features": (lambda *places: moments(*places, np.zeros(0), np.zeros((0, 0))), r"holds mu \(0,\) and sigma"),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_what_cannot_be_measured_is_refused_before_anything_is_drawn(place, tmp_path, case):
+    changes, message = EARLY[case]
+    with pytest.raises(ValueError, match=message):
+        evaluate(options(place, tmp_path / "run", **changes(place, tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_that_take_no_pictures_of_this_size_are_refused_before_anything_is_drawn(place, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the demo's own features
+    with pytest.raises(ValueError, match=r"64"):
+        evaluate(options(place, tmp_path / "run", features="demo"))
+    assert not (tmp_path / "run").exists()
+
+
+# --- what is told ---
+
+
+def test_prompts_that_the_text_encoder_cuts_are_told_once(place, tmp_path, caplog):
+    path = tmp_path / "long.csv"
+    path.write_text(f"image_id,prompt\n7,{'word ' * 60}\n8,short\n9,{'w' * 76}\n10,{'w' * 75}\n")
+    with caplog.at_level("WARNING", "agentsd"):
+        evaluate(options(place, tmp_path / "run", captions=str(path), reference=None, fewer_steps=(0,)))
+    told = [record.getMessage() for record in caplog.records if "text encoder" in record.getMessage()]
+    assert told == ["2 of 4 prompts are longer than the model's text encoder reads and are cut, image ids 7, 9"]
+
+
 # --- references ---
 
 
@@ -400,6 +588,44 @@ def test_center_cuts_and_stretch_distorts(tmp_path):
     Image.fromarray(picture).save(tmp_path / "wide.png")
     assert fitted(tmp_path / "wide.png", (16, 16), "center").max() < 40
     assert fitted(tmp_path / "wide.png", (16, 16), "stretch")[:, :4].min() > 215
+
+
+def picture(path):
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 40), "red").save(path)
+
+
+def test_prompts_without_a_picture_are_told(place, tmp_path, caplog):
+    for number in (100, 102):
+        picture(tmp_path / f"{number}.png")
+    with caplog.at_level("WARNING", "agentsd"):
+        reference = make_reference(str(tmp_path), prompts_of(options(place, Path("run"))), (SIDE, SIDE))
+    assert not reference.paired
+    assert "not paired: 3 of 5 prompts have no picture named by their image id" in caplog.text
+    assert "(101, 103, 104)" in caplog.text
+
+
+def test_sub_folders_are_read(place, tmp_path):
+    for place_of, number in (("b", 100), ("a", 101), ("a", 102)):
+        picture(tmp_path / place_of / f"val_{number:08d}.JPEG")
+    prompts = prompts_of(options(place, Path("run"), num=3))
+    reference = make_reference(str(tmp_path), prompts, (SIDE, SIDE))
+    assert (reference.paired, reference.number) == (True, 3)
+    (tmp_path / "b" / "val_00000100.JPEG").rename(tmp_path / "a" / "val_00000100.JPEG")
+    moved = make_reference(str(tmp_path), prompts, (SIDE, SIDE))
+    assert moved.config["sha256"] != reference.config["sha256"]
+
+
+def test_two_pictures_of_one_prompt_are_refused(place, tmp_path):
+    for number in (100, 101):
+        picture(tmp_path / f"{number}.png")
+    picture(tmp_path / "other" / "COCO_val2014_000000000101.png")
+    prompts = prompts_of(options(place, Path("run")))
+    message = r"101.png and other/COCO_val2014_000000000101.png could both be the picture of image_id=101; keep one"
+    with pytest.raises(ValueError, match=message):
+        make_reference(str(tmp_path), prompts[:2], (SIDE, SIDE))
+    # Class folders may repeat numbers where nothing is paired by them.
+    assert make_reference(str(tmp_path), prompts, (SIDE, SIDE)).number == 3
 
 
 @pytest.mark.parametrize(
@@ -488,6 +714,15 @@ def test_arms_of_equal_time_are_drawn_once_and_only_where_there_are_fewer_steps(
         ({"wait_hours": 0}, r"wait_hours=0 must be above 0"),
         ({"class_names": Path("x")}, r"class_names='x' belongs to --protocol paper"),
         ({"features": "demo", "inception_weights": Path("x")}, r"features='demo' uses no inception_weights"),
+        (
+            {"inception_weights": Path("x")},
+            r"inception_weights='x' is for distances from a reference; give --reference",
+        ),
+        ({"features": "demo"}, r"features='demo' is for distances from a reference"),
+        ({"protocol": "paper"}, r"reference is missing: --protocol paper is about FID; give --reference, or --mode"),
+        ({"protocol": "coco2017-5k", "captions": "x"}, r"reference is missing: --protocol coco2017-5k"),
+        ({"protocol": "paper", "reference": "x", "captions": "y"}, r"captions='y' contradicts --protocol paper"),
+        ({"retime": True, "mode": "quality"}, r"retime=True measures times, which mode='quality' leaves out"),
     ],
 )
 def test_a_bad_option_is_named(changes, message):
@@ -496,15 +731,19 @@ def test_a_bad_option_is_named(changes, message):
 
 
 def test_a_protocol_fills_in_and_refuses_what_contradicts_it():
-    given = Options(output=Path("run"), protocol="paper", class_names=Path("x")).completed()
+    given = Options(output=Path("run"), protocol="paper", class_names=Path("x"), reference="x").completed()
     assert (given.num, given.steps, given.guidance_scale, given.size, given.scheduler) == (2000, 50, 7.5, 512, "pndm")
     with pytest.raises(ValueError, match=r"steps=20 contradicts --protocol paper, which has 50; leave one out"):
-        Options(output=Path("run"), protocol="paper", steps=20).completed()
-    assert Options(output=Path("run"), protocol="paper", num=10).completed().num == 10
+        Options(output=Path("run"), protocol="paper", steps=20, mode="timing").completed()
+    for protocol, number in (("paper", 2000), ("coco2017-5k", 5000)):
+        with pytest.raises(ValueError, match=rf"num=10 contradicts --protocol {protocol}, which has {number}"):
+            Options(output=Path("run"), protocol=protocol, num=10, reference="x").completed()
+        given = Options(output=Path("run"), protocol=protocol, num=number, model="mine", reference="x")
+        assert given.completed().model == "mine"
 
 
 def test_the_paper_protocol_wants_class_names(tmp_path):
-    given = Options(output=tmp_path, protocol="paper").completed()
+    given = Options(output=tmp_path, protocol="paper", reference="x").completed()
     with pytest.raises(ValueError, match=r"class_names is missing: .* give --class-names FILE"):
         prompts_of(given)
     names = [f"thing {i}" for i in range(CLASSES)]
@@ -515,6 +754,11 @@ def test_the_paper_protocol_wants_class_names(tmp_path):
     assert len(prompts) == 2000
     assert len({prompt.image_id for prompt in prompts}) == 2000
     assert prompts[1007].text == "A high quality photograph of a thing 7."
+    (tmp_path / "half.json").write_text('["\\ud800"]')
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    for name in ("half", "deep"):
+        with pytest.raises(ValueError, match=rf"class_names='.*{name}.json' cannot be read"):
+            read_class_names(tmp_path / f"{name}.json")
     (tmp_path / "few.txt").write_text("cat\ndog\n")
     with pytest.raises(ValueError, match=r"holds 2 names; it must hold the 1000 of ImageNet-1k"):
         read_class_names(tmp_path / "few.txt")
@@ -526,11 +770,12 @@ def test_class_prompts_cover_the_classes_evenly():
 
 def test_the_coco_protocol_pins_its_captions(tmp_path):
     (tmp_path / "captions.json").write_text("{}")
-    given = Options(output=tmp_path, protocol="coco2017-5k", captions=str(tmp_path / "captions.json")).completed()
+    protocol = Options(output=tmp_path, protocol="coco2017-5k", reference="x").completed()
+    given = replace(protocol, captions=str(tmp_path / "captions.json"))
     with pytest.raises(ValueError, match=r"has the SHA-256 44136fa3.* needs captions_val2017\.json"):
         prompts_of(given)
     with pytest.raises(ValueError, match=r"captions='demo' are not those of --protocol coco2017-5k"):
-        prompts_of(Options(output=tmp_path, protocol="coco2017-5k").completed())
+        prompts_of(protocol)
 
 
 def test_ids_must_differ(tiny_pipe):
@@ -548,7 +793,7 @@ def test_every_option_has_an_argument():
 
 
 def test_the_page_of_the_docs_names_no_unknown_option():
-    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     launchers = {"--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--multi_gpu"}
     launchers |= {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--num_processes"}
     launchers |= {"--mixed_precision", "--dynamo_backend"}
@@ -573,3 +818,34 @@ def test_clip_scores_and_their_difference_are_reported(place, tmp_path, monkeypa
     metrics = outcome.results["arms"]["ours"]["metrics"]
     assert metrics["delta_clip_score"]["low"] <= metrics["delta_clip_score"]["value"]
     assert outcome.results["clip"] == {"model": "some/clip"}
+
+
+def test_the_hash_of_a_scheduler_leaves_out_what_diffusers_lists_in_random_order():
+    first, second = (DPMSolverMultistepScheduler.from_config({"beta_end": 0.02}) for _ in range(2))
+    names = first.config["_use_default_values"]
+    assert len(names) > 1
+    second.register_to_config(_use_default_values=names[::-1])
+    assert scheduler_settings(first) == scheduler_settings(second)
+    assert scheduler_settings(first)["beta_end"] == 0.02
+    trained = DPMSolverMultistepScheduler(trained_betas=np.full(3, 0.5))
+    assert scheduler_settings(trained)["trained_betas"] == [0.5] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", [(), ("--scheduler", "dpm++")])
+def test_a_start_in_another_process_goes_on(place, tmp_path, scheduler):
+    # Real models name only part of their scheduler's settings; diffusers lists the others in the order of a set.
+    shutil.copytree(place / "model", tmp_path / "model")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    kept = {key: value for key, value in read_json(path).items() if key in ("_class_name", "beta_end", "steps_offset")}
+    path.write_text(json.dumps(kept))
+    command = [
+        *(sys.executable, ROOT / "scripts" / "fid_eval.py", "--output", tmp_path / "run", "--device", "cpu"),
+        *("--captions", place / "captions.csv", "--model", tmp_path / "model", "--num", "1", "--steps", "2"),
+        *("--arm", "fast", "--fewer-steps", "0", "--mode", "quality", "--resamples", "20", *scheduler),
+    ]
+    for seed in ("1", "2"):
+        variables = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        ended = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=170)
+        assert ended.returncode == 0, ended.stderr
+    assert "3 of 3 pictures are there" in ended.stderr

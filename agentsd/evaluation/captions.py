@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _TEXT_COLUMNS = ("caption", "prompt")
+_ID_COLUMNS = ("image_id", "coco_id")
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ def load_captions(path: Path, *, num: int | None = None) -> list[Prompt]:
 
     - `.json`: COCO captions (2014 or 2017). Each image has its annotation of lowest id; images go by ascending id.
     - `.csv`, `.tsv`: a header, then one prompt a row in the order of the file. The text is in the column `caption` or
-      `prompt`; `image_id` is read where present, otherwise the position counts; other columns (`evaluation_seed`) are
-      passed over.
-    - `.txt`: one prompt a line; its position is its `image_id`.
+      `prompt`; `image_id` or `coco_id` is read where present, otherwise the position counts; other columns
+      (`evaluation_seed`) are passed over.
+    - `.txt`: one prompt a line; its position is its `image_id`. Blank lines at the end do not count.
 
     Runs of white space, line ends among them, become one space: 83 of the 25,014 captions of COCO val2017 hold a line
     end. Equal texts stay: two pictures may have the same caption.
@@ -121,6 +122,13 @@ def _read_text(path: Path) -> str:
 def _normalise(text: object, path: Path, where: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"captions file {path}: {where}={text!r} is no text; write it as a string.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer takes
+        raise ValueError(
+            f"captions file {path}: {where}={text!r} holds {text[error.start]!r}, half of a character; "
+            "write the character whole, or remove it."
+        ) from error
     words = " ".join(text.split())
     if not words:
         raise ValueError(f"captions file {path}: {where}={text!r} is empty; a prompt needs a word: fill or remove it.")
@@ -143,6 +151,11 @@ def _read_coco(path: Path, text: str) -> list[tuple[int | str, str]]:
         raise ValueError(
             f"captions file {path}: no complete JSON, line {error.lineno} column {error.colno}: {error.msg}; "
             "the file may be truncated: fetch it again."
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets as deep
+        raise ValueError(
+            f"captions file {path}: JSON that cannot be read ({error}); give COCO captions, which are flat and have "
+            "short numbers."
         ) from error
     annotations = _list(data, "annotations", path)
     for i, annotation in enumerate(annotations):
@@ -220,6 +233,7 @@ def _read_table(path: Path, text: str) -> list[tuple[int | str, str]]:
             f"captions file {path}: columns {header} hold {len(columns)} of 'caption' and 'prompt'; "
             "exactly one is allowed: name the column of the prompts so in the first line."
         )
+    ids = next((name for name in _ID_COLUMNS if name in header), _ID_COLUMNS[0])
     prompts: list[tuple[int | str, str]] = []
     for position, (line, row) in enumerate(rows[1:]):
         if len(row) != len(header):
@@ -229,8 +243,8 @@ def _read_table(path: Path, text: str) -> list[tuple[int | str, str]]:
             )
         fields = dict(zip(header, row, strict=True))
         prompt = _normalise(fields[columns[0]], path, f"line {line} {columns[0]}")
-        prompts.append((_image_id(fields.get("image_id"), position, f"line {line} image_id", path), prompt))
-    _check_unique((image_id for image_id, _ in prompts), path, "image_id", "keep one prompt for each picture")
+        prompts.append((_image_id(fields.get(ids), position, f"line {line} {ids}", path), prompt))
+    _check_unique((image_id for image_id, _ in prompts), path, ids, "keep one prompt for each picture")
     return prompts
 
 
@@ -242,7 +256,9 @@ def _image_id(value: str | None, position: int, where: str, path: Path) -> int |
 
 
 def _read_lines(path: Path, text: str) -> list[tuple[int | str, str]]:
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n") if text else []
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    while lines and not lines[-1].strip():
+        del lines[-1]
     return [(i, _normalise(line, path, f"line {i + 1}")) for i, line in enumerate(lines)]
 
 

@@ -17,6 +17,7 @@ from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.manifest import digest
 from agentsd.generate import Settings
 
+LAYOUT = 2  # of run folders; raised where the same run would be described otherwise
 SEED_RULE = "sha256 of agentsd, seed, image id, noise: first 63 bits"
 
 
@@ -88,6 +89,18 @@ class Painter:
         """Return the seed of picture `index`."""
         return picture_seed(self.settings.seed, self.prompts[index].image_id, noise)
 
+    def cut_prompts(self) -> dict[int | str, int]:
+        """Return the image ids of prompts that are longer than a text encoder reads, with their numbers of tokens."""
+        texts = [prompt.text for prompt in self.prompts]
+        cut: dict[int | str, int] = {}
+        for name, tokenizer in self.pipe.components.items():
+            if name.startswith("tokenizer") and tokenizer is not None:
+                rows = tokenizer(texts, verbose=False)["input_ids"]
+                for prompt, row in zip(self.prompts, rows, strict=True):
+                    if len(row) > tokenizer.model_max_length:
+                        cut[prompt.image_id] = len(row)
+        return cut
+
     def draw(self, arm: EvaluationArm, places: Sequence[int], *, keep: bool = True) -> list[Drawn]:
         """Draw a batch with the pipeline as it is; the arm says steps and noise, its patch is the caller's.
 
@@ -141,9 +154,8 @@ class Painter:
         import diffusers
         import transformers
 
-        scheduler = {key: str(value) for key, value in sorted(dict(self.pipe.scheduler.config).items())}
         return {
-            "layout": 1,
+            "layout": LAYOUT,
             "agentsd": __version__,
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
@@ -151,7 +163,10 @@ class Painter:
             "device": torch.device(self.pipe.device).type,
             "pipeline": type(self.pipe).__name__,
             "weights_sha256": modules_sha256(self.pipe.components),
-            "scheduler": {"class": type(self.pipe.scheduler).__name__, "sha256": digest(scheduler)},
+            "scheduler": {
+                "class": type(self.pipe.scheduler).__name__,
+                "sha256": digest(scheduler_settings(self.pipe.scheduler)),
+            },
             "guidance_scale": float(self.guidance_scale),
             "width": self.size[0],
             "height": self.size[1],
@@ -162,6 +177,26 @@ class Painter:
             "num": len(self.prompts),
             "prompts_sha256": digest({"prompts": [[str(one.image_id), one.text] for one in self.prompts]}),
         }
+
+
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """Return what a scheduler was made with, as plain data that is equal in every process.
+
+    Keys that diffusers keeps for itself are left out: `_use_default_values` is a set, listed in random order.
+
+    Args:
+        scheduler: A diffusers scheduler.
+
+    Returns:
+        Its settings by name.
+
+    Example:
+        >>> scheduler_settings(pipe.scheduler)["prediction_type"]
+        'epsilon'
+    """
+    settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    # Betas that were trained may be an array.
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in settings.items()}
 
 
 def modules_sha256(modules: Mapping[str, Any]) -> str:

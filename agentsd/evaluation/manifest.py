@@ -16,10 +16,9 @@ class ManifestMismatchError(ValueError):
 
     def __init__(self, path: Path, keys: Mapping[str, tuple[Any, Any]]) -> None:
         self.keys = dict(keys)
-        listed = "; ".join(f"{key}: {_short(old)} there, {_short(new)} now" for key, (old, new) in keys.items())
         super().__init__(
-            f"output={str(path.parent)!r} was made with other settings ({listed}); give these settings again to go on "
-            "with it, or name another --output."
+            f"output={str(path.parent)!r} was made with other settings ({told(keys, 'there', 'now')}); give these "
+            "settings again to go on with it, or name another --output."
         )
 
 
@@ -64,6 +63,16 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
         elif before != after:
             found[f"{prefix}{key}"] = (before, after)
     return found
+
+
+def told(keys: Mapping[str, tuple[Any, Any]], first: str, second: str) -> str:
+    """Return what `differing` found as text, long values cut.
+
+    Example:
+        >>> told({"seed": (0, 1)}, "there", "now")
+        'seed: 0 there, 1 now'
+    """
+    return "; ".join(f"{key}: {_short(old)} {first}, {_short(new)} {second}" for key, (old, new) in keys.items())
 
 
 def claim(path: Path, config: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> str:

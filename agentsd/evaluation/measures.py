@@ -1,7 +1,7 @@
 """What is measured on every picture, chunk by chunk: features, likeness to stock, CLIP score, attributes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import torch
 
 from agentsd.evaluation.arms import STOCK
 from agentsd.evaluation.captions import Prompt
-from agentsd.evaluation.clip_score import ClipScorer, load_clip
+from agentsd.evaluation.clip_score import load_clip
 from agentsd.evaluation.drawing import modules_sha256
-from agentsd.evaluation.features import FeatureExtractor, demo_extractor, inception_extractor
+from agentsd.evaluation.features import Extractor, FeatureExtractor, demo_extractor, inception_extractor
 from agentsd.evaluation.manifest import digest
 from agentsd.evaluation.reference import Reference
 from agentsd.evaluation.store import Array, Store, UnfinishedError, chunks
@@ -47,6 +47,62 @@ def make_extractor(features: str, weights: Path | None, resize: str, device: tor
     return demo_extractor() if features == "demo" else inception_extractor(weights, resize, device=device)
 
 
+def check_extractor(extractor: FeatureExtractor, size: tuple[int, int]) -> None:
+    """Refuse an extractor that cannot take the run's pictures, before any is drawn.
+
+    Args:
+        extractor: The extractor.
+        size: Width and height of the pictures in pixels.
+
+    Raises:
+        ValueError: If it takes no pictures of this size.
+
+    Example:
+        >>> check_extractor(make_extractor("demo", None, "clean", torch.device("cpu")), (64, 64))
+    """
+    extractor(np.zeros((1, size[1], size[0], 3), dtype=np.uint8))
+
+
+def check_reference(reference: Reference, extractor: FeatureExtractor, number: int) -> None:
+    """Refuse a reference whose distance from the run's pictures has no meaning, before any is drawn.
+
+    Args:
+        reference: The reference.
+        extractor: What makes the features.
+        number: How many pictures an arm has.
+
+    Raises:
+        ValueError: If there are too few pictures, or the statistics are of other features.
+
+    Example:
+        >>> from agentsd.evaluation.reference import Moments
+        >>> moments = Moments(np.zeros(3), np.eye(3))
+        >>> reference = Reference("moments", 0, False, {}, moments=moments)
+        >>> check_reference(reference, make_extractor("demo", None, "clean", torch.device("cpu")), 10)
+        Traceback (most recent call last):
+        ...
+        ValueError: reference statistics have 3 features, agentsd-demo 128; ...
+    """
+    if number < 2:
+        raise ValueError(f"num={number} is too few for a distance; give --num 2 or more, or leave --reference out.")
+    length = extractor.dimension if reference.moments is None else len(reference.moments.mean)
+    if length != extractor.dimension:
+        raise ValueError(
+            f"reference statistics have {length} features, {extractor.name} {extractor.dimension}; "
+            "they must be of one extractor: give --inception-weights, or statistics of these features."
+        )
+
+
+def without_network(extractor: FeatureExtractor) -> FeatureExtractor:
+    """Return an extractor's names alone; when its network is no longer referred to, its memory is free.
+
+    Example:
+        >>> without_network(make_extractor("demo", None, "clean", torch.device("cpu"))).name
+        'agentsd-demo'
+    """
+    return Extractor(**extractor_config(extractor), function=_gone)
+
+
 def extractor_config(extractor: FeatureExtractor) -> dict[str, Any]:
     """Return what decides features, as plain data: distances are comparable only where it is equal.
 
@@ -67,13 +123,17 @@ def feature_kind(extractor: FeatureExtractor) -> str:
 class Clip:
     """A CLIP model and what decides its scores."""
 
-    score: ClipScorer
+    score: Callable[[Array, Sequence[str]], Array]
     config: dict[str, Any]
 
     @property
     def kind(self) -> str:
         """Name of the scores on disk."""
         return f"clip {digest(self.config)[:12]}"
+
+    def without_network(self) -> "Clip":
+        """Return what decides the scores alone; see `without_network`."""
+        return replace(self, score=_gone)
 
 
 def make_clip(model: str, device: torch.device) -> Clip:
@@ -172,6 +232,10 @@ def read_all(store: Store, arm: str, kind: str, number: int) -> dict[str, Array]
             raise UnfinishedError(f"{str(path.parent)!r} lacks a file of measures; start the same command again.")
         parts.append(rows)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _gone(*args: object) -> Array:
+    raise RuntimeError("the network was dropped when everything was measured.")
 
 
 def _unit(pictures: Array) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Options:
         arms: Descriptions, see `agentsd.evaluation.arms.parse_arm`.
         fewer_steps: Steps of the equal-time arms; empty measures them, `(0,)` leaves them out.
         mode: `"quality"`, `"timing"` or both, `"all"`.
-        timing_prompts: Batches that every arm draws twice while it is timed.
+        timing_prompts: Batches of `batch` pictures that every arm draws twice while it is timed.
         retime: Whether times that are there are measured anew.
         features: What distances are taken on: `"inception"` (FID and KID), `"demo"` (the demo's small network, for
             rendered scenes), or `"auto"`: demo for the rendered reference without weights, else Inception.
@@ -116,8 +116,25 @@ class Options:
             raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol={self.protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
+        if self.retime and self.mode == "quality":
+            raise ValueError("retime=True measures times, which mode='quality' leaves out; leave one of them out.")
         if self.features == "demo" and self.inception_weights is not None:
             raise ValueError("features='demo' uses no inception_weights; leave one of them out.")
+        for name, unset in (("features", "auto"), ("inception_weights", None)):
+            if self.reference is None and getattr(self, name) != unset:
+                raise ValueError(
+                    f"{name}={str(getattr(self, name))!r} is for distances from a reference; give --reference, "
+                    "or leave it out."
+                )
+        if self.protocol == "paper" and self.captions != DEMO:
+            raise ValueError(
+                f"captions={self.captions!r} contradicts --protocol paper, whose prompts are made of --class-names; "
+                "leave one out."
+            )
+        if self.protocol is not None and self.reference is None and self.mode != "timing":
+            raise ValueError(
+                f"reference is missing: --protocol {self.protocol} is about FID; give --reference, or --mode timing."
+            )
         if self.class_names is not None and self.protocol != "paper":
             raise ValueError(
                 f"class_names={str(self.class_names)!r} belongs to --protocol paper; add it, or leave it out."
@@ -130,7 +147,8 @@ class Options:
             ValueError: If an option says otherwise than the protocol.
 
         Example:
-            >>> Options(output=Path("run"), protocol="paper", class_names=Path("names.txt")).completed().scheduler
+            >>> given = Options(output=Path("run"), protocol="paper", class_names=Path("names"), reference="val")
+            >>> given.completed().scheduler
             'pndm'
         """
         if self.protocol is None:
@@ -138,10 +156,10 @@ class Options:
         changes: dict[str, Any] = {}
         for name, value in PROTOCOLS[self.protocol].items():
             given = getattr(self, name)
-            # A part of the prompts and another copy of the model are allowed: the result file says so.
+            # Another copy of the model is allowed: the result file says so.
             if given is None:
                 changes[name] = value
-            elif given != value and name not in ("num", "model"):
+            elif given != value and name != "model":
                 raise ValueError(
                     f"{name}={given!r} contradicts --protocol {self.protocol}, which has {value!r}; leave one out."
                 )
@@ -201,7 +219,7 @@ def prompts_of(options: Options) -> list[Prompt]:
                 "class_names is missing: --protocol paper draws two pictures of each of the 1,000 ImageNet classes, "
                 "whose names are not bundled; give --class-names FILE (one a line, or a JSON list or object 0..999)."
             )
-        return class_prompts(read_class_names(options.class_names))[: options.num]
+        return class_prompts(read_class_names(options.class_names))
     if options.captions == DEMO:
         if options.protocol is not None:
             raise ValueError(f"captions='demo' are not those of --protocol {options.protocol}; give --captions FILE.")
@@ -230,7 +248,8 @@ def read_class_names(path: Path) -> list[str]:
             names = [data[str(i)] for i in range(len(data))] if isinstance(data, dict) else list(data)
         else:
             names = [line.strip() for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        "".join(map(str, names)).encode()  # half a surrogate pair, which JSON can write, is no text
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"class_names={str(path)!r} cannot be read: {error!r}.") from error
     if len(names) != CLASSES or not all(isinstance(name, str) and name.strip() for name in names):
         raise ValueError(
@@ -241,8 +260,6 @@ def read_class_names(path: Path) -> list[str]:
 
 def class_prompts(names: list[str]) -> list[Prompt]:
     """Return the prompts of the protocol `"paper"`: every class once, then every class again.
-
-    In this order the first pictures of a shortened run cover the classes evenly.
 
     Example:
         >>> class_prompts(["tench", "goldfish"])[3]

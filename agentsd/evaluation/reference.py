@@ -1,6 +1,8 @@
 """What the generated pictures are compared with: rendered scenes, a folder of photographs, or statistics."""
 
 import hashlib
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,13 @@ from agentsd.generate import DEMO
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
+logger = logging.getLogger(__name__)
+
+_SYMMETRY = 1e-5  # of the largest entry: what float32 leaves
+_SHOWN = 5  # image ids in a message
+
 Pictures = npt.NDArray[np.uint8]
+_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def make_reference(
     """Return the reference that `source` names.
 
     Args:
-        source: `"demo"`, a folder of pictures, or a .npz file with `mu` and `sigma`.
+        source: `"demo"`, a folder of pictures (those in its sub-folders too), or a .npz file with `mu` and `sigma`.
         prompts: The prompts of the run.
         size: Width and height of the generated pictures, in pixels.
         crop: How pictures of another shape are fitted, see `fitted`.
@@ -78,7 +86,8 @@ def make_reference(
         The reference.
 
     Raises:
-        ValueError: If the source cannot be read, or does not belong to the prompts.
+        ValueError: If the source or one of its pictures cannot be read, two pictures could belong to one prompt, or the
+            source does not belong to the prompts.
 
     Example:
         >>> from agentsd.evaluation.captions import demo_prompts
@@ -104,8 +113,8 @@ def fitted(path: Path, size: tuple[int, int], crop: str) -> Pictures:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"reference={str(path)!r} is no picture that can be read: {error}.") from error
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
     width, height = picture.size
     box = (0.0, 0.0, float(width), float(height))
     if crop == "center":
@@ -113,6 +122,20 @@ def fitted(path: Path, size: tuple[int, int], crop: str) -> Pictures:
         left, top = (width - scale * size[0]) / 2, (height - scale * size[1]) / 2
         box = (left, top, left + scale * size[0], top + scale * size[1])
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a damaged picture now: when it is needed, hours of drawing are over."""
+    try:
+        with Image.open(path) as picture:
+            picture.draft("RGB", (1, 1))  # JPEG files are read to their end, but to an eighth of the pixels
+            picture.load()
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"reference={str(path)!r} is no picture that can be read: {error}; replace or remove it.")
 
 
 def _demo(prompts: Sequence[Prompt], size: tuple[int, int], seed: int) -> Reference:
@@ -136,30 +159,55 @@ def _moments(path: Path) -> Reference:
             f"reference={str(path)!r} must be a .npz file with the arrays mu and sigma, as pytorch-fid writes."
         )
     mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"reference={str(path)!r} holds mu {mean.shape} and sigma {covariance.shape}: must be (d,), (d, d)."
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"reference={str(path)!r} holds values that are not finite; compute mu and sigma anew.")
+    apart = float(np.abs(covariance - covariance.T).max())
+    if apart > _SYMMETRY * float(np.abs(covariance).max()):
+        raise ValueError(
+            f"reference={str(path)!r} holds a sigma that differs from its transpose by up to {apart:.3g}; it must "
+            "be the covariance of mu's features, which is symmetric."
         )
     config = {"kind": "moments", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return Reference("moments", 0, False, config, moments=Moments(mean, covariance))
 
 
 def _folder(path: Path, prompts: Sequence[Prompt], size: tuple[int, int], crop: str) -> Reference:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if len(files) < 2:
         raise ValueError(
-            f"reference={str(path)!r} holds {len(files)} pictures ({', '.join(_SUFFIXES)}); give two or more."
+            f"reference={str(path)!r} holds {len(files)} pictures ({', '.join(_SUFFIXES)}), sub-folders included; "
+            "give two or more."
         )
-    by_id = {_identity(file.stem): file for file in files}
-    mine = [by_id.get(_identity(str(prompt.image_id))) for prompt in prompts]
-    pairs = [file for file in mine if file is not None]
-    paired = len(pairs) == len(prompts)
-    chosen = pairs if paired else files
+    by_id: dict[str, list[Path]] = {}
+    for file in files:
+        by_id.setdefault(_identity(file.stem), []).append(file)
+    mine = {prompt.image_id: by_id.get(_identity(str(prompt.image_id)), []) for prompt in prompts}
+    lacking = [str(image_id) for image_id, found in mine.items() if not found]
+    if lacking:
+        logger.warning(
+            "reference not paired: %d of %d prompts have no picture named by their image id in %s (%s%s)",
+            len(lacking), len(prompts), path, ", ".join(lacking[:_SHOWN]), ", ..." * (len(lacking) > _SHOWN),
+        )  # fmt: skip
+    else:
+        for image_id, found in mine.items():
+            if len(found) > 1:
+                names = " and ".join(file.relative_to(path).as_posix() for file in found[:2])
+                raise ValueError(
+                    f"reference={str(path)!r}: {names} could both be the picture of image_id={image_id!r}; "
+                    "keep one of them."
+                )
+    chosen = files if lacking else [found[0] for found in mine.values()]
     hasher = hashlib.sha256()
     for file in chosen:
-        hasher.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        name = file.relative_to(path).as_posix()
+        _check_picture(file)
+        hasher.update(os.fsencode(name) + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     config = {"kind": "folder", "number": len(chosen), "sha256": hasher.hexdigest(), "crop": crop, "size": list(size)}
-    return Reference("folder", len(chosen), paired, config, _files=chosen, _size=size, _crop=crop)
+    return Reference("folder", len(chosen), not lacking, config, _files=chosen, _size=size, _crop=crop)
 
 
 def _identity(name: str) -> str:

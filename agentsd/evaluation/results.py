@@ -296,7 +296,10 @@ def speed_figures(timing: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
     row = timing.get("arms", {}).get(arm)
     if row is None:
         return None
-    names = ("seconds_median", "speedup", "unet_speedup", "peak_bytes", "patching_seconds", "attention", "compiled")
+    names = (
+        "seconds_median", "speedup", "unet_speedup", "peak_bytes", "peak_reserved_bytes", "patching_seconds",
+        "attention", "compiled",
+    )  # fmt: skip
     return {name: row[name] for name in names} | {name: row[name] for name in ("time_ratio",) if name in row}
 
 

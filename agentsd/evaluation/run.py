@@ -1,5 +1,6 @@
 """An evaluation from start to end: draw what is missing, measure, time, report; any part may be done already."""
 
+import gc
 import logging
 import time
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import torch
 from agentsd.evaluation import measures
 from agentsd.evaluation.arms import STOCK, EvaluationArm, base_arms, with_equal_time
 from agentsd.evaluation.drawing import Painter
-from agentsd.evaluation.manifest import claim, differing, digest
+from agentsd.evaluation.features import FeatureExtractor
+from agentsd.evaluation.manifest import claim, differing, digest, told
 from agentsd.evaluation.options import Options, prompts_of
 from agentsd.evaluation.processes import Group, process_group
 from agentsd.evaluation.reference import Reference, make_reference
@@ -90,18 +92,30 @@ class _Run:
         self.arms = base_arms(options.arms, self.painter.steps)
         self.store = Store(options.output)
         self.config = self.painter.config(options.batch)
+        cut = self.painter.cut_prompts()
+        if cut and group.first:
+            logger.warning(
+                "%d of %d prompts are longer than the model's text encoder reads and are cut, image ids %s",
+                len(cut), self.number, ", ".join(map(str, cut)),
+            )  # fmt: skip
         self.reference: Reference | None = None
-        if options.mode != "timing" and options.reference is not None:
-            self.reference = make_reference(
-                options.reference, self.prompts, self.painter.size, crop=options.crop, seed=options.seed
-            )
-        self.extractor = None
-        if self.reference is not None:
+        self.extractor: FeatureExtractor | None = None
+        self.clip: measures.Clip | None = None
+        # Times alone are reported beside the figures of the pictures that are there.
+        if options.mode != "timing" or self.store.has_measures:
+            self._prepare_measures()
+
+    def _prepare_measures(self) -> None:
+        """Load what measures, and refuse here what would fail when all pictures are drawn."""
+        options, size = self.options, self.painter.size
+        if options.reference is not None:
             self.extractor = measures.make_extractor(
                 options.chosen_features(), options.inception_weights, options.resize, self.pipe.device
             )
-        self.clip = None
-        if options.mode != "timing" and options.clip_model is not None:
+            measures.check_extractor(self.extractor, size)
+            self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
+            measures.check_reference(self.reference, self.extractor, self.number)
+        if options.clip_model is not None:
             self.clip = measures.make_clip(options.clip_model, self.pipe.device)
 
     @property
@@ -135,15 +149,28 @@ class _Run:
 
     def claim(self) -> None:
         """Check that all processes and the folder agree on what is drawn; take over other folders."""
-        for rank, other in enumerate(self.group.gather(self.config)):
-            keys = differing(self.config, other)
+        mine = self._agreed()
+        for rank, other in enumerate(self.group.gather(mine)):
+            keys = differing(mine, other)
             if keys:
                 raise ValueError(
-                    f"process {rank} differs from process {self.group.rank} in {', '.join(keys)} ({keys}); give all "
+                    f"process {rank} differs from process {self.group.rank} in {told(keys, 'here', 'there')}; give all "
                     "processes the same options, weights and versions."
                 )
         self.group.together(self._claim_folder)
         self.group.together(lambda: self._merge() if self.group.first else None)
+
+    def _agreed(self) -> dict[str, Any]:
+        """Return what all processes must share: they take parts of one list of work."""
+        return self.config | {
+            "mode": self.options.mode,
+            "arm": {arm.name: arm.to_dict() for arm in self.arms},
+            "fewer_steps": list(self.options.fewer_steps),
+            "attributes": self.demo_captions,
+            "reference": None if self.reference is None else self.reference.config,
+            "features": None if self.extractor is None else measures.extractor_config(self.extractor),
+            "clip": None if self.clip is None else self.clip.config,
+        }
 
     def _claim_folder(self) -> None:
         claim(self.store.folder / _MANIFEST, self.config, self.about())
@@ -183,9 +210,14 @@ class _Run:
             self.group.together(self._claim_arms)
 
     def _claim_arms(self) -> None:
-        shared = digest(self.config)
         for arm in self.arms:
-            claim(self.store.arm_folder(arm.name) / "arm.json", arm.to_dict() | {"manifest_sha256": shared})
+            claim(self._arm_path(arm), self._arm_config(arm))
+
+    def _arm_path(self, arm: EvaluationArm) -> Path:
+        return self.store.arm_folder(arm.name) / "arm.json"
+
+    def _arm_config(self, arm: EvaluationArm) -> dict[str, Any]:
+        return arm.to_dict() | {"manifest_sha256": digest(self.config)}
 
     def _fewer_steps(self) -> dict[int, list[str]]:
         candidates = [arm for arm in self.arms if arm.role == "candidate"]
@@ -200,7 +232,7 @@ class _Run:
         unknown = [arm for arm in candidates if names[arm.name] not in known]
         if unknown:
             logger.info("measuring how many steps of stock take the time of %s", ", ".join(arm.name for arm in unknown))
-            steps = equal_time_steps(self.pipe, [self.arms[0], *unknown], self._draw_timed)
+            steps = equal_time_steps(self.pipe, [self.arms[0], *unknown], self._draw_timed, self.timed_batch)
             known |= {names[name]: fewer for name, fewer in steps.items()}
             write_json(path, known)
         found: dict[int, list[str]] = {}
@@ -213,7 +245,7 @@ class _Run:
     def record(self, arm: EvaluationArm, index: int) -> dict[str, Any]:
         """Return what stands inside a picture's file."""
         return {
-            "arm_sha256": digest(arm.to_dict() | {"manifest_sha256": digest(self.config)}),
+            "arm_sha256": digest(self._arm_config(arm)),
             "index": index,
             "image_id": str(self.prompts[index].image_id),
             "seed": self.painter.seed(index, arm.noise),
@@ -329,7 +361,31 @@ class _Run:
         folder = self.reference_store.folder / "draws"
         return Real(features=features["features"], paired=self.reference.paired, folder=folder)
 
+    def _figures(self) -> tuple[dict[str, Rows], Real | None]:
+        """Return all measures; none if times alone are taken and they are not all there."""
+        if self.options.mode != "timing":
+            return self._rows(), self._real()
+        try:
+            if not self.store.has_measures:
+                raise UnfinishedError("nothing was measured")
+            for arm in self.arms:
+                said = read_json(self._arm_path(arm)) or {}
+                if said.get("sha256") != digest(self._arm_config(arm)):
+                    raise UnfinishedError(f"arm {arm.name!r} was not drawn with these settings")
+                if not all(self.store.picture_path(arm.name, index).exists() for index in range(self.number)):
+                    raise UnfinishedError(f"arm {arm.name!r} lacks pictures")
+            return self._rows(), self._real()
+        except UnfinishedError as reason:
+            logger.info("times only, without figures of pictures: %s", reason)
+            self.reference = self.extractor = self.clip = None
+            return {}, None
+
     # --- times ---
+
+    @property
+    def timed_batch(self) -> int:
+        """How many pictures are drawn at a time, as while drawing."""
+        return min(self.options.batch, self.number)
 
     def _draw_timed(self, arm: EvaluationArm, places: Sequence[int]) -> None:
         with torch.inference_mode():
@@ -339,23 +395,33 @@ class _Run:
         """Time the arms in this process alone, or return the times that are there."""
         path = self.store.folder / "timing.json"
         key = digest({"layout": LAYOUT, "config": self.config, "arms": {arm.name: arm.to_dict() for arm in self.arms}})
-        there = read_json(path)
-        if there is not None and there.get("of") == key and not self.options.retime:
-            return there
+        plan = TimingPlan(prompts=self.options.timing_prompts, batch=self.timed_batch)
+        there = read_json(path) or {}
+        known = there.get("of") == key
         if self.options.mode == "quality":
-            return {}
-        logger.info("timing %d arms, %d prompts in the order ABBA", len(self.arms), self.options.timing_prompts)
-        plan = TimingPlan(prompts=self.options.timing_prompts)
+            return there if known else {}
+        if known and there["prompts"] == plan.prompts and not self.options.retime:
+            logger.info("times are there: %d batches of %d", plan.prompts, plan.batch)
+            return there
+        logger.info("timing %d arms, %d batches of %d in the order ABBA", len(self.arms), plan.prompts, plan.batch)
+        self._drop_networks()
         timing = {"of": key} | time_arms(self.pipe, self.arms, self._draw_timed, plan)
         write_json(path, timing)
         return timing
+
+    def _drop_networks(self) -> None:
+        """Drop the networks of the metrics: everything is measured, and they would count in every arm's memory."""
+        if self.extractor is not None:
+            self.extractor = measures.without_network(self.extractor)
+        if self.clip is not None:
+            self.clip = self.clip.without_network()
+        gc.collect()
 
     # --- results ---
 
     def report(self, timing: dict[str, Any]) -> dict[str, Any]:
         """Compute the figures and write every artefact."""
-        rows = {} if self.options.mode == "timing" else self._rows()
-        real = self._real()
+        rows, real = self._figures()
         arms: dict[str, Any] = {}
         for arm in self.arms:
             if rows:
@@ -383,6 +449,8 @@ class _Run:
             "arms": arms,
             "timing": {name: value for name, value in timing.items() if name not in ("arms", "of")} or None,
         }
+        for stale in (*self.store.folder.glob("pareto.*"), *self.store.folder.glob("grid-*.png")):
+            stale.unlink()  # not every report has them, and an old one would look as if it belonged to it
         write_report(self.store, results, self.prompts, rows, timing, self.painter)
         return results
 

@@ -118,6 +118,11 @@ class Store:
 
     folder: Path
 
+    @property
+    def has_measures(self) -> bool:
+        """Whether anything was measured here."""
+        return (self.folder / "measures").is_dir()
+
     def arm_folder(self, arm: str) -> Path:
         """Return the folder of an arm."""
         return self.folder / "arms" / slug(arm)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from agentsd.bench import environment, interleave, peak_memory, speedup
+from agentsd.bench import environment, interleave, peak_memory, peak_reserved, speedup
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.statistics import spread_of
 
@@ -94,6 +94,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
             "unet_seconds": unet[name],
             "unet_speedup": _ratio(_per_batch(unet[first]), _per_batch(unet[name])),
             "peak_bytes": peak,
+            "peak_reserved_bytes": peak_reserved(device),
             "patching_seconds": statistics.median(_patching(entries[name]) for _ in range(_PATCHINGS)),
             "attention": attention,
             "compiled": compiled,
@@ -112,7 +113,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
     }
 
 
-def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm) -> dict[str, int]:
+def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, batch: int = 1) -> dict[str, int]:
     """Return for each arm how many steps stock makes in its time, from a warm-up and two ABBA batches.
 
     Stock is timed at its own steps and at a third of them. The line through both, `a + b n`, tells what a call costs
@@ -122,6 +123,7 @@ def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm) ->
         pipe: The pipeline.
         arms: The arms, stock first.
         draw: Draws pictures with the pipeline as it is.
+        batch: Pictures drawn at a time.
 
     Returns:
         Steps by name of the arms but for stock, from 1 to stock's own.
@@ -130,7 +132,7 @@ def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm) ->
     fewer = replace(stock, name=f"{stock.name}, fewer", steps=max(1, round(stock.steps / 3)))
     by_name = {arm.name: arm for arm in [*arms, fewer]}
     entries = {name: partial(arm.enter, pipe) for name, arm in by_name.items()}
-    plan = TimingPlan(prompts=2, warmup=1)
+    plan = TimingPlan(prompts=2, warmup=1, batch=batch)
     taken = _abba(lambda name, places: draw(by_name[name], places), entries, plan, torch.device(pipe.device))
     seconds = {name: statistics.median(times) for name, times in taken.items()}
     two = (stock.steps, seconds[stock.name]), (fewer.steps, seconds[fewer.name])
