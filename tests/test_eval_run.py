@@ -400,8 +400,8 @@ def test_other_timing_prompts_are_timed_anew(place, tmp_path, monkeypatch):
 
 def made_up_times(pipe, arms, draw, plan):
     """What `time_arms` returns, in no time."""
-    gain = {"median": 1.0, "low": 1.0, "high": 1.0, "n": plan.prompts}
-    memory = {"peak_bytes": 1, "peak_reserved_bytes": None}
+    gain = {"median": 1.0, "low": 1.0, "high": 1.0, "n": plan.prompts, "log_iqr": 0.0, "method": "made up"}
+    memory = {"peak_bytes": 1, "peak_reserved_bytes": None, "attention": [], "compiled": False}
     row = {"seconds": [1.0], "seconds_median": 1.0, "speedup": gain, "unet_speedup": gain, "patching_seconds": 0.0}
     return {
         "prompts": plan.prompts,
