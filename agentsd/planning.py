@@ -24,7 +24,7 @@ from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
 from agentsd.plans import LayerTiming, Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
 from agentsd.processor import SITE, LevelPlan, attend
-from agentsd.reuse import shallow_pass
+from agentsd.reuse import caches_already, shallow_pass
 from agentsd.runtime import grid_at
 from agentsd.tokens import cell_pattern
 
@@ -126,6 +126,10 @@ def _check_speedup(target_speedup: object, steps: object) -> None:
 def _check_target(target: Any, unet: Any) -> None:
     if SITE in unet.__dict__:
         raise ValueError("target is patched, so stock cannot be timed; call agentsd.remove(target) first.")
+    if caches_already(unet):
+        raise ValueError(
+            "DeepCache is enabled on the target, so stock cannot be timed; call the helper's disable() first."
+        )
     if is_offloaded(unet):
         raise ValueError(
             "target is offloaded: its weights are not where it runs, so that layers cannot be timed one by one; "

@@ -302,6 +302,16 @@ def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
     assert len(json.loads(path.read_text())) == 5  # the step, and two layer shapes by two settings
 
 
+def test_a_target_with_deepcache_cannot_be_planned():
+    helper_module = pytest.importorskip("DeepCache")
+    pipe = make_tiny_pipe()
+    helper = helper_module.DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    helper.enable()
+    with pytest.raises(ValueError, match=r"DeepCache is enabled on the target, so stock cannot be timed"):
+        agentsd.plan(pipe)
+
+
 def test_a_compiled_target_cannot_be_planned():
     unet = make_tiny_unet()
     with pytest.raises(ValueError, match=r"target is compiled"):
