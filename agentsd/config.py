@@ -1,7 +1,7 @@
 """What to do and when, as plain data: layer settings, phases and schedules (no torch here)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -120,7 +120,10 @@ class AgentConfig:
         return stride
 
     def count_tokens(self, height: int, width: int) -> "TokenCounts | None":
-        """Return how many tokens become features and agents on a grid; `None` if it holds no whole cell.
+        """Return how many tokens become features and agents on a grid; `None` if nothing is left to do there.
+
+        That is so on a grid that holds no whole cell. Where agents would not be fewer than half of the features (small
+        grids, whose cut-off cells keep more of them) there are none, and attention is ordinary.
 
         Example:
             >>> AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4).count_tokens(64, 64)
@@ -131,13 +134,18 @@ class AgentConfig:
         if sources == tokens:
             return None
         features = tokens - min(int(self.merge_ratio * tokens), sources)
-        if self.agent_ratio is None:
-            return TokenCounts(tokens, features, None)
+        agents: int | None = None
         if self.agents == "pool":
             stride = self.pool_stride(height, width)
-            return TokenCounts(tokens, features, math.ceil(height / stride) * math.ceil(width / stride))
-        share = 1.0 if self.agent_ratio == "auto" else self.agent_ratio
-        return TokenCounts(tokens, features, tokens - min(int(share * tokens), sources))
+            agents = math.ceil(height / stride) * math.ceil(width / stride)
+        elif self.agent_ratio is not None:
+            share = 1.0 if self.agent_ratio == "auto" else self.agent_ratio
+            agents = tokens - min(int(share * tokens), sources)
+        if agents is not None and 2 * agents >= features:
+            agents = None
+        if agents is None and features == tokens:
+            return None
+        return TokenCounts(tokens, features, agents)
 
     def _check_combination(self) -> None:
         if self.agent_ratio is None:
@@ -254,10 +262,10 @@ class Schedule:
                 f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1]: 0 reuses features unchanged, 1 continues "
                 "their last change in full."
             )
-        phases = tuple(self.phases)
-        object.__setattr__(self, "phases", phases)
+        phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
-            raise ValueError(f"phases={self.phases!r} must hold one or more Phase.")
+            raise ValueError(f"phases={self.phases!r} must hold one or more Phase, as in (Phase(1.0, config),).")
+        object.__setattr__(self, "phases", phases)
         ends = [phase.until for phase in phases]
         if any(later <= earlier for earlier, later in pairwise(ends)):
             raise ValueError(f"phases end at {ends}: `until` must rise strictly from phase to phase.")

@@ -73,6 +73,29 @@ def plan_files(output: Path, pictures: Sequence[Settings], kind: Kind, *, force:
     return files
 
 
+def check_writable(path: Path) -> None:
+    """Make the folder of a file and try to write beside it, so that work is not done for nothing.
+
+    Raises:
+        ValueError: If the folder cannot be made or the file cannot be written.
+
+    Example:
+        >>> check_writable(Path(__file__) / "a.png")
+        Traceback (most recent call last):
+        ...
+        ValueError: output='...a.png' cannot be written: ...
+    """
+    partial = _partial(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.touch()
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"output={str(path)!r} cannot be written: {error}; name another output.") from error
+
+
 def write_picture(path: Path, picture: Image.Image, record: dict[str, Any]) -> None:
     """Write a PNG with its record in the text chunk `agentsd`: whole or not at all.
 
@@ -84,7 +107,7 @@ def write_picture(path: Path, picture: Image.Image, record: dict[str, Any]) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     info = PngInfo()
     info.add_text(_CHUNK, json.dumps(record))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         picture.save(partial, format="PNG", pnginfo=info)
         os.replace(partial, path)
@@ -112,6 +135,10 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"from_png={str(path)!r} holds settings that cannot be understood: {error}.") from error
     return dict(record)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _file_name(index: int, settings: Settings, kind: Kind) -> str:

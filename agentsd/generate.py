@@ -16,7 +16,7 @@ from PIL import Image
 from agentsd.config import AgentConfig, Phase, Schedule
 from agentsd.patch import choose_schedule
 from agentsd.precision import slow_dtype_warning
-from agentsd.presets import DEFAULT_PRESET
+from agentsd.presets import DEFAULT_PRESET, with_ratio
 
 DEMO = "demo"
 DEMO_STEPS = 50
@@ -150,10 +150,42 @@ def labelled_schedule(
         'paper, ratio 0.2'
     """
     schedule = choose_schedule(ratio, preset, None, None, reuse, reuse_depth)
-    label = DEFAULT_PRESET if preset is None else preset
+    return schedule, _changed_label(DEFAULT_PRESET if preset is None else preset, ratio, reuse, reuse_depth)
+
+
+def changed_schedule(
+    schedule: Schedule,
+    label: str,
+    *,
+    ratio: float | None = None,
+    reuse: int | None = None,
+    reuse_depth: int | None = None,
+) -> tuple[Schedule, str]:
+    """Return a recorded schedule and its label with the changes given; see `agentsd.apply`.
+
+    Raises:
+        ValueError: If a value is out of range or does not fit the schedule.
+
+    Example:
+        >>> recorded = labelled_schedule("paper", ratio=0.2, reuse=2)
+        >>> changed_schedule(*recorded, ratio=0.3)[1]
+        'paper, reuse 2, ratio 0.3'
+    """
+    if ratio is not None:
+        schedule = with_ratio(schedule, ratio, f"the recorded schedule ({label})")
+    if reuse is not None:
+        schedule = schedule.with_reuse(reuse)
+    if reuse_depth is not None:
+        schedule = dataclasses.replace(schedule, reuse_depth=reuse_depth)
+    return schedule, _changed_label(label, ratio, reuse, reuse_depth)
+
+
+def _changed_label(label: str, ratio: float | None, reuse: int | None, reuse_depth: int | None) -> str:
+    parts = label.split(", ")
     for name, value in (("ratio", ratio), ("reuse", reuse), ("depth", reuse_depth)):
-        label += "" if value is None else f", {name} {value:g}"
-    return schedule, label
+        if value is not None:
+            parts = [part for part in parts if not part.startswith(f"{name} ")] + [f"{name} {value:g}"]
+    return ", ".join(parts)
 
 
 def plan_pictures(base: Settings, prompts: Sequence[str], number: int = 1) -> list[Settings]:

@@ -1,6 +1,7 @@
 """Install agent attention on a pipeline or UNet, report what was patched, and restore it exactly."""
 
 import functools
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from agentsd.config import AgentConfig, Schedule
-from agentsd.plans import Plan
+from agentsd.plans import Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
@@ -129,7 +130,8 @@ def apply(
         The handle: `.remove()`, `.report()`, and a context manager.
 
     Raises:
-        ValueError: If arguments contradict each other or are out of range, or nothing in the target can be patched.
+        ValueError: If arguments contradict each other or are out of range, nothing in the target can be patched, or the
+            plan was made for another architecture.
         TypeError: If the target is neither a pipeline with a UNet nor a module.
 
     Example:
@@ -148,17 +150,11 @@ def apply(
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
     pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
-    refused = None
-    if chosen.reuses and reuse is None and schedule is None:
-        # The preset asks for reuse, not the user: a ControlNet or video UNet gets the rest of it, and is told so.
-        if max_depth(denoiser) == 0:
-            refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
-        elif caches_already(denoiser):
-            refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
-        if refused is not None:
-            chosen = chosen.with_reuse(1)
-    _check_reuse(denoiser, chosen)
+    chosen, refused = fit_reuse(denoiser, chosen, asked=reuse is not None or schedule is not None)
     candidates, skipped = _find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
+    if plan is not None:
+        _check_plan(denoiser, plan)
+        refused = plan.reuse_problem
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
@@ -246,6 +242,34 @@ def choose_schedule(
     return chosen
 
 
+def fit_reuse(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:
+    """Return the schedule that a denoiser can run, and why it lost its reuse of deep features, if it did.
+
+    Args:
+        denoiser: What is to be patched.
+        schedule: What `choose_schedule` returned.
+        asked: Whether the user asked for the reuse. If a preset did, a ControlNet, a video UNet or one with DeepCache
+            gets the rest of the schedule and is told so.
+
+    Raises:
+        ValueError: If the denoiser cannot reuse as deep as the schedule says, or not at all and the user asked for it.
+
+    Example:
+        >>> fit_reuse(unet, agentsd.PRESETS["fast"], asked=False)[1] is None
+        True
+    """
+    refused = None
+    if schedule.reuses and not asked:
+        if max_depth(denoiser) == 0:
+            refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
+        elif caches_already(denoiser):
+            refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
+        if refused is not None:
+            schedule = schedule.with_reuse(1)
+    _check_reuse(denoiser, schedule)
+    return schedule, refused
+
+
 def denoiser_of(target: Any) -> nn.Module:
     """Return the module to patch: the pipeline's UNet, or the module itself, out of its compiled wrapper."""
     module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
@@ -318,6 +342,25 @@ def _check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
             "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses deep features itself; "
             "set reuse=1, or call the helper's disable() first."
         )
+
+
+def _check_plan(denoiser: Any, plan: Plan) -> None:
+    if layer_digest(denoiser) != plan.architecture:
+        raise ValueError(
+            f"plan was made for a UNet of other layers than this {type(denoiser).__name__}; make one for it with "
+            "agentsd.plan."
+        )
+    here = [("dtype", plan.dtype, str(denoiser.dtype))]
+    if not is_offloaded(denoiser):  # its weights wait elsewhere
+        here.append(("device", plan.device, device_label(denoiser.device)))
+    for name, made, found in here:
+        if made != found:
+            warnings.warn(
+                f"agentsd applies a plan made for {name} {made} on {found}; what was faster there need not be here. "
+                f"Make a plan for this {name}.",
+                UserWarning,
+                stacklevel=3,
+            )
 
 
 def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:

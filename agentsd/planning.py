@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -9,20 +10,21 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from agentsd.architectures import random_inputs
 from agentsd.bench import environment, interleave
 from agentsd.config import AgentConfig, Schedule
-from agentsd.patch import choose_schedule, denoiser_of
-from agentsd.plans import LayerTiming, Plan
+from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
+from agentsd.plans import LayerTiming, Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
 from agentsd.processor import SITE, LevelPlan, attend
-from agentsd.reuse import max_depth, shallow_pass
+from agentsd.reuse import caches_already, shallow_pass
 from agentsd.runtime import grid_at
 from agentsd.tokens import cell_pattern
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _LAYER_BUDGET = 0.5  # seconds for one layer shape and setting, both arms together
 _STEP_ROUNDS = 3
+DEFAULT_STEPS = 50
 
 
 def plan(
@@ -46,13 +49,13 @@ def plan(
     reuse: int | None = None,
     reuse_depth: int | None = None,
     target_speedup: float | None = None,
-    steps: int = 50,
+    steps: int | None = None,
     cache: bool = True,
 ) -> Plan:
     """Time stock and agent variants of every layer shape here, predict the speed-up, and keep stock what wins as stock.
 
     Args:
-        target: A diffusers pipeline with a UNet, not patched, where it will run (device and dtype).
+        target: A diffusers pipeline with a UNet where it will run (device, dtype), not patched, compiled or offloaded.
         height: Picture height in pixels; the model's own by default.
         width: Picture width in pixels; the model's own by default.
         batch: Samples in one UNet call: pictures, doubled by classifier-free guidance.
@@ -64,7 +67,7 @@ def plan(
         reuse_depth: See `agentsd.apply`.
         target_speedup: Choose the gentlest of the presets `agentsd.FRONT` that is predicted to reach this speed-up of
             the UNet, in the place of a schedule of your own.
-        steps: Steps of the run for which `target_speedup` shall hold.
+        steps: Steps of the run for which `target_speedup` shall hold (50).
         cache: Keep measurements on disk (`AGENTSD_CACHE`, else the user's cache folder), by device, dtype, versions,
             architecture and shape, and use those kept.
 
@@ -72,8 +75,8 @@ def plan(
         The plan, for `agentsd.apply(pipe, plan=...)`.
 
     Raises:
-        ValueError: If arguments contradict each other, the target is patched or has nothing to patch, a size is no
-            multiple of the VAE's factor, or no preset reaches `target_speedup`.
+        ValueError: If arguments contradict each other or are out of range, the target is patched, compiled or
+            offloaded, has nothing to patch or wants inputs that cannot be made up, or no preset is fast enough.
 
     Example:
         >>> made = agentsd.plan(pipe, preset="paper", cache=False)
@@ -84,14 +87,16 @@ def plan(
     latent = _latent_size(target, unet, height, width)
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch={batch!r} must be a whole number of at least 1.")
-    if SITE in unet.__dict__:
-        raise ValueError("target is patched, so stock cannot be timed; call agentsd.remove(target) first.")
+    _check_speedup(target_speedup, steps)
+    _check_target(target, unet)
     chosen = (ratio, preset, config, schedule, reuse, reuse_depth)
     if target_speedup is None:
-        return _plan(unet, latent, batch, choose_schedule(*chosen), cache)
+        asked = reuse is not None or schedule is not None
+        return _fitted(unet, latent, batch, choose_schedule(*chosen), cache, asked=asked)
     if any(value is not None for value in chosen):
         raise ValueError("target_speedup chooses the schedule; give it without ratio, preset, config, schedule, reuse.")
-    plans = [_plan(unet, latent, batch, preset_schedule(name), cache) for name in FRONT]
+    steps = DEFAULT_STEPS if steps is None else steps
+    plans = [_fitted(unet, latent, batch, preset_schedule(name), cache, asked=False) for name in FRONT]
     reached = {name: made.predicted_speedup(steps) for name, made in zip(FRONT, plans, strict=True)}
     for name, made in zip(FRONT, plans, strict=True):
         if reached[name] >= target_speedup:
@@ -103,6 +108,46 @@ def plan(
     )
 
 
+def _check_speedup(target_speedup: object, steps: object) -> None:
+    if target_speedup is None:
+        if steps is not None:
+            raise ValueError(
+                f"steps={steps!r} says for which run target_speedup shall hold; give both or neither, or ask the plan: "
+                "plan.predicted_speedup(steps)."
+            )
+        return
+    number = isinstance(target_speedup, int | float) and not isinstance(target_speedup, bool)
+    if not number or not 1 <= target_speedup < math.inf:  # type: ignore[operator]
+        raise ValueError(f"target_speedup={target_speedup!r} must be a number of at least 1; 1 is as fast as stock.")
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
+
+
+def _check_target(target: Any, unet: Any) -> None:
+    if SITE in unet.__dict__:
+        raise ValueError("target is patched, so stock cannot be timed; call agentsd.remove(target) first.")
+    if caches_already(unet):
+        raise ValueError(
+            "DeepCache is enabled on the target, so stock cannot be timed; call the helper's disable() first."
+        )
+    if is_offloaded(unet):
+        raise ValueError(
+            "target is offloaded: its weights are not where it runs, so that layers cannot be timed one by one; "
+            "call agentsd.plan before offloading is enabled, and agentsd.apply(plan=...) after."
+        )
+    given = target if isinstance(target, nn.Module) else target.unet
+    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in (given, *unet.modules())):
+        raise ValueError(
+            "target is compiled, which joins layers to what surrounds them, so that they cannot be timed one by one; "
+            "call agentsd.plan before it is compiled (its times are those without the compiler), or apply a preset."
+        )
+
+
+def _fitted(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
+    schedule, refused = fit_reuse(unet, schedule, asked=asked)
+    return replace(_plan(unet, latent, batch, schedule, cache), reuse_problem=refused)
+
+
 @torch.inference_mode()
 def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool) -> Plan:
     from agentsd.sites import find_sites
@@ -110,15 +155,13 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
     sites, _ = find_sites(unet)
     if not sites:
         raise ValueError(f"{type(unet).__name__} has no self-attention layer that agentsd can patch.")
-    if schedule.reuses and schedule.reuse_depth > max_depth(unet):
-        raise ValueError(f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(unet)} for this UNet.")
     if schedule.skips_guidance:
         raise ValueError(
             f"guidance_interval={schedule.guidance_interval} is not covered by plans, which time one batch size; plan "
             "the schedule with (0, 1), and set the interval on the plan's schedule afterwards."
         )
-    kept = _Measurements(_cache_file(unet, latent, batch) if cache else None)
     inputs = random_inputs(unet, *latent, batch)
+    kept = _Measurements(_cache_file(unet, latent, batch) if cache else None)
     step = kept.get("step", lambda: _median_seconds(lambda: unet(**inputs), unet.device))
     shallow = None
     if schedule.reuses:
@@ -142,7 +185,17 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
             outer = sum(_is_outer(unet, site.name, schedule.reuse_depth) for site in group)
             timings.append(LayerTiming(level, grid, len(group), outer, setting, stock, agents))
     kept.save()
-    return Plan(schedule, latent, batch, step, shallow, tuple(timings))
+    return Plan(
+        schedule,
+        latent,
+        batch,
+        step,
+        shallow,
+        tuple(timings),
+        device=device_label(unet.device),
+        dtype=str(unet.dtype),
+        architecture=layer_digest(unet),
+    )
 
 
 def _latent_size(target: Any, unet: Any, height: int | None, width: int | None) -> tuple[int, int]:
@@ -219,9 +272,38 @@ def _cache_file(unet: Any, latent: tuple[int, int], batch: int) -> Path:
         "unet": {name: value for name, value in dict(unet.config).items() if not name.startswith("_")},
         "latent": latent,
         "batch": batch,
+        "state": _state(unet),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
     return folder / "plans" / f"{digest[:32]}.json"
+
+
+def _state(unet: Any) -> dict[str, Any]:
+    """Return what changes a UNet's times and stands neither in its config nor in the environment."""
+    parts = list(unet.modules())
+    found: dict[str, Any] = {
+        "class": type(unet).__name__,
+        "processors": sorted({type(part.processor).__name__ for part in parts if hasattr(part, "processor")}),
+        "fused": any(getattr(part, "fused_projections", False) for part in parts),
+        "channels_last": unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last),
+        "adapters": sorted({_adapter(part) for part in parts if hasattr(part, "base_layer")}),
+        "images": [type(part).__name__ for part in getattr(unet.encoder_hid_proj, "image_projection_layers", ())],
+        "hooks": sorted({name for part in parts for name in getattr(getattr(part, "_diffusers_hook", 0), "hooks", ())}),
+        "matmul": torch.get_float32_matmul_precision(),
+    }
+    if unet.device.type == "cuda":
+        kinds = ("flash", "mem_efficient", "math", "cudnn")
+        found["attention"] = [kind for kind in kinds if getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()]
+        cudnn = torch.backends.cudnn
+        found["convolution"] = [cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32]
+    return found
+
+
+def _adapter(layer: Any) -> str:
+    """Return what a PEFT layer adds to its base: nothing if it is merged or off."""
+    running = not getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", False)
+    active = [(name, getattr(layer, "r", {}).get(name)) for name in getattr(layer, "active_adapters", ())]
+    return f"{type(layer).__name__} {sorted(active, key=str) if running else 'at rest'}"
 
 
 class _Measurements:
@@ -229,32 +311,74 @@ class _Measurements:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.found: dict[str, Any] = {}
         self.seconds: dict[str, list[float]] = {}
-        self.changed = False
-        if path is not None and path.exists():
+        if path is not None:
             try:
-                found = json.loads(path.read_text())
-                self.seconds = {name: [float(value) for value in values] for name, values in found.items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                warnings.warn(f"agentsd measures anew: {path} is not a cache of plans ({error}).", stacklevel=4)
+                self.found = _read(path)
+            except (OSError, ValueError) as error:
+                self._warn(error)
 
     def get(self, name: str, measure: Callable[[], float]) -> float:
-        return self.get_all(name, lambda: (measure(),))[0]
+        return self._get_all(name, 1, lambda: (measure(),))[0]
 
     def get_pair(self, name: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        first, second = self.get_all(name, measure)
+        first, second = self._get_all(name, 2, measure)
         return first, second
 
-    def get_all(self, name: str, measure: Callable[[], tuple[float, ...]]) -> list[float]:
+    def _get_all(self, name: str, number: int, measure: Callable[[], tuple[float, ...]]) -> list[float]:
+        if name in self.found and not _are_times(self.found[name], number):
+            self._warn(f"{name} holds {self.found.pop(name)!r} in the place of {number} times")
+        if name in self.found:
+            return list(self.found[name])
         if name not in self.seconds:
             self.seconds[name] = list(measure())
-            self.changed = True
         return self.seconds[name]
 
+    def _warn(self, reason: object) -> None:
+        warnings.warn(f"agentsd measures anew: {self.path} is not a cache of plans ({reason}).", stacklevel=2)
+
     def save(self) -> None:
-        if self.path is None or not self.changed:
+        if self.path is None or not self.seconds:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".partial", delete=False) as file:
-            json.dump(self.seconds, file)
-        os.replace(file.name, self.path)
+        partial = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".partial", delete=False) as file:
+                partial = Path(file.name)
+                json.dump({**self._written_meanwhile(), **self.seconds}, file)
+            os.replace(partial, self.path)
+        except OSError as error:
+            warnings.warn(
+                f"agentsd has not kept its measurements: {error}. Set AGENTSD_CACHE to a folder that can be "
+                "written, or cache=False.",
+                stacklevel=2,
+            )
+        finally:
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+
+    def _written_meanwhile(self) -> dict[str, Any]:
+        """Return what the file holds by now: another process may have added to it."""
+        try:
+            return _read(self.path) if self.path is not None else {}
+        except (OSError, ValueError):  # told when it was read first; it is replaced now
+            return {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return found
+
+
+def _are_times(values: object, number: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == number
+        and all(isinstance(one, float) and math.isfinite(one) and one > 0 for one in values)
+    )

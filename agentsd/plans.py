@@ -1,8 +1,15 @@
 """What a plan says, as plain data: a schedule, the levels where agents do not pay, and the times that decided it."""
 
+import hashlib
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
 
 from agentsd.config import AgentConfig, Schedule
+
+_MARGIN = 1.03  # medians of two equal layers differ by as much on a quiet machine
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class LayerTiming:
 
     @property
     def wins(self) -> bool:
-        """Whether the setting is faster than stock here."""
-        return self.agent_seconds < self.stock_seconds
+        """Whether the setting is faster than stock here, by more than 3%: a tie is stock's."""
+        return self.stock_seconds > _MARGIN * self.agent_seconds
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Plan:
         step_seconds: Measured seconds of a whole stock UNet step.
         shallow_seconds: Measured seconds of a stock step that reuses deep features; `None` if the schedule has none.
         timings: What was measured, layer shape by layer shape.
+        device: Where it was measured, see `device_label`.
+        dtype: Type of the UNet's weights.
+        architecture: What UNet it fits, see `layer_digest`.
+        reuse_problem: Why the preset's reuse of deep features was dropped; `None` if it was not.
     """
 
     schedule: Schedule
@@ -52,6 +63,10 @@ class Plan:
     step_seconds: float
     shallow_seconds: float | None
     timings: tuple[LayerTiming, ...]
+    device: str
+    dtype: str
+    architecture: str
+    reuse_problem: str | None = None
 
     def stock_levels(self, config: AgentConfig) -> frozenset[int]:
         """Return the levels where the setting does not win and layers stay stock."""
@@ -78,17 +93,17 @@ class Plan:
             steps: Steps of the run (calls of the UNet).
 
         Raises:
-            ValueError: If `steps` is below 1.
+            ValueError: If `steps` is no whole number of at least 1.
         """
-        if steps < 1:
-            raise ValueError(f"steps={steps!r} must be at least 1.")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
         return steps * self.step_seconds / sum(self.predicted_seconds(i, steps) for i in range(steps))
 
     def __str__(self) -> str:
         height, width = self.latent
         lines = [
-            f"plan for {height}x{width} latents, batch {self.batch}: predicted UNet speed-up "
-            f"{self.predicted_speedup():.2f}x over 50 steps (stock step {self.step_seconds:.4g} s)"
+            f"plan for {height}x{width} latents, batch {self.batch}, {self.dtype} on {self.device}: predicted UNet "
+            f"speed-up {self.predicted_speedup():.2f}x over 50 steps (stock step {self.step_seconds:.4g} s)"
         ]
         for timing in self.timings:
             ratio = timing.stock_seconds / timing.agent_seconds
@@ -97,4 +112,52 @@ class Plan:
                 f"  level /{2**timing.level}, grid {timing.grid[0]}x{timing.grid[1]}, {timing.layers} layers: "
                 f"{ratio:.2f}x by {timing.config}: {verdict}"
             )
+        if self.reuse_problem is not None:
+            lines.append(f"  deep features not reused: {self.reuse_problem}")
         return "\n".join(lines)
+
+
+def device_label(device: torch.device) -> str:
+    """Return what tells devices apart whose times differ: the name of a GPU, else the kind.
+
+    Example:
+        >>> device_label(torch.device("cpu"))
+        'cpu'
+    """
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def layer_digest(denoiser: nn.Module) -> str:
+    """Return a digest of the shapes of all attention and convolution blocks: equal for UNets of one architecture.
+
+    LoRA and IP-Adapters add weights but no such block, so they change nothing.
+
+    Example:
+        >>> layer_digest(unet) == layer_digest(pipe.unet)
+        True
+    """
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    shapes: list[tuple[Any, ...]] = []
+    for name, module in denoiser.named_modules():
+        name = name.removeprefix("_orig_mod.").replace("._orig_mod", "")  # a compiled block is the same block
+        if isinstance(module, Attention):
+            shapes.append((name, module.query_dim, module.inner_dim, module.heads))
+        elif isinstance(module, ResnetBlock2D):
+            shapes.append((name, module.in_channels, module.out_channels))
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:32]
+
+
+def is_offloaded(denoiser: nn.Module) -> bool:
+    """Return whether weights come to the device only while they are used (accelerate's or diffusers' offloading).
+
+    Example:
+        >>> is_offloaded(unet)
+        False
+    """
+    for module in denoiser.modules():
+        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+        if "_hf_hook" in module.__dict__ or any("group_offloading" in name for name in hooks):
+            return True
+    return any(weight.is_meta for weight in denoiser.parameters())

@@ -50,7 +50,37 @@ def preset_schedule(name: str = DEFAULT_PRESET, ratio: float | None = None) -> S
         >>> preset_schedule("paper", 0.2).at(0, 50).merge_ratio
         0.2
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset={name!r} is unknown; choose one of {', '.join(sorted(PRESETS))}.")
     schedule = PRESETS[name]
-    return schedule if ratio is None else schedule.with_merge_ratio(ratio)
+    return schedule if ratio is None else with_ratio(schedule, ratio, f"preset={name!r}")
+
+
+def with_ratio(schedule: Schedule, ratio: float, whose: str) -> Schedule:
+    """Return a schedule with another merge ratio, with errors that name what the user gave.
+
+    Args:
+        schedule: The schedule.
+        ratio: Share of tokens merged before attention, in [0, 1).
+        whose: What the schedule is called in an error.
+
+    Raises:
+        ValueError: If the ratio is no such share or does not fit the schedule.
+
+    Example:
+        >>> with_ratio(PRESETS["paper"], 0.2, "the schedule").at(0, 50).merge_ratio
+        0.2
+    """
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+        named = f"; a preset is named by preset={ratio!r}" if isinstance(ratio, str) and ratio in PRESETS else ""
+        raise ValueError(f"ratio={ratio!r} must be a number in [0, 1), the share of tokens merged{named}.")
+    try:
+        return schedule.with_merge_ratio(ratio)
+    except ValueError as error:
+        remedy = (
+            "part of the run merges and does nothing else, so that nothing would be left; give a ratio above 0, or "
+            "schedule= with None in that part"
+            if ratio == 0
+            else "agents would be more than half of the features left; give a lower ratio"
+        )
+        raise ValueError(f"ratio={ratio!r} does not fit {whose}: {remedy}.") from error

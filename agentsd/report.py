@@ -104,13 +104,16 @@ def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int])
     config = config.at_downsample(layer.downsample)
     counts = config.count_tokens(height, width)
     if counts is None:
-        return f"stock (grid {height}x{width} holds no whole cell of stride {config.stride})"
+        few = min(height, width) < config.stride
+        reason = f"holds no whole cell of stride {config.stride}" if few else "is so small that nothing would be saved"
+        return f"stock (grid {height}x{width} {reason})"
     text = f"grid {height}x{width}, {counts.tokens} tokens -> {counts.features} features"
     wanted = counts.tokens - int(config.merge_ratio * counts.tokens)
     if wanted < counts.features:
         text += f" (merge_ratio asks for {wanted}; one per cell stays)"
     if counts.agents is None:
-        return f"{text}, no agents"
+        why = "" if config.agent_ratio is None else " (they would be half of the features or more)"
+        return f"{text}, no agents{why}"
     text += f" -> {counts.agents} agents"
     if config.agents == "merge" and isinstance(config.agent_ratio, float):
         wanted = counts.tokens - int(config.agent_ratio * counts.tokens)

@@ -173,6 +173,11 @@ class Runtime:
                 f"agentsd runs a plan made for {height}x{width} latents on {self.sample[0]}x{self.sample[1]}; "
                 "what was faster there need not be here. Make a plan for this size."
             )
+        if self.plan is not None and sample.shape[0] != self.plan.batch:
+            self.warn_once(
+                f"agentsd runs a plan made for UNet calls of {self.plan.batch} samples on {sample.shape[0]} (pictures, "
+                "doubled by guidance); what was faster there need not be here. Make a plan with this batch."
+            )
         self.local.turn = None
         self.local.run = None
         position = self._position(arguments.get("timestep"))

@@ -19,13 +19,14 @@ from tqdm import tqdm
 import agentsd
 from agentsd.bench import environment as describe_environment
 from agentsd.compare import compare, side_by_side, warm_up
-from agentsd.files import Kind, plan_files, prompts_from_file, read_record, write_picture
+from agentsd.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
 from agentsd.generate import (
     DEMO,
     DTYPES,
     SCHEDULERS,
     Settings,
     batches,
+    changed_schedule,
     choose_device,
     generate,
     labelled_schedule,
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     picture.add_argument("--guidance-scale", type=float, metavar="G", help="guidance (demo: 4; else the pipeline's)")
     picture.add_argument("--height", type=int, metavar="PIXELS", help="height (the model's own)")
     picture.add_argument("--width", type=int, metavar="PIXELS", help="width (the model's own)")
-    picture.add_argument("--from-png", type=Path, metavar="FILE", help="repeat a PNG that this script wrote")
+    picture.add_argument("--from-png", type=Path, metavar="FILE", help="repeat a PNG of this script, with what you add")
     model = made.add_argument_group("model")
     model.add_argument("--model", help=f"{DEMO} (bundled, the default), a local diffusers folder, or a hub id")
     model.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="sampler (the model's own)")
@@ -84,12 +85,16 @@ def base_settings(options: argparse.Namespace, recorded: dict[str, Any] | None, 
     names = ("negative_prompt", "seed", "steps", "guidance_scale", "height", "width")
     names += ("model", "scheduler", "dtype", "agents_seed")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    before = None if recorded is None else Settings.from_dict(recorded)
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
-    elif recorded is None or given or (options.compare and recorded.get("schedule") is None):
+    elif before is None or options.preset is not None or ((given or options.compare) and before.schedule is None):
         changes["schedule"], changes["label"] = labelled_schedule(**agents)
-    if recorded is not None:
-        return dataclasses.replace(Settings.from_dict(recorded), **changes)
+    elif given:
+        del agents["preset"]
+        changes["schedule"], changes["label"] = changed_schedule(before.schedule, before.label, **agents)
+    if before is not None:
+        return dataclasses.replace(before, **changes)
     changes.setdefault("dtype", "float32" if device_type == "cpu" else "float16")
     return with_model_defaults(Settings(prompt="", **changes))
 
@@ -115,16 +120,25 @@ def main(argv: list[str] | None = None) -> int:
         pipe = load_pipeline(base, device)
         if base.schedule is not None:
             apply(pipe, schedule=base.schedule, seed=base.agents_seed).remove()  # tells now what cannot be patched
-    except ValueError as error:
-        print(f"generate.py: error: {error}", file=sys.stderr)
-        return 2
+        check_writable(files[0])
+    except (ValueError, TypeError, OSError) as error:
+        return fail(error)
     environment = {"agentsd": agentsd.__version__, **describe_environment(device)}
-    rows = (draw_comparisons if kind == "comparison" else draw)(pipe, groups, files, environment, options.json)
+    try:
+        rows = (draw_comparisons if kind == "comparison" else draw)(pipe, groups, files, environment, options.json)
+    except OSError as error:  # the disk is full, the folder gone
+        return fail(f"a picture cannot be written: {error}.")
     if options.json:
         print(json.dumps({"kind": kind, "environment": environment, "pictures": rows}, indent=1))
     elif kind == "comparison":
         print(summary(rows, environment))
     return 0
+
+
+def fail(error: object) -> int:
+    """Say an error in one line; returns the exit code."""
+    print(f"generate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def draw(

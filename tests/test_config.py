@@ -62,6 +62,12 @@ def test_settings_are_frozen_and_keyword_only():
         (AgentConfig(agents="pool", stride=4, max_agents=256), (192, 192), TokenCounts(36864, 36864, 256)),
         (AgentConfig(agents="pool", stride=2, max_agents=6), (9, 5), TokenCounts(45, 45, 6)),
         (AgentConfig(), (3, 64), None),
+        # The cells that the border cuts off keep agents too: no longer fewer than half of the features.
+        (AgentConfig(agents="pool", stride=4, merge_ratio=0.8), (5, 5), TokenCounts(25, 5, None)),
+        (AgentConfig(agents="pool", stride=4, merge_ratio=0.8), (8, 8), TokenCounts(64, 13, 4)),
+        (AgentConfig(agents="pool", stride=2, merge_ratio=0.4), (4, 4), TokenCounts(16, 10, 4)),
+        (AgentConfig(agent_ratio=0.51, stride=2), (3, 3), None),
+        (AgentConfig(merge_ratio=0.1, agent_ratio=None, stride=2), (3, 3), None),
     ],
 )
 def test_token_counts(config, grid, counts):
@@ -73,6 +79,8 @@ def test_token_counts(config, grid, counts):
     [
         ((), r"must hold one or more Phase"),
         ((0.4,), r"must hold one or more Phase"),
+        (Phase(1.0, None), r"phases=Phase\(.* must hold one or more Phase, as in \(Phase\(1\.0, config\),\)"),
+        (None, r"phases=None must hold one or more Phase"),
         ((Phase(0.4, None),), r"the last must end at 1; add Phase\(1\.0, None\)"),
         ((Phase(0.4, None), Phase(0.4, None), Phase(1, None)), r"`until` must rise strictly"),
     ],
@@ -145,7 +153,44 @@ def test_ratio_replaces_the_merge_ratio_of_every_phase():
     assert {config.merge_ratio for config in preset_schedule("paper", 0.2).configs} == {0.2}
 
 
+@given(
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from(["merge", "pool"]),
+    st.floats(0, 0.99),
+    st.one_of(st.just("auto"), st.floats(0.01, 0.99)),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_agents_are_fewer_than_half_of_the_features_on_every_grid(stride, agents, merge, ratio, height, width):
+    try:
+        config = AgentConfig(stride=stride, agents=agents, merge_ratio=merge, agent_ratio=ratio)
+    except ValueError:
+        return
+    counts = config.count_tokens(height, width)
+    assert counts is None or counts.agents is None or 2 * counts.agents < counts.features
+    assert counts is None or counts.agents is not None or counts.features < counts.tokens
+
+
+@pytest.mark.parametrize(
+    ("preset", "ratio", "text"),
+    [
+        ("paper", -1, r"^ratio=-1 must be a number in \[0, 1\), the share of tokens merged\.$"),
+        ("paper", True, r"^ratio=True must be a number"),
+        ("paper", "0.4", r"^ratio='0\.4' must be a number"),
+        ("paper", "fast", r"^ratio='fast' must be a number .*; a preset is named by preset='fast'\.$"),
+        ("paper", math.nan, r"^ratio=nan must be a number"),
+        ("paper", 0, r"^ratio=0 does not fit preset='paper': part of the run merges .* give a ratio above 0"),
+        ("fast", 0.99, r"^ratio=0\.99 does not fit preset='fast': agents would be .* give a lower ratio"),
+    ],
+)
+def test_bad_ratios_name_what_was_given(preset, ratio, text):
+    with pytest.raises(ValueError, match=text):
+        preset_schedule(preset, ratio)
+
+
 def test_presets_are_known_by_name():
+    with pytest.raises(ValueError, match=r"preset=\['x'\] is unknown"):
+        preset_schedule(["x"])
     assert DEFAULT_PRESET in PRESETS
     with pytest.raises(ValueError, match=r"preset='turbo' is unknown; choose one of balanced, .*paper"):
         preset_schedule("turbo")

@@ -459,7 +459,7 @@ class TestErrors:
             (dict(config=AGENTS, preset="paper", ratio=0.2), "config and preset and ratio were given together"),
             (dict(reuse=0), "reuse=0"),
             (dict(preset="quick"), "preset='quick' is unknown; choose one of balanced, "),
-            (dict(ratio=1.5), r"merge_ratio=1.5 must lie in \[0, 1\)"),
+            (dict(ratio=1.5), r"^ratio=1\.5 must be a number in \[0, 1\)"),
             (dict(config=0.4), "config=0.4 must be an AgentConfig"),
             (dict(schedule=AGENTS), "must be a Schedule"),
             (dict(seed=0.5), "seed=0.5 must be an integer"),

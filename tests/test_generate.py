@@ -113,6 +113,43 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
     assert read_record(other)["settings"] == {**read_record(first)["settings"], "seed": 8}
 
 
+@pytest.mark.parametrize(
+    ("options", "label", "schedule"),
+    [
+        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset_schedule("paper", 0.3).with_reuse(2)),
+        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset_schedule("paper", 0.2).with_reuse(3)),
+        (
+            ["--reuse-depth", 2],
+            "paper, ratio 0.2, reuse 2, depth 2",
+            dataclasses.replace(agentsd.preset_schedule("paper", 0.2).with_reuse(2), reuse_depth=2),
+        ),
+        (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_reuse(3)),
+    ],
+)
+def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label, schedule):
+    first, changed = tmp_path / "first.png", tmp_path / "changed.png"
+    agents = ["--preset", "paper", "--ratio", 0.2, "--reuse", 2]
+    run("--prompt", "a ring", "--steps", 2, *agents, output=first)
+    assert run("--from-png", first, *options, output=changed, given_model=None)[0] == 0
+    settings = Settings.from_dict(read_record(changed)["settings"])
+    assert (settings.label, settings.schedule) == (label, schedule)
+
+
+def test_changes_to_a_stock_picture_are_made_to_the_default_preset(run, tmp_path):
+    first, changed = tmp_path / "first.png", tmp_path / "changed.png"
+    run("--prompt", "a ring", "--steps", 2, "--stock", output=first)
+    assert run("--from-png", first, "--reuse", 2, output=changed, given_model=None)[0] == 0
+    assert read_record(changed)["settings"]["label"] == "balanced, reuse 2"
+
+
+def test_a_change_that_does_not_fit_the_recorded_schedule_is_refused(run, tmp_path):
+    first = tmp_path / "first.png"
+    run("--prompt", "a ring", "--steps", 2, "--preset", "paper", output=first)
+    code, _, err = run("--from-png", first, "--ratio", 0, output=tmp_path / "b.png", given_model=None)
+    assert code == 2
+    assert "error: ratio=0.0 does not fit the recorded schedule (paper): part of the run merges" in err
+
+
 def test_a_stock_picture_is_compared_with_the_default_preset(run, tmp_path):
     first, both = tmp_path / "first.png", tmp_path / "both.png"
     run("--prompt", "a ring", "--steps", 2, "--stock", output=first)
@@ -197,6 +234,45 @@ def test_refuses_to_overwrite_before_drawing(run, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".partial")] == []
 
 
+def test_output_that_cannot_be_written_is_told_before_drawing(run, tmp_path, monkeypatch):
+    def no_right(self, *_, **__):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", no_right)  # root may write everywhere
+    monkeypatch.setitem(main.__globals__, "generate", lambda *_: pytest.fail("drawn"))
+    code, out, err = run("--prompt", "a ring", output=tmp_path / "new" / "a.png")
+    assert (code, out) == (2, "")
+    assert "cannot be written: [Errno 13] Permission denied" in err
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("arm", [[], ["--compare"]])
+def test_a_full_disk_ends_with_2_and_one_line(run, tmp_path, monkeypatch, arm):
+    def fail(self, target, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    code, _, err = run("--prompt", "a ring", "--steps", 2, *arm, output=tmp_path / "a.png")
+    assert code == 2
+    assert (
+        err.strip()
+        .splitlines()[-1]
+        .endswith("generate.py: error: a picture cannot be written: [Errno 28] No space left on device.")
+    )
+
+
+def test_a_pipeline_without_a_unet_ends_with_2(run, tmp_path, monkeypatch):
+    def strange(*_):
+        raise TypeError("target=DiTPipeline must be a diffusers pipeline with a UNet,\nor the UNet itself.")
+
+    monkeypatch.setitem(main.__globals__, "load_pipeline", strange)
+    code, _, err = run("--prompt", "a ring", output=tmp_path / "a.png")
+    assert (code, err) == (
+        2,
+        "generate.py: error: target=DiTPipeline must be a diffusers pipeline with a UNet, or the UNet itself.\n",
+    )
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
@@ -223,7 +299,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         (["--prompt", "a", "--seed", "-1"], "seed=-1 must be a whole number from 0 to 2**63 - 1."),
         (["--prompt", "a", "--num-images", "0"], "num_images=0 must be a whole number of at least 1."),
         (["--prompt", "a", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1."),
-        (["--prompt", "a", "--ratio", "1.5"], "merge_ratio=1.5 must lie in [0, 1)"),
+        (["--prompt", "a", "--ratio", "1.5"], "error: ratio=1.5 must be a number in [0, 1)"),
+        (
+            ["--prompt", "a", "--preset", "paper", "--ratio", "0"],
+            "error: ratio=0.0 does not fit preset='paper': part of",
+        ),
         (["--prompt", "a", "--reuse", "0"], "reuse=0 must be an integer of at least 1."),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),

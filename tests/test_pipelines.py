@@ -336,6 +336,26 @@ class TestSizes:
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
         assert f"stock (grid {size[0]}x{size[1]} holds no whole cell of stride 4)" in str(patch.report())
 
+    def test_a_grid_where_agents_would_not_pay_merges_alone_and_says_so(self, tiny_unet):
+        agents = AgentConfig(agents="pool", stride=4, merge_ratio=0.8)
+        sample, text = unet_inputs(1, 5, 5)
+        outputs = []
+        for config in (agents, AgentConfig(agent_ratio=None, stride=4, merge_ratio=0.8)):
+            patch = agentsd.apply(tiny_unet, config=config)
+            with torch.no_grad():
+                outputs.append(tiny_unet(sample, 900, text[:1]).sample)
+            if config is agents:
+                assert "25 tokens -> 5 features, no agents (they would be half of" in str(patch.report())
+        assert torch.equal(*outputs)
+
+    def test_a_grid_where_nothing_would_be_saved_runs_stock_and_says_so(self, tiny_unet):
+        sample, text = unet_inputs(1, 3, 3)
+        with torch.no_grad():
+            stock = tiny_unet(sample, 900, text[:1]).sample
+            patch = agentsd.apply(tiny_unet, config=AgentConfig(agent_ratio=0.51, stride=2))
+            assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
+        assert "stock (grid 3x3 is so small that nothing would be saved)" in str(patch.report())
+
     def test_coarse_levels_too_small_for_a_cell_run_stock_while_fine_ones_do_not(self, tiny_unet):
         config = AgentConfig(stride=4, max_downsample=4)
         sample, text = unet_inputs(1, 4, 4)

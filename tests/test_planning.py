@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import draw, make_tiny_pipe, make_tiny_unet
+from diffusers.models.attention_processor import AttnProcessor
+from matrix import KINDS, controlnet, lora
+from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 import agentsd.planning
@@ -18,7 +20,7 @@ COARSE = LayerTiming(1, (32, 32), 5, 0, POOL, 0.05, 0.06)
 
 
 def made(schedule=None, *, shallow=None, timings=(FINE, COARSE)):
-    return Plan(schedule or Schedule.constant(POOL), (64, 64), 2, 4.0, shallow, timings)
+    return Plan(schedule or Schedule.constant(POOL), (64, 64), 2, 4.0, shallow, timings, "cpu", "torch.float32", "")
 
 
 def test_levels_where_agents_lose_stay_stock():
@@ -93,7 +95,7 @@ def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
 
     def fake(unet, latent, batch, schedule, cache):
         name = next(name for name in FRONT if agentsd.PRESETS[name] == schedule)
-        return Plan(Schedule.constant(POOL), latent, batch, speeds[name], None, (replace(FINE, layers=0),))
+        return replace(made(timings=(replace(FINE, layers=0),)), step_seconds=speeds[name])
 
     monkeypatch.setattr(agentsd.planning, "_plan", fake)
     monkeypatch.setattr(Plan, "predicted_speedup", lambda self, steps=50: self.step_seconds)
@@ -121,7 +123,7 @@ def test_plan_for_another_size_warns_once():
         (lambda pipe: agentsd.plan(pipe, config=POOL, reuse=2, reuse_depth=9), r"reuse_depth=9 must be at most 2"),
         (lambda pipe: agentsd.apply(pipe, plan=made(), ratio=0.1), r"plan says everything"),
         (lambda pipe: agentsd.apply(pipe, plan="fast"), r"plan='fast' must be what agentsd\.plan returned"),
-        (lambda pipe: made().predicted_speedup(0), r"steps=0 must be at least 1"),
+        (lambda pipe: made().predicted_speedup(0), r"steps=0 must be a whole number of at least 1"),
     ],
 )
 def test_errors(call, text):
@@ -134,3 +136,251 @@ def test_a_patched_target_cannot_be_planned():
     agentsd.apply(pipe)
     with pytest.raises(ValueError, match=r"target is patched, so stock cannot be timed"):
         agentsd.plan(pipe)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let every measurement run once, and no more."""
+    real = agentsd.planning.interleave
+    monkeypatch.setattr(
+        agentsd.planning,
+        "interleave",
+        lambda run, arms, rounds, device: real(run, arms, rounds=1, warmup=0, device=device),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id)
+def test_every_kind_of_pipeline_is_planned_or_refused(kind, quick):
+    if kind.id == "lora":
+        pytest.importorskip("peft")
+    pipe, _ = kind.build()
+    if kind.id in ("animate_diff", "stable_video"):
+        with pytest.raises(ValueError, match=r"takes the frames of a video .* call agentsd\.apply with a preset"):
+            agentsd.plan(pipe, config=POOL, cache=False)
+        return
+    plan = agentsd.plan(pipe, config=POOL, reuse=2, cache=False)
+    assert plan.timings[0].grid == kind.grid
+    assert plan.shallow_seconds > 0
+    agentsd.apply(pipe, plan=plan).remove()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(class_embed_type="projection", projection_class_embeddings_input_dim=24),
+        dict(class_embed_type="simple_projection", projection_class_embeddings_input_dim=24),
+        dict(class_embed_type="timestep"),
+        dict(class_embed_type="identity"),
+        dict(encoder_hid_dim_type="text_proj", encoder_hid_dim=24),
+        dict(addition_embed_type="text", addition_embed_type_num_heads=4),
+    ],
+)
+def test_unets_that_want_more_inputs_are_planned(changes, quick):
+    assert agentsd.plan(make_tiny_unet(**changes), config=POOL, reuse=2, cache=False).timings
+
+
+def test_a_controlnet_is_planned(quick):
+    plan = agentsd.plan(controlnet()[0].controlnet, 128, 128, cache=False)
+    assert not plan.schedule.reuses
+    assert "deep features not reused: ControlNetModel cannot" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (dict(encoder_hid_dim_type="image_proj"), r"image_embeds for encoder_hid_dim_type='image_proj'"),
+        (dict(addition_embed_type="image"), r"image_embeds for addition_embed_type='image'"),
+    ],
+)
+def test_inputs_that_cannot_be_made_up_are_named(changes, text):
+    with pytest.raises(ValueError, match=text):
+        agentsd.plan(make_tiny_unet(encoder_hid_dim=24, **changes), config=POOL, cache=False)
+
+
+def test_an_unknown_ip_adapter_is_named():
+    pipe = next(kind for kind in KINDS if kind.id == "ip_adapter").build()[0]
+    pipe.unet.encoder_hid_proj.image_projection_layers[0] = torch.nn.Linear(8, 32)
+    with pytest.raises(ValueError, match=r"image_embeds for an IP-Adapter with Linear"):
+        agentsd.plan(pipe, config=POOL, cache=False)
+
+
+def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
+    unet = make_one_level_unet()
+    plan = agentsd.plan(unet, preset="fast", cache=False)
+    with agentsd.apply(unet, preset="fast") as preset:
+        assert plan.schedule == preset.schedule
+        said = preset.report().reuse_problem
+    with agentsd.apply(unet, plan=plan) as patch:
+        assert patch.report().reuse_problem == said
+    assert said.startswith("UNet2DConditionModel cannot")
+    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0"):
+        agentsd.plan(unet, preset="fast", reuse=2, cache=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda unet: unet.set_attn_processor(AttnProcessor()),
+        lambda unet: unet.fuse_qkv_projections(),
+        lambda unet: unet.to(memory_format=torch.channels_last),
+        lambda unet: unet.set_attention_slice(1),
+    ],
+)
+def test_measurements_of_another_state_are_not_used(change, tmp_path, monkeypatch, quick):
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
+    unet = make_tiny_unet()
+    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, config=POOL)
+    assert len(list((tmp_path / "plans").iterdir())) == 1
+    change(unet)
+    agentsd.plan(unet, config=POOL)
+    assert len(list((tmp_path / "plans").iterdir())) == 2
+
+
+def test_measurements_with_a_lora_are_kept_apart(tmp_path, monkeypatch, quick):
+    pytest.importorskip("peft")
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
+    pipe = lora()[0]
+    for change in (lambda: None, pipe.unet.disable_adapters, pipe.unet.enable_adapters):
+        change()
+        agentsd.plan(pipe, config=POOL)
+    assert len(list((tmp_path / "plans").iterdir())) == 2
+
+
+@pytest.mark.parametrize("bad", [[], [1.0], [1.0, 2.0, 3.0], [0.0, 1.0], [-1.0, 1.0], [float("nan"), 1.0], 1.0, None])
+def test_bad_measurements_are_made_anew(bad, tmp_path, monkeypatch, quick):
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
+    unet = make_tiny_unet()
+    agentsd.plan(unet, config=POOL)
+    (path,) = (tmp_path / "plans").iterdir()
+    kept = json.loads(path.read_text())
+    name = next(name for name, values in kept.items() if len(values) == 2)
+    path.write_text(json.dumps({**kept, name: bad, "other": [2.0]}))
+    with pytest.warns(UserWarning, match="agentsd measures anew: .* in the place of 2 times"):
+        plan = agentsd.plan(unet, config=POOL)
+    again = json.loads(path.read_text())
+    assert again[name] != bad
+    assert len(again[name]) == 2
+    assert {**again, name: None} == {**kept, name: None, "other": [2.0]}
+    assert plan.predicted_speedup() > 0
+
+
+def test_a_cache_that_is_no_file_is_told(tmp_path, monkeypatch, quick):
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
+    unet = make_tiny_unet()
+    agentsd.plan(unet, config=POOL)
+    (path,) = (tmp_path / "plans").iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="measures anew") as caught:
+        assert agentsd.plan(unet, config=POOL).timings
+    assert ["measures anew" in str(w.message) for w in caught] == [True, False]
+    assert "has not kept its measurements" in str(caught[1].message)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written beside it
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_plan(tmp_path, monkeypatch, quick):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match=r"has not kept its measurements: .*Set AGENTSD_CACHE"):
+        assert agentsd.plan(make_tiny_unet(), config=POOL).timings
+
+
+def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
+    unet = make_tiny_unet()
+    real = agentsd.planning._layer_seconds
+
+    def other_plan_meanwhile(*arguments):
+        monkeypatch.setattr(agentsd.planning, "_layer_seconds", real)
+        agentsd.plan(unet, config=replace(POOL, stride=8))
+        return real(*arguments)
+
+    monkeypatch.setattr(agentsd.planning, "_layer_seconds", other_plan_meanwhile)
+    agentsd.plan(unet, config=POOL)
+    (path,) = (tmp_path / "plans").iterdir()
+    assert len(json.loads(path.read_text())) == 5  # the step, and two layer shapes by two settings
+
+
+def test_a_target_with_deepcache_cannot_be_planned():
+    helper_module = pytest.importorskip("DeepCache")
+    pipe = make_tiny_pipe()
+    helper = helper_module.DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+    helper.enable()
+    with pytest.raises(ValueError, match=r"DeepCache is enabled on the target, so stock cannot be timed"):
+        agentsd.plan(pipe)
+
+
+def test_a_compiled_target_cannot_be_planned():
+    unet = make_tiny_unet()
+    with pytest.raises(ValueError, match=r"target is compiled"):
+        agentsd.plan(torch.compile(unet))
+    pipe = make_tiny_pipe()
+    pipe.unet.up_blocks[0].compile()
+    with pytest.raises(ValueError, match=r"target is compiled, .* call agentsd\.plan before it is compiled"):
+        agentsd.plan(pipe)
+
+
+def test_an_offloaded_target_cannot_be_planned_but_takes_a_plan(quick, recwarn):
+    accelerate = pytest.importorskip("accelerate")
+    unet = make_tiny_unet()
+    plan = agentsd.plan(unet, config=POOL, cache=False)
+    accelerate.cpu_offload(unet, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"target is offloaded: .* call agentsd\.plan before offloading is enabled"):
+        agentsd.plan(unet)
+    recwarn.clear()
+    agentsd.apply(unet, plan=plan).remove()
+    assert not recwarn.list
+    pipe = make_tiny_pipe()
+    accelerate.cpu_offload_with_hook(pipe.unet, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"target is offloaded"):
+        agentsd.plan(pipe)
+
+
+def test_a_plan_fits_its_architecture_alone(quick):
+    plan = agentsd.plan(make_tiny_unet(), config=POOL, cache=False)
+    other = make_tiny_unet(block_out_channels=(16, 32, 64))
+    with pytest.raises(ValueError, match=r"plan was made for a UNet of other layers than this UNet2DConditionModel"):
+        agentsd.apply(other, plan=plan)
+    assert not other._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("field", "value"), [("device", "NVIDIA H100"), ("dtype", "torch.float16")])
+def test_a_plan_from_elsewhere_warns(field, value, quick):
+    unet = make_tiny_unet()
+    plan = replace(agentsd.plan(unet, config=POOL, cache=False), **{field: value})
+    with pytest.warns(UserWarning, match=rf"a plan made for {field} {value} on .* Make a plan for this {field}"):
+        agentsd.apply(unet, plan=plan)
+
+
+def test_plan_for_another_batch_warns_once(quick):
+    pipe = make_tiny_pipe()
+    plan = agentsd.plan(pipe, config=POOL, cache=False)
+    agentsd.apply(pipe, plan=plan)
+    draw(pipe, steps=3)
+    with pytest.warns(UserWarning, match=r"made for UNet calls of 2 samples on 4") as seen:
+        draw(pipe, num_images_per_prompt=2, steps=3)
+    assert len([w for w in seen if "samples on" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (dict(target_speedup="2"), r"target_speedup='2' must be a number of at least 1"),
+        (dict(target_speedup=-1), r"target_speedup=-1 must be a number of at least 1"),
+        (dict(target_speedup=True), r"target_speedup=True must be a number of at least 1"),
+        (dict(target_speedup=float("nan")), r"target_speedup=nan must be a number"),
+        (dict(target_speedup=2, steps=2.5), r"steps=2\.5 must be a whole number of at least 1"),
+        (dict(steps=20), r"steps=20 says for which run target_speedup shall hold"),
+    ],
+)
+def test_arguments_are_checked_before_measuring(arguments, text, monkeypatch):
+    monkeypatch.setattr(agentsd.planning, "interleave", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=text):
+        agentsd.plan(make_tiny_pipe(), cache=False, **arguments)
+
+
+def test_a_tie_is_stocks():
+    assert not replace(FINE, stock_seconds=1.0, agent_seconds=0.98).wins
+    assert replace(FINE, stock_seconds=1.0, agent_seconds=0.96).wins
