@@ -4,7 +4,7 @@ import math
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentsd import DEFAULT_PRESET, PRESETS, AgentConfig, Phase, Schedule, preset_schedule
@@ -161,6 +161,8 @@ def test_ratio_replaces_the_merge_ratio_of_every_phase():
     st.integers(1, 12),
     st.integers(1, 12),
 )
+@example(4, "pool", 0.8, "auto", 5, 5)
+@example(2, "merge", 0.0, 0.51, 3, 3)
 def test_agents_are_fewer_than_half_of_the_features_on_every_grid(stride, agents, merge, ratio, height, width):
     try:
         config = AgentConfig(stride=stride, agents=agents, merge_ratio=merge, agent_ratio=ratio)
