@@ -52,7 +52,7 @@ def kind_of(arm: str) -> str:
         return "fewer"
     if arm.startswith("preset "):
         return "paper" if arm == "preset paper" else "preset"
-    return "ours" if arm.startswith(("pooled agents", "reuse ")) else "rival"
+    return "ours" if arm.startswith(("pooled agents", "reuse ", "paper, ")) else "rival"
 
 
 def short(arm: str) -> str:
