@@ -19,6 +19,7 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "thre
 SCALING = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
 MAIN_SIZES = (512, 768)
+SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
 OURS = ("preset", "pooled", "reuse", "paper")  # how the arms of agentsd begin
 # What the README shows of the two long tables; docs/benchmarks.md shows all.
 SHORT = (
@@ -69,6 +70,8 @@ def fill(text: str) -> str:
         "speed-others": other_tables,
         "demo": demo_table,
         "front": front_table,
+        "rankings": lambda: demo_table(name="rankings"),
+        "sweep": sweep_table,
         "scaling": scaling_table,
         "plots": plots,
     }
@@ -202,9 +205,9 @@ def scaling_table() -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def demo_table(arms: Sequence[str] | None = None) -> str:
-    """Speed against quality on the bundled demo model; of some arms, or of all."""
-    rows = read_rows(ROOT / "results" / "demo" / "front.jsonl")
+def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
+    """Speed against quality on the bundled demo model; of some arms, or of all that a result file has."""
+    rows = read_rows(ROOT / "results" / "demo" / f"{name}.jsonl")
     rows = _only(rows, arms)
     if not rows:
         return ""
@@ -223,7 +226,29 @@ def demo_table(arms: Sequence[str] | None = None) -> str:
         f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
         f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
         f"without VAE decoding, median of {first['rounds']} paired ratios with 95% interval; likeness to the stock "
-        "picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/front.jsonl`."
+        f"picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def sweep_table() -> str:
+    """What one setting changed at a time does to layers and pictures."""
+    rows = read_rows(ROOT / "results" / "demo" / "sweep.jsonl")
+    if not rows:
+        return ""
+    centre = rows[0]
+    lines = ["| changed | layer error | PSNR | SSIM | latent error |", "|---|--:|--:|--:|--:|"]
+    for row in rows:
+        changed = [f"{key}={row[key]}" for key in SWEPT if row[key] != centre[key]]
+        error = "" if not row["layer_l2"] else f"{max(row['layer_l2'].values()):.3f}"
+        figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
+        lines.append(f"| {', '.join(changed) or 'nothing'} | {error} | {figures} |")
+    settings = ", ".join(f"{key}={centre[key]}" for key in SWEPT)
+    note = (
+        f"From {settings}; bundled demo model, {centre['prompts']} held-out prompts, {centre['steps']} DDIM steps, "
+        f"guidance {centre['guidance_scale']:g}, {centre['dtype']}. Layer error: of a layer's output, relative to that "
+        "of softmax attention on equal input, the worst level's median; the others against the stock picture of the "
+        "same seed, medians. `scripts/sweep.py`, `results/demo/sweep.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 

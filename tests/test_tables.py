@@ -136,8 +136,20 @@ def test_every_rival_has_its_match_or_none(root):
     assert len(table) == 2
 
 
+def test_the_sweep_tells_what_was_changed(root):
+    centre = dict(agents="pool", stride=4, broadcast_exponent=0.3, shortcut=0.075, phase="whole", max_downsample=1,
+                  prompts=8, steps=20, guidance_scale=4.0, dtype="float32", layer_l2={"1": 0.2, "2": 0.3},
+                  psnr_db_median=50.0, ssim_median=0.99, latent_l2_median=0.01)  # fmt: skip
+    write(root, centre, {**centre, "stride": 8, "layer_l2": {}, "psnr_db_median": 40.0}, name="demo/sweep")
+    lines = tables["sweep_table"]().splitlines()[2:]
+    assert lines[0] == "| nothing | 0.300 | 50.0 dB | 0.9900 | 0.0100 |"
+    assert lines[1] == "| stride=8 |  | 40.0 dB | 0.9900 | 0.0100 |"
+    assert "8 held-out prompts, 20 DDIM steps, guidance 4, float32" in lines[-1]
+
+
 def test_no_results_make_no_table(root):
-    assert [tables[name]() for name in ("main_table", "other_tables", "demo_table", "scaling_table")] == [""] * 4
+    names = ("main_table", "other_tables", "demo_table", "scaling_table", "front_table", "sweep_table")
+    assert [tables[name]() for name in names] == [""] * 6
 
 
 def test_plots_are_shown_once_they_are_made(root):
