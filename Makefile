@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
 DEMO_PROMPT ?= a red ring below a small blue cross on a striped gray background
 DEMO_OUTPUT ?= outputs/demo.png
-EVAL_OPTIONS ?= --num 32 --steps 20 --timing-prompts 4
+EVAL_OPTIONS ?= --num 32 --steps 20 --timing-prompts 6
 EVAL_OUTPUT ?= outputs/eval-demo
 
 .PHONY: help install demo eval-demo test test-slow lint notebooks package
@@ -29,7 +29,7 @@ $(STAMP): constraints.txt pyproject.toml
 demo: $(STAMP) ## draw with the bundled model, stock beside agentsd, into outputs/
 	$(BIN)/python scripts/generate.py --compare --prompt '$(DEMO_PROMPT)' --output '$(DEMO_OUTPUT)' --force
 
-eval-demo: $(STAMP) ## evaluate the bundled model against rendered scenes (about ten minutes), into outputs/
+eval-demo: $(STAMP) ## evaluate the bundled model against rendered scenes (ten to forty minutes), into outputs/
 	$(BIN)/python scripts/fid_eval.py --reference demo $(EVAL_OPTIONS) --output '$(EVAL_OUTPUT)'
 
 test: $(STAMP) ## run the test suite
