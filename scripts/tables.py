@@ -19,6 +19,7 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "thre
 SCALING = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
 MAIN_SIZES = (512, 768)
+FEWEST = 6  # pairs for an interval
 SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
 OURS = ("preset", "pooled", "reuse", "paper")  # how the arms of agentsd begin
 # What the README shows of the two long tables; docs/benchmarks.md shows all.
@@ -161,9 +162,14 @@ def speed_table(rows: Sequence[Row]) -> str:
         f"Speed-up over stock diffusers (fused SDPA; {times}), {first['architecture']} architecture with random "
         f"weights, batch {first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
         f"{first['torch']}, diffusers {first['diffusers']}; arms interleaved in one process, median of {told} paired "
-        f"ratios with 95% interval, {whole}{control}. `scripts/benchmark.py`, `results/speed.jsonl`."
+        f"ratios with {spread(pairs[0])}, {whole}{control}. `scripts/benchmark.py`, `results/speed.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def spread(pairs: int) -> str:
+    """What stands in brackets: a bootstrap of few values ends at the least and the greatest of them."""
+    return "95% interval" if pairs >= FEWEST else f"95% interval (of fewer than {FEWEST}: their range)"
 
 
 def speed_cell(row: Row) -> str:
@@ -225,8 +231,8 @@ def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
         f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
-        f"without VAE decoding, median of {first['rounds']} paired ratios with 95% interval; likeness to the stock "
-        f"picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
+        f"without VAE decoding, median of {first['rounds']} paired ratios with {spread(first['rounds'])}; likeness to the "
+        f"stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
