@@ -231,8 +231,8 @@ def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
         f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
-        f"without VAE decoding, median of {first['rounds']} paired ratios with {spread(first['rounds'])}; likeness to the "
-        f"stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
+        f"without VAE decoding, median of {first['rounds']} paired ratios with {spread(first['rounds'])}; likeness to "
+        f"the stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
