@@ -262,8 +262,9 @@ def stamps(
             said.append(f"Distances are of the features {extractor.name!r}, not of FID-Inception: not FID, not KID.")
         if about.get("paired"):
             said.append(
-                "The reference is paired with the prompts: a Fréchet Δ also holds how closely an arm follows them, a "
-                "kernel Δ does not."
+                # Drawn on grids too, whose font knows ASCII only.
+                "The reference is paired with the prompts: differences of FD or FID also hold how closely an arm "
+                "follows them, those of KD or KID do not."
             )
         else:
             said.append("The reference is not paired with the prompts: intervals hold it fixed.")
