@@ -316,6 +316,23 @@ def _front() -> dict[str, RunArm]:
 # What a whole run costs in time and quality.
 RUN_ARMS = MappingProxyType(_front())
 
+
+def kind_of(arm: str) -> str:
+    """Return who an arm of the front belongs to: stock, fewer (steps), preset, ours, paper or rival.
+
+    Example:
+        >>> kind_of("reuse 3 + pooled agents"), kind_of("DeepCache 3")
+        ('ours', 'rival')
+    """
+    if arm in ("stock", "stock A/A"):
+        return "stock"
+    if arm.startswith("stock, steps"):
+        return "fewer"
+    if arm.startswith("preset "):
+        return "paper" if arm == "preset paper" else "preset"
+    return "ours" if arm.startswith(("pooled agents", "reuse ", "paper, ")) else "rival"
+
+
 # The same under torch.compile, for those who ask: compiling takes minutes.
 COMPILED = ", compiled"
 

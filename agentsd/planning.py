@@ -21,7 +21,7 @@ from agentsd.architectures import random_inputs
 from agentsd.bench import environment, interleave
 from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
-from agentsd.plans import LayerTiming, Plan, device_label, is_offloaded, layer_digest
+from agentsd.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
 from agentsd.processor import SITE, LevelPlan, attend
 from agentsd.reuse import caches_already, shallow_pass
@@ -119,8 +119,8 @@ def _check_speedup(target_speedup: object, steps: object) -> None:
     number = isinstance(target_speedup, int | float) and not isinstance(target_speedup, bool)
     if not number or not 1 <= target_speedup < math.inf:  # type: ignore[operator]
         raise ValueError(f"target_speedup={target_speedup!r} must be a number of at least 1; 1 is as fast as stock.")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
+    if steps is not None:
+        check_steps(steps)
 
 
 def _check_target(target: Any, unet: Any) -> None:
@@ -135,8 +135,7 @@ def _check_target(target: Any, unet: Any) -> None:
             "target is offloaded: its weights are not where it runs, so that layers cannot be timed one by one; "
             "call agentsd.plan before offloading is enabled, and agentsd.apply(plan=...) after."
         )
-    given = target if isinstance(target, nn.Module) else target.unet
-    if any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in (given, *unet.modules())):
+    if is_compiled(target if isinstance(target, nn.Module) else target.unet):
         raise ValueError(
             "target is compiled, which joins layers to what surrounds them, so that they cannot be timed one by one; "
             "call agentsd.plan before it is compiled (its times are those without the compiler), or apply a preset."

@@ -95,8 +95,7 @@ class Plan:
         Raises:
             ValueError: If `steps` is no whole number of at least 1.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
+        check_steps(steps)
         return steps * self.step_seconds / sum(self.predicted_seconds(i, steps) for i in range(steps))
 
     def __str__(self) -> str:
@@ -115,6 +114,16 @@ class Plan:
         if self.reuse_problem is not None:
             lines.append(f"  deep features not reused: {self.reuse_problem}")
         return "\n".join(lines)
+
+
+def check_steps(steps: object) -> None:
+    """Raise ValueError unless `steps` is a whole number of at least 1.
+
+    Example:
+        >>> check_steps(50)
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
 
 
 def device_label(device: torch.device) -> str:
@@ -161,3 +170,16 @@ def is_offloaded(denoiser: nn.Module) -> bool:
         if "_hf_hook" in module.__dict__ or any("group_offloading" in name for name in hooks):
             return True
     return any(weight.is_meta for weight in denoiser.parameters())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module, or any part of it, runs through torch.compile.
+
+    Example:
+        >>> is_compiled(unet)
+        False
+    """
+    return any(
+        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in module.modules()
+    )

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -96,13 +96,6 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
-class _Turn(NamedTuple):
-    """The call in progress: its run, and which call of its step it is."""
-
-    run: _RunFeatures
-    call: int
-
-
 class Runtime:
     """Everything a patched denoiser carries (on `denoiser._agentsd`); copies and pickles start with no run in progress.
 
@@ -178,7 +171,6 @@ class Runtime:
                 f"agentsd runs a plan made for UNet calls of {self.plan.batch} samples on {sample.shape[0]} (pictures, "
                 "doubled by guidance); what was faster there need not be here. Make a plan with this batch."
             )
-        self.local.turn = None
         self.local.run = None
         position = self._position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
@@ -198,16 +190,16 @@ class Runtime:
         context = self.slot.read()
         if context.feature is not None:
             self.slot.write(replace(context, feature=None))  # not to be held until the next call
-        turn: _Turn | None = getattr(self.local, "turn", None)
-        if feature is not None and turn is not None and not failed:
+        run: _RunFeatures | None = getattr(self.local, "run", None)
+        if feature is not None and run is not None and not failed:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
-            fresh = _Kept(feature.detach().clone(), turn.run.index)
-            before = turn.run.kept.get(turn.call)
+            fresh = _Kept(feature.detach().clone(), run.index)
+            before = run.kept.get(run.call)
             alike = before is not None and before.index < fresh.index and _fits(before.feature, fresh.feature)
             if self.schedule.reuse_forecast and before is not None and alike:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
-            turn.run.kept[turn.call] = fresh
+            run.kept[run.call] = fresh
 
     def _guided(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> bool:
         """Return whether this call runs with all its samples, and not with the conditional half alone."""
@@ -247,7 +239,6 @@ class Runtime:
             self._cannot_reuse("the timestep is a number, a copy or one of many in no order: its run cannot be told")
             return None, False
         run.enter(position.index, arguments.get("encoder_hidden_states"))
-        self.local.turn = _Turn(run, run.call)
         last = position.index == position.total - 1
         kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
         if self.schedule.is_full(position.index, position.total) or not run.settled:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agentsd.arms import kind_of
 from agentsd.bench import power_law
 from agentsd.rows import Row, key_of, read_rows
 
@@ -42,17 +43,6 @@ def main(argv: list[str] | None = None) -> int:
         print(args.output / f"{name}.png")
         made += 1
     return 0 if made else 1
-
-
-def kind_of(arm: str) -> str:
-    """Who an arm belongs to: stock, fewer (steps), preset, ours, paper or rival."""
-    if arm in ("stock", "stock A/A"):
-        return "stock"
-    if arm.startswith("stock, steps"):
-        return "fewer"
-    if arm.startswith("preset "):
-        return "paper" if arm == "preset paper" else "preset"
-    return "ours" if arm.startswith(("pooled agents", "reuse ", "paper, ")) else "rival"
 
 
 def short(arm: str) -> str:

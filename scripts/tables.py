@@ -9,7 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from agentsd.arms import kind_of
 from agentsd.bench import power_law
+from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL
 from agentsd.rows import Row, key_of, newest, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +21,7 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "thre
 SCALING = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
 MAIN_SIZES = (512, 768)
-FEWEST = 6  # pairs for an interval
 SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
-OURS = ("preset", "pooled", "reuse", "paper")  # how the arms of agentsd begin
 # What the README shows of the two long tables; docs/benchmarks.md shows all.
 SHORT = (
     "stock",
@@ -169,7 +169,11 @@ def speed_table(rows: Sequence[Row]) -> str:
 
 def spread(pairs: int) -> str:
     """What stands in brackets: a bootstrap of few values ends at the least and the greatest of them."""
-    return "95% interval" if pairs >= FEWEST else f"95% interval (of fewer than {FEWEST}: their range)"
+    return (
+        "95% interval"
+        if pairs >= FEWEST_FOR_INTERVAL
+        else f"95% interval (of fewer than {FEWEST_FOR_INTERVAL}: their range)"
+    )
 
 
 def speed_cell(row: Row) -> str:
@@ -262,8 +266,8 @@ def sweep_table() -> str:
 def front_table() -> str:
     """For every rival, a setting of agentsd that is as fast and as good by every measure, or what is missing."""
     rows = read_rows(ROOT / "results" / "demo" / "front.jsonl")
-    ours = [row for row in rows if row["arm"].startswith(OURS)]
-    rivals = [row for row in rows if not row["arm"].startswith((*OURS, "stock A/A")) and row["arm"] != "stock"]
+    ours = [row for row in rows if kind_of(row["arm"]) in ("ours", "preset", "paper")]
+    rivals = [row for row in rows if kind_of(row["arm"]) in ("rival", "fewer")]
     if not ours or not rivals:
         return ""
     lines = [

@@ -35,7 +35,7 @@ def run(*command, **arguments):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    if "CI" not in os.environ:  # there `make package` has installed them, and nothing may be left out in silence
+    if "CI" not in os.environ:  # there nothing may be left out in silence
         pytest.importorskip("build")
         pytest.importorskip("twine")
     folder = tmp_path_factory.mktemp("dist")

@@ -239,6 +239,15 @@ class TestPerturbedAttentionGuidance:
 
 
 class TestControlNet:
+    @staticmethod
+    def assert_runs_and_is_undone(pipe, arguments, stock, patch, net):
+        with watch(pipe.controlnet) as calls:
+            assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
+        assert [call.config for call in calls] == expected(MIXED, calls)
+        patch.remove()
+        assert_same(net, snapshot(pipe.controlnet))
+        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
+
     def test_it_is_left_alone_unless_it_is_the_target(self):
         pipe = controlnet()[0]
         before = snapshot(pipe.controlnet)
@@ -256,12 +265,7 @@ class TestControlNet:
             ("down_blocks.1", 2),
             ("mid_block", 4),
         ]
-        with watch(pipe.controlnet) as calls:
-            assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
-        assert [call.config for call in calls] == expected(MIXED, calls)
-        patch.remove()
-        assert_same(net, snapshot(pipe.controlnet))
-        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
+        self.assert_runs_and_is_undone(pipe, arguments, stock, patch, net)
 
     def test_the_default_preset_serves_it(self):
         # A ControlNet has no up blocks, so nothing to reuse: the default must not fail on a supported target.
@@ -278,12 +282,7 @@ class TestControlNet:
         assert {(layer.name.split(".a")[0], layer.downsample) for layer in patch.report().layers} == {
             ("down_blocks.1", 1), ("down_blocks.2", 2), ("mid_block", 2)
         }  # fmt: skip
-        with watch(pipe.controlnet) as calls:
-            assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
-        assert [call.config for call in calls] == expected(MIXED, calls)
-        patch.remove()
-        assert_same(net, snapshot(pipe.controlnet))
-        assert torch.equal(draw(pipe, steps=8, **arguments), stock)
+        self.assert_runs_and_is_undone(pipe, arguments, stock, patch, net)
 
     def test_several_at_once_are_patched_one_by_one(self):
         first, second = make_controlnet(), make_controlnet()

@@ -15,6 +15,7 @@ import torch
 from agentsd.bench import environment, interleave, peak_memory, peak_reserved, speedup
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.statistics import spread_of
+from agentsd.plans import is_compiled
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
     for name, arm in by_name.items():
         with entries[name]():
             peak = peak_memory(partial(draw, arm, places), device=device)
-            attention, compiled = _attention(pipe.unet), _is_compiled(pipe.unet)
+            attention, compiled = _attention(pipe.unet), is_compiled(pipe.unet)
         rows[name] = {
             "steps": arm.steps,
             "seconds": whole[name],
@@ -251,14 +252,6 @@ def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, Any]:
 def _attention(unet: Any) -> list[str]:
     """Names of the classes that compute attention; empty where the UNet does not tell."""
     return sorted({type(processor).__name__ for processor in getattr(unet, "attn_processors", {}).values()})
-
-
-def _is_compiled(unet: Any) -> bool:
-    """Whether the UNet, or any part of it, runs through torch.compile."""
-    return any(
-        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-        for module in unet.modules()
-    )
 
 
 def _patching(entry: Callable[[], AbstractContextManager[Any]]) -> float:
