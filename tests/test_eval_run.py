@@ -357,9 +357,9 @@ def test_ratios_of_few_are_a_range_and_of_more_an_interval():
 
 
 def test_compiling_is_told(tiny_pipe):
-    assert timing._is_compiled(tiny_pipe.unet) is False
+    assert timing.is_compiled(tiny_pipe.unet) is False
     tiny_pipe.unet.mid_block.compile(backend="eager")
-    assert timing._is_compiled(tiny_pipe.unet) is True
+    assert timing.is_compiled(tiny_pipe.unet) is True
 
 
 def test_timing_alone_draws_no_files(place, tmp_path):
