@@ -193,6 +193,7 @@ class _Downsampled:
 
 
 POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2, max_agents=64)
+SAMPLED = {stride: AgentConfig(agents="sample", stride=stride) for stride in (2, 4, 8)}
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
@@ -301,7 +302,16 @@ def _front() -> dict[str, RunArm]:
     pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
     pooled["pooled agents, at most 64, two levels"] = POOLED_8
     pooled["pooled agents, stride 8, no shortcut"] = AgentConfig(agents="pool", stride=8, shortcut=0.0)
-    arms |= {name: _run(Schedule.constant(config)) for name, config in pooled.items()}
+    sampled = {f"sampled agents, stride {stride}": config for stride, config in SAMPLED.items()}
+    sampled["sampled agents, stride 4, fixed"] = replace(SAMPLED[4], randomize=False)
+    sampled["sampled agents, stride 4, two levels"] = replace(SAMPLED[4], max_downsample=2)
+    sampled["sampled agents, stride 4, all levels"] = replace(SAMPLED[4], max_downsample=4)
+    sampled["sampled agents, stride 8, two levels"] = replace(SAMPLED[8], max_downsample=2)
+    arms |= {name: _run(Schedule.constant(config)) for name, config in (pooled | sampled).items()}
+    for k in (2, 3, 4, 5, 6):
+        for stride in (2, 4, 8):
+            schedule = Schedule.constant(SAMPLED[stride], reuse=k, reuse_forecast=0.5)
+            arms[f"reuse {k} + sampled agents, stride {stride}, forecast 0.5"] = _run(schedule)
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
     for k in (2, 3, 4, 5, 6):
         for forecast in (0.0, 0.5):
@@ -330,7 +340,7 @@ def kind_of(arm: str) -> str:
         return "fewer"
     if arm.startswith("preset "):
         return "paper" if arm == "preset paper" else "preset"
-    return "ours" if arm.startswith(("pooled agents", "reuse ", "paper, ")) else "rival"
+    return "ours" if arm.startswith(("pooled agents", "sampled agents", "reuse ", "paper, ")) else "rival"
 
 
 # The same under torch.compile, for those who ask: compiling takes minutes.

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
-AgentSelection = Literal["merge", "pool"]
+AgentSelection = Literal["merge", "pool", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,9 @@ class AgentConfig:
     With feature tokens `F` (what is left after merging), `Q, K, V = F Wq, F Wk, F Wv`, agents `A` and head width `d`:
     `O = softmax(Q A^T (d^-0.5)^broadcast_exponent) softmax(A K^T d^-0.5) V + shortcut V`
     (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874; merging: Bolya & Hoffman, https://arxiv.org/abs/2303.17604).
+    Sampled agents are tokens that bring their own key and value instead of gathering:
+    `O = softmax(Q K_A^T d^-0.5) V_A` (downsampled keys: Smith et al., https://arxiv.org/abs/2402.13573; drawn anew at
+    every step and recentred, see `agentsd.tokens.sample_tokens`, here).
 
     Args:
         merge_ratio: Share of the grid's tokens merged into similar ones before attention, in [0, 1). At most
@@ -24,16 +27,21 @@ class AgentConfig:
         agent_ratio: Share of the grid's tokens merged away to leave the agents, in (0, 1); `"auto"` keeps one agent
             per `stride x stride` cell; `None` means merging only, followed by ordinary attention.
         agents: `"merge"` takes agents by token merging (ranked by similarity, cost N^2 / stride^2); `"pool"` averages
-            the queries of each `stride x stride` cell (cost N, exactly one agent per cell).
+            the queries of each `stride x stride` cell (cost N, exactly one agent per cell); `"sample"` draws one token
+            of each cell, which does not gather (half of the cost of pooling).
         stride: Side of a grid cell in tokens, at the finest patched level; half as much at each coarser one, but at
             least 2, so that a coarse level is not left with a handful of agents.
-        max_agents: Most pooled agents of a level: on larger grids the cells they average grow instead, so that the cost
+        min_agents: Fewest pooled or sampled agents of a level: on smaller grids the cells shrink instead, down to 2x2.
+        max_agents: Most pooled or sampled agents of a level: on larger grids the cells grow instead, so that the cost
             stays linear in the number of tokens. `None` sets no limit, and agents grow with the grid.
-        broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper.
-        shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution.
+        broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper. Sampled
+            agents have the plain scale.
+        shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution. Sampled agents have
+            none.
         max_downsample: Coarsest level to patch, as a downsampling factor relative to the finest level *that has
             attention*: 1 is that level alone, 2 also the next, 4 the next two.
-        randomize: Whether a cell's merge destination is drawn anew each step (from the seed) or is its top-left token.
+        randomize: Whether a cell's merge destination or sampled agent is drawn anew each step (from the seed); if not,
+            it is the cell's top-left token or its middle.
 
     Raises:
         ValueError: If a field is out of range, or the combination cannot be faster than merging alone.
@@ -47,6 +55,7 @@ class AgentConfig:
     agent_ratio: float | Literal["auto"] | None = "auto"
     agents: AgentSelection = "merge"
     stride: int = 4
+    min_agents: int | None = None
     max_agents: int | None = None
     broadcast_exponent: float = 0.3
     shortcut: float = 0.075
@@ -64,16 +73,19 @@ class AgentConfig:
                     f"agent_ratio={self.agent_ratio!r} must lie in (0, 1), or be 'auto' (one agent per cell) "
                     "or None (merging only)."
                 )
-        if self.agents not in ("merge", "pool"):
-            raise ValueError(f"agents={self.agents!r} must be 'merge' or 'pool'.")
+        if self.agents not in get_args(AgentSelection):
+            raise ValueError(f"agents={self.agents!r} must be 'merge', 'pool' or 'sample'.")
         _check_int("stride", self.stride, minimum=2)
-        if self.max_agents is not None:
-            _check_int("max_agents", self.max_agents, minimum=1)
-            if self.agents != "pool":
-                raise ValueError(
-                    f"max_agents={self.max_agents!r} belongs to agents='pool'; leave it out for merged agents, "
-                    "which are as many as there are whole cells."
-                )
+        for name, bound in (("min_agents", self.min_agents), ("max_agents", self.max_agents)):
+            if bound is not None:
+                _check_int(name, bound, minimum=1)
+                if self.agents == "merge":
+                    raise ValueError(
+                        f"{name}={bound!r} belongs to agents='pool' and 'sample'; leave it out for merged agents, "
+                        "which are as many as there are whole cells."
+                    )
+        if self.min_agents is not None and self.max_agents is not None and self.min_agents > self.max_agents:
+            raise ValueError(f"min_agents={self.min_agents} must be at most max_agents={self.max_agents}.")
         _check_number("broadcast_exponent", self.broadcast_exponent)
         if not 0 <= self.broadcast_exponent <= 2:
             raise ValueError(f"broadcast_exponent={self.broadcast_exponent!r} must lie in [0, 2]; published: 0.3.")
@@ -93,6 +105,11 @@ class AgentConfig:
         return 1 - 1 / self.stride**2
 
     @property
+    def gathers(self) -> bool:
+        """Whether agents gather from all keys and values, as the published ones do; sampled agents do not."""
+        return self.agents != "sample"
+
+    @property
     def uses_ranking(self) -> bool:
         """Whether tokens must be ranked by similarity (to merge features or to select agents)."""
         return self.merge_ratio > 0 or (self.agent_ratio is not None and self.agents == "merge")
@@ -107,15 +124,22 @@ class AgentConfig:
         stride = max(2, self.stride // downsample)
         return self if stride == self.stride else replace(self, stride=stride, max_downsample=1)
 
-    def pool_stride(self, height: int, width: int) -> int:
-        """Return the side of the cells that pooled agents average on a grid: `stride`, or more to keep `max_agents`.
+    def cell_stride(self, height: int, width: int) -> int:
+        """Return the side of the cells of pooled or sampled agents on a grid, so that their number keeps its bounds.
 
         Example:
-            >>> AgentConfig(agents="pool", stride=8, max_agents=256).pool_stride(192, 192)
-            12
+            >>> config = AgentConfig(agents="pool", stride=8, min_agents=64, max_agents=256)
+            >>> [config.cell_stride(side, side) for side in (16, 32, 64, 192)]
+            [2, 4, 8, 12]
         """
+
+        def number(stride: int) -> int:
+            return math.ceil(height / stride) * math.ceil(width / stride)
+
         stride = self.stride
-        while self.max_agents is not None and math.ceil(height / stride) * math.ceil(width / stride) > self.max_agents:
+        while self.min_agents is not None and stride > 2 and number(stride) < self.min_agents:
+            stride -= 1
+        while self.max_agents is not None and number(stride) > self.max_agents:
             stride += 1
         return stride
 
@@ -123,7 +147,8 @@ class AgentConfig:
         """Return how many tokens become features and agents on a grid; `None` if nothing is left to do there.
 
         That is so on a grid that holds no whole cell. Where agents would not be fewer than half of the features (small
-        grids, whose cut-off cells keep more of them) there are none, and attention is ordinary.
+        grids, whose cut-off cells keep more of them; sampled ones: than all features) there are none, and attention is
+        ordinary.
 
         Example:
             >>> AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4).count_tokens(64, 64)
@@ -135,23 +160,28 @@ class AgentConfig:
             return None
         features = tokens - min(int(self.merge_ratio * tokens), sources)
         agents: int | None = None
-        if self.agents == "pool":
-            stride = self.pool_stride(height, width)
+        if self.agents != "merge":
+            stride = self.cell_stride(height, width)
             agents = math.ceil(height / stride) * math.ceil(width / stride)
         elif self.agent_ratio is not None:
             share = 1.0 if self.agent_ratio == "auto" else self.agent_ratio
             agents = tokens - min(int(share * tokens), sources)
-        if agents is not None and 2 * agents >= features:
+        if agents is not None and self._passes * agents >= features:
             agents = None
         if agents is None and features == tokens:
             return None
         return TokenCounts(tokens, features, agents)
 
+    @property
+    def _passes(self) -> int:
+        """Softmax attentions over the agents: to gather and to broadcast."""
+        return 2 if self.gathers else 1
+
     def _check_combination(self) -> None:
         if self.agent_ratio is None:
-            if self.agents == "pool":
+            if self.agents != "merge":
                 raise ValueError(
-                    "agents='pool' with agent_ratio=None has no agents to pool; "
+                    f"agents={self.agents!r} with agent_ratio=None has no agents to {self.agents}; "
                     "leave agent_ratio='auto', or use agents='merge' for merging only."
                 )
             if self.merge_ratio == 0:
@@ -160,23 +190,29 @@ class AgentConfig:
                     "or put None in the place of this config for stock attention."
                 )
             return
-        if self.agents == "pool" and self.agent_ratio != "auto":
+        if self.agents != "merge" and self.agent_ratio != "auto":
             raise ValueError(
-                f"agent_ratio={self.agent_ratio!r} does not apply to agents='pool', which keeps one agent per "
+                f"agent_ratio={self.agent_ratio!r} does not apply to agents={self.agents!r}, which keeps one agent per "
                 f"stride x stride cell; leave agent_ratio='auto' and set stride (now {self.stride})."
             )
+        for name in () if self.gathers else ("broadcast_exponent", "shortcut"):
+            if getattr(self, name) != getattr(AgentConfig, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} does not apply to agents='sample', which do not gather; leave it "
+                    "out, or use agents='pool'."
+                )
         stride = max(2, self.stride // self.max_downsample)  # the coarsest level's, where the most agents are kept
         most = 1 - 1 / stride**2
         kept_features = 1 - min(self.merge_ratio, self.max_merge_ratio)
         wanted = most if self.agent_ratio == "auto" else self.agent_ratio
         kept_agents = 1 - min(wanted, most)
         # Two passes over n agents cost 4nNC against 2N^2C for softmax attention: no gain unless 2n < N.
-        if 2 * kept_agents >= kept_features:
+        if self._passes * kept_agents >= kept_features:
             raise ValueError(
                 f"agent_ratio={self.agent_ratio!r} with stride={stride} keeps {kept_agents:.4g} of the tokens as "
                 f"agents and merge_ratio={self.merge_ratio!r} keeps {kept_features:.4g} as features: agents pay only "
-                "while 2 * agents < features. Raise agent_ratio or stride, lower merge_ratio or max_downsample, "
-                "or set agent_ratio=None for merging only."
+                f"while {'2 * ' * self.gathers}agents < features. Raise agent_ratio or stride, lower merge_ratio or "
+                "max_downsample, or set agent_ratio=None for merging only."
             )
 
 

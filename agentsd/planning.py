@@ -23,10 +23,9 @@ from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
 from agentsd.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
-from agentsd.processor import SITE, LevelPlan, attend
+from agentsd.processor import SITE, attend, level_plan
 from agentsd.reuse import caches_already, shallow_pass
 from agentsd.runtime import grid_at
-from agentsd.tokens import cell_pattern
 
 if TYPE_CHECKING:
     from agentsd.sites import Candidate
@@ -231,11 +230,9 @@ def _layer_seconds(site: "Candidate", grid: tuple[int, int], batch: int, setting
     attn = site.attn
     weight = attn.to_q.weight
     tokens = torch.randn(batch, grid[0] * grid[1], attn.query_dim).to(weight.device, weight.dtype)
-    counts = setting.count_tokens(*grid)
-    if counts is None:
+    level = level_plan(*grid, setting, weight.device)
+    if level is None:
         raise ValueError(f"grid {grid[0]}x{grid[1]} holds no whole cell of stride {setting.stride}.")
-    pattern = cell_pattern(*grid, setting.stride).to(weight.device) if setting.uses_ranking else None
-    level = LevelPlan(*grid, setting, counts, pattern)
     runs: dict[str, Callable[[], object]] = {
         "stock": lambda: attn(tokens),
         "agents": lambda: attend(attn, tokens, tokens, level),

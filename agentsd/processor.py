@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.attention import agent_attention
 from agentsd.config import AgentConfig, TokenCounts
-from agentsd.tokens import CellPattern, TokenMap, pool_tokens, rank_tokens
+from agentsd.tokens import (
+    CellPattern,
+    TokenMap,
+    cell_pattern,
+    draw_tokens,
+    pool_tokens,
+    rank_tokens,
+    sample_tokens,
+)
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -28,7 +37,24 @@ class LevelPlan:
     width: int
     config: AgentConfig
     counts: TokenCounts
-    pattern: CellPattern | None  # None if nothing is ranked
+    pattern: CellPattern | None = None  # None if nothing is ranked
+    drawn: Tensor | None = None  # the tokens that are agents, int64 [n]; None if they are not sampled
+
+
+def level_plan(height: int, width: int, config: AgentConfig, device: torch.device | None = None) -> LevelPlan | None:
+    """Return what settings do on a grid, with nothing drawn at random; `None` if nothing is left to do there.
+
+    Example:
+        >>> level_plan(8, 8, AgentConfig(agents="sample", stride=4)).drawn.tolist()
+        [18, 22, 50, 54]
+    """
+    counts = config.count_tokens(height, width)
+    if counts is None:
+        return None
+    pattern = cell_pattern(height, width, config.stride).to(device) if config.uses_ranking else None
+    draws = counts.agents is not None and not config.gathers
+    drawn = draw_tokens(height, width, config.cell_stride(height, width)).to(device) if draws else None
+    return LevelPlan(height, width, config, counts, pattern, drawn)
 
 
 @dataclass(frozen=True)
@@ -189,8 +215,11 @@ def _problem(
 def attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
     """Merge, attend (through agents or directly), project out and unmerge: [B, N, C] -> [B, N, C]."""
     features, token_map, agent_tokens, _ = cut_tokens(tokens, metric, plan)
-    query, key, value = (split_heads(attn, project(features)) for project in (attn.to_q, attn.to_k, attn.to_v))
-    if agent_tokens is None:
+    # Sampled agents bring their own keys and values.
+    keepers = features if agent_tokens is None or plan.config.gathers else agent_tokens
+    query = split_heads(attn, attn.to_q(features))
+    key, value = (split_heads(attn, project(keepers)) for project in (attn.to_k, attn.to_v))
+    if agent_tokens is None or not plan.config.gathers:
         attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
     else:
         attended = agent_attention(
@@ -212,11 +241,11 @@ class Cut(NamedTuple):
     features: Tensor
     feature_map: TokenMap | None  # None if nothing is merged
     agents: Tensor | None  # None if there are none
-    agent_map: TokenMap | None  # None if they are pooled
+    agent_map: TokenMap | None  # None if they are pooled or sampled
 
 
 def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
-    """Merge tokens [B, N, C] into features and, by one ranking, into agents, or pool the agents, as the plan says."""
+    """Merge tokens [B, N, C] into features and, by one ranking, into agents, or pool or sample these, as planned."""
     config, counts = plan.config, plan.counts
     features, feature_map, agents, agent_map, ranking = tokens, None, None, None, None
     if plan.pattern is not None:
@@ -225,8 +254,10 @@ def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
         feature_map = ranking.cut(counts.tokens - counts.features)
         features = feature_map.merge(tokens)
     if counts.agents is not None:
-        if config.agents == "pool" or ranking is None:
-            agents = pool_tokens(tokens, plan.height, plan.width, config.pool_stride(plan.height, plan.width))
+        if plan.drawn is not None:
+            agents = sample_tokens(tokens, plan.drawn.to(tokens.device))
+        elif config.agents == "pool" or ranking is None:
+            agents = pool_tokens(tokens, plan.height, plan.width, config.cell_stride(plan.height, plan.width))
         else:
             agent_map = ranking.cut(counts.tokens - counts.agents)
             agents = agent_map.merge(tokens)

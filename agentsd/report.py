@@ -88,9 +88,10 @@ def _describe(config: AgentConfig | None) -> str:
     merging = f"merge {config.merge_ratio:g} (stride {config.stride})" if config.merge_ratio else "no merging"
     if config.agent_ratio is None:
         return f"{merging}, no agents, levels down to /{config.max_downsample}"
-    kind = "pooled" if config.agents == "pool" else "merged"
+    kind = {"merge": "merged", "pool": "pooled", "sample": "sampled"}[config.agents]
+    least = f", at least {config.min_agents}" if config.min_agents is not None else ""
     most = f", at most {config.max_agents}" if config.max_agents is not None else ""
-    return f"{merging}, {kind} agents (stride {config.stride}{most}), levels down to /{config.max_downsample}"
+    return f"{merging}, {kind} agents (stride {config.stride}{least}{most}), levels down to /{config.max_downsample}"
 
 
 def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int]) -> str:

@@ -6,6 +6,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,12 +19,12 @@ from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
 from agentsd.reuse import bind_arguments, obstacle, shallow_pass
 from agentsd.steps import Position, StepReader, shares_memory
-from agentsd.tokens import CellPattern, cell_pattern
+from agentsd.tokens import CellPattern, cell_pattern, draw_tokens
 
 if TYPE_CHECKING:
     from agentsd.sites import Candidate, Skipped
 
-_CACHED_PATTERNS = 256
+_CACHED_CHOICES = 256  # cell patterns and drawn tokens
 _REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its deep features
 _LONGEST_CHAIN = 32  # functions around a UNet's forward that are looked through
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
@@ -126,12 +127,12 @@ class Runtime:
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
         self.local = threading.local()
-        self.patterns: OrderedDict[tuple[Any, ...], CellPattern] = OrderedDict()
+        self.choices: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.lock = threading.Lock()
         self.warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "local", "patterns", "lock", "warned"}
+        volatile = {"pipes", "local", "choices", "lock", "warned"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -288,11 +289,13 @@ class Runtime:
             counts = here.count_tokens(height, width)
             if counts is None:
                 continue
-            pattern = None
+            index = position.index if here.randomize else None
+            pattern, drawn = None, None
             if here.uses_ranking:
-                index = position.index if here.randomize else None
                 pattern = self._pattern(index, height, width, here.stride, sample.device)
-            levels[level] = LevelPlan(height, width, here, counts, pattern)
+            if counts.agents is not None and not here.gathers:
+                drawn = self._drawn(index, height, width, here.cell_stride(height, width), sample.device)
+            levels[level] = LevelPlan(height, width, here, counts, pattern, drawn)
         return levels
 
     def left_stock(self, config: AgentConfig) -> frozenset[int]:
@@ -300,20 +303,36 @@ class Runtime:
         return frozenset() if self.plan is None else self.plan.stock_levels(config)
 
     def _pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
-        key = (index, height, width, stride, device)
+        def make() -> CellPattern:
+            generator = None if index is None else self._generator(index, height, width, stride)
+            return cell_pattern(height, width, stride, generator).to(device)
+
+        made: CellPattern = self._cached(("pattern", index, height, width, stride, device), make)
+        return made
+
+    def _drawn(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> Tensor:
+        def make() -> Tensor:
+            # One order of each cell's tokens for the whole run: its steps draw each in turn.
+            generator = None if index is None else self._generator("sample", height, width, stride)
+            return draw_tokens(height, width, stride, index or 0, generator).to(device)
+
+        made: Tensor = self._cached(("drawn", index, height, width, stride, device), make)
+        return made
+
+    def _generator(self, *words: object) -> torch.Generator:
+        """Return a generator that depends on what is drawn, not on what ran before: equal calls give equal images."""
+        text = " ".join(str(word) for word in (self.seed, *words))
+        digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest))
+
+    def _cached(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         with self.lock:
-            if key not in self.patterns:
-                generator = None
-                if index is not None:
-                    # Drawn from what the step is, not from what ran before: equal calls give equal images.
-                    words = f"{self.seed} {index} {height} {width} {stride}".encode()
-                    digest = hashlib.blake2b(words, digest_size=7).digest()
-                    generator = torch.Generator().manual_seed(int.from_bytes(digest))
+            if key not in self.choices:
                 with torch.inference_mode(False):  # an inference tensor could not serve a training step later
-                    self.patterns[key] = cell_pattern(height, width, stride, generator).to(device)
-                if len(self.patterns) > _CACHED_PATTERNS:
-                    self.patterns.popitem(last=False)
-            return self.patterns[key]
+                    self.choices[key] = make()
+                if len(self.choices) > _CACHED_CHOICES:
+                    self.choices.popitem(last=False)
+            return self.choices[key]
 
     def warn_once(self, message: str) -> None:
         """Warn, unless this denoiser said the same before."""

@@ -1,4 +1,4 @@
-"""Choosing and merging tokens on a grid: cell patterns, similarity ranking, merge maps, pooling (pure functions)."""
+"""Choosing and merging tokens on a grid: cell patterns, ranking, merge maps, pooling, sampling (pure functions)."""
 
 from dataclasses import dataclass
 
@@ -22,8 +22,8 @@ class CellPattern:
     destinations: Tensor
     sources: Tensor
 
-    def to(self, device: torch.device) -> "CellPattern":
-        """Return the pattern on `device`."""
+    def to(self, device: torch.device | None) -> "CellPattern":
+        """Return the pattern on `device` (`None`: where it is)."""
         return CellPattern(self.destinations.to(device), self.sources.to(device))
 
 
@@ -195,6 +195,80 @@ def pool_tokens(tokens: Tensor, height: int, width: int, stride: int) -> Tensor:
     image = tokens.view(batch, height, width, channels).permute(0, 3, 1, 2)
     pooled = F.avg_pool2d(image, stride, ceil_mode=True, count_include_pad=False)
     return pooled.flatten(2).transpose(1, 2)
+
+
+def draw_tokens(
+    height: int, width: int, stride: int, index: int = 0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw one token of every cell of a grid: at random, but in a row of draws none twice before all have been drawn.
+
+    The grid is divided into as many cells as cells of `stride x stride` would cover it, of equal size but for one row
+    or column of tokens, so that every token stands for about as many.
+
+    Args:
+        height: Grid height in tokens.
+        width: Grid width in tokens.
+        stride: Side of a cell in tokens, at most.
+        index: Which of a row of draws: the place in every cell's random order of its tokens, over and over.
+        generator: CPU generator to draw those orders from; `None` takes the middle of each cell at every draw.
+
+    Returns:
+        Token indices, int64 [ceil(height / stride) * ceil(width / stride)], cell by cell, on the CPU.
+
+    Example:
+        >>> draws = [draw_tokens(4, 4, 2, i, torch.Generator().manual_seed(0)) for i in range(4)]
+        >>> sorted(torch.cat(draws).tolist()) == list(range(16))
+        True
+    """
+    tops, bottoms = cell_edges(height, stride)
+    lefts, rights = cell_edges(width, stride)
+    heights, widths = (bottoms - tops)[:, None], (rights - lefts)[None, :]
+    if generator is None:
+        y, x = heights // 2, widths // 2
+    else:
+        size = heights * widths
+        most = int(size.max())
+        order = torch.rand(*size.shape, most, generator=generator)
+        order = order.masked_fill(torch.arange(most) >= size[..., None], 2.0).argsort(dim=-1)  # no such tokens: last
+        member = order.gather(-1, (index % size)[..., None]).squeeze(-1)
+        y, x = member // widths, member % widths
+    return ((tops[:, None] + y) * width + lefts[None, :] + x).flatten()
+
+
+def cell_edges(length: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Return where the cells begin and end that sampled agents are drawn from, in one direction.
+
+    Example:
+        >>> [edges.tolist() for edges in cell_edges(7, 3)]
+        [[0, 2, 4], [2, 4, 7]]
+    """
+    number = -(-length // stride)
+    edges = torch.arange(number + 1) * length // number
+    return edges[:-1], edges[1:]
+
+
+def sample_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Take some tokens and shift them all alike, so that their mean is that of all tokens.
+
+    `S = F[index] + mean(F) - mean(F[index])`: a common shift of keys changes no softmax, so it corrects the values
+    alone (a control variate), exactly where attention is uniform.
+
+    Args:
+        tokens: Tokens, [B, N, C].
+        index: Which to take, int64 [n].
+
+    Returns:
+        The tokens, [B, n, C].
+
+    Example:
+        >>> sample_tokens(torch.tensor([[[1.0], [2.0], [6.0]]]), torch.tensor([0, 1])).flatten().tolist()
+        [2.5, 3.5]
+    """
+    taken = tokens.index_select(1, index)
+    # In float32: the difference of two means of 16-bit tokens is of the size of their rounding.
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    shift = tokens.mean(1, keepdim=True, dtype=wide) - taken.mean(1, keepdim=True, dtype=wide)
+    return (taken + shift).to(tokens.dtype)
 
 
 def take_rows(tokens: Tensor, index: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from agentsd.config import AgentConfig
 from agentsd.patch import denoiser_of
 from agentsd.processor import SITE, LevelPlan, cut_tokens, split_heads
 from agentsd.runtime import Runtime
+from agentsd.tokens import cell_edges
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Recording:
         """Return both softmaxes of agent attention, averaged over the heads.
 
         They are `softmax(A K^T d^-0.5)` and `softmax(Q A^T (d^-0.5)^broadcast_exponent)`
-        (https://arxiv.org/abs/2312.08874); a merged token shows the value of the feature that it went into.
+        (https://arxiv.org/abs/2312.08874); a merged token shows the value of the feature that it went into. A sampled
+        agent gathers from its own token alone, and tokens take from it by `softmax(Q K_A^T d^-0.5)`.
 
         Returns:
             What agents gather, [B, n, N], and what tokens take from agents, [B, N, n].
@@ -55,13 +57,18 @@ class Recording:
         if cut.agents is None:
             raise ValueError(f"call={self.call} of {self.name} merged without agents; look at an agent phase.")
         attn, scale = self.attn, self.attn.scale
-        query, key = (split_heads(attn, project(cut.features)).float() for project in (attn.to_q, attn.to_k))
-        agents = split_heads(attn, attn.to_q(cut.agents)).float()
-        gather = (agents @ key.transpose(-1, -2) * scale).softmax(-1).mean(1)
-        exponent = self.plan.config.broadcast_exponent
+        query = split_heads(attn, attn.to_q(cut.features)).float()
+        if self.plan.drawn is not None:
+            agents, exponent = split_heads(attn, attn.to_k(cut.agents)).float(), 1.0
+            gather = F.one_hot(self.plan.drawn, self.plan.counts.tokens).to(query).expand(len(query), -1, -1)
+        else:
+            agents, exponent = split_heads(attn, attn.to_q(cut.agents)).float(), self.plan.config.broadcast_exponent
+            key = split_heads(attn, attn.to_k(cut.features)).float()
+            gather = (agents @ key.transpose(-1, -2) * scale).softmax(-1).mean(1)
+            if cut.feature_map is not None:
+                gather = cut.feature_map.unmerge(gather.transpose(1, 2)).transpose(1, 2)
         broadcast = (query @ agents.transpose(-1, -2) * scale**exponent).softmax(-1).mean(1)
         if cut.feature_map is not None:
-            gather = cut.feature_map.unmerge(gather.transpose(1, 2)).transpose(1, 2)
             broadcast = cut.feature_map.unmerge(broadcast)
         return gather, broadcast
 
@@ -69,7 +76,8 @@ class Recording:
     def agent_places(self, sample: int = -1) -> Tensor:
         """Return where the agents are, in tokens from the top left: [n, 2], rows of (y, x).
 
-        A pooled agent is in the middle of its cell, a merged one at its destination or kept token.
+        A pooled agent is in the middle of its cell, a merged one at its destination or kept token, a sampled one at its
+        token.
 
         Args:
             sample: Which of the batch; pipelines put the guided half last.
@@ -81,12 +89,15 @@ class Recording:
         if self.plan.counts.agents is None:
             raise ValueError(f"call={self.call} of {self.name} merged without agents; look at an agent phase.")
         agent_map = cut_tokens(self.tokens, self.metric, self.plan).agent_map
-        if agent_map is None:
-            stride = self.plan.config.pool_stride(height, width)
+        if self.plan.drawn is not None:
+            index = self.plan.drawn.cpu()
+        elif agent_map is not None:
+            index = torch.cat([agent_map.kept[sample], agent_map.destinations]).cpu()
+        else:
+            stride = self.plan.config.cell_stride(height, width)
             rows, columns = ((torch.arange(0, side, stride), side) for side in (height, width))
             y, x = ((start + (start + stride).clamp(max=side)) / 2 for start, side in (rows, columns))
             return torch.cartesian_prod(y, x)
-        index = torch.cat([agent_map.kept[sample], agent_map.destinations]).cpu()
         return torch.stack([index // width + 0.5, index % width + 0.5], dim=-1)
 
     @torch.no_grad()
@@ -202,7 +213,7 @@ def multiply_adds(height: int, width: int, channels: int, config: AgentConfig | 
     ranking = (tokens - cells) * cells * channels if config.uses_ranking else 0
     if counts.agents is None:
         return ranking + 2 * counts.features**2 * channels
-    return ranking + 4 * counts.agents * counts.features * channels
+    return ranking + (4 if config.gathers else 2) * counts.agents * counts.features * channels
 
 
 def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
@@ -229,15 +240,22 @@ def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
     places = recording.agent_places().numpy()
     axes = _axes(axes)
     height, width, config = recording.plan.height, recording.plan.width, recording.plan.config
-    stride = config.pool_stride(height, width) if config.agents == "pool" else config.stride
+    stride = config.stride if config.agents == "merge" else config.cell_stride(height, width)
     axes.imshow(picture, extent=(0, width, height, 0))
-    for line in range(stride, height, stride):
+    for line in _cell_lines(height, stride, config.agents):
         axes.axhline(line, color="white", linewidth=0.4)
-    for line in range(stride, width, stride):
+    for line in _cell_lines(width, stride, config.agents):
         axes.axvline(line, color="white", linewidth=0.4)
     axes.scatter(places[:, 1], places[:, 0], s=6, color="black", edgecolors="white", linewidths=0.4)
     axes.set_title(f"{len(places)} agents for {height * width} tokens")
     return _bare(axes)
+
+
+def _cell_lines(length: int, stride: int, agents: str) -> list[int]:
+    """Return where cells meet: sampled agents' are of equal size, the others' cut off at the border."""
+    if agents == "sample":
+        return cell_edges(length, stride)[0].tolist()[1:]
+    return list(range(stride, length, stride))
 
 
 def draw_map(weights: Tensor, recording: Recording, picture: Any, axes: Any = None, title: str = "") -> Any:

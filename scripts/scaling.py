@@ -19,9 +19,8 @@ from agentsd import PRESETS, AgentConfig
 from agentsd.architectures import ARCHITECTURES, random_attention
 from agentsd.bench import environment, interleave, power_law, speedup
 from agentsd.precision import dtype_name
-from agentsd.processor import LevelPlan, attend
+from agentsd.processor import LevelPlan, attend, level_plan
 from agentsd.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.tokens import cell_pattern
 
 KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "layers",
        "device", "threads", "torch", "diffusers")  # fmt: skip
@@ -34,6 +33,8 @@ ARMS: dict[str, AgentConfig | None] = {
     "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
     "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
     "pooled agents, at most 256": AgentConfig(agents="pool", stride=4, max_agents=256),
+    "sampled agents, stride 4": AgentConfig(agents="sample", stride=4),
+    "sampled agents, at most 256": AgentConfig(agents="sample", stride=4, max_agents=256),
 }
 
 
@@ -116,11 +117,10 @@ def measure(layers: list[Any], grid: int, args: argparse.Namespace) -> dict[str,
 
 
 def plan(config: AgentConfig, grid: int, device: str) -> LevelPlan:
-    counts = config.count_tokens(grid, grid)
-    if counts is None:
+    level = level_plan(grid, grid, config, torch.device(device))
+    if level is None:
         raise ValueError(f"--grid {grid} holds no whole cell of stride {config.stride}; give a larger one.")
-    pattern = cell_pattern(grid, grid, config.stride).to(device) if config.uses_ranking else None
-    return LevelPlan(grid, grid, config, counts, pattern)
+    return level
 
 
 def run_layers(layers: list[Any], level: LevelPlan | None, tokens: torch.Tensor) -> None:

@@ -25,10 +25,9 @@ from agentsd.demo import held_out_prompts, model_path
 from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
 from agentsd.metrics import relative_l2
 from agentsd.precision import dtype_name
-from agentsd.processor import LevelPlan, attend
+from agentsd.processor import attend, level_plan
 from agentsd.runtime import grid_at
 from agentsd.sites import Candidate, find_sites
-from agentsd.tokens import cell_pattern
 
 AXES: dict[str, tuple] = {
     "broadcast_exponent": (0.3, 0.5, 0.7, 1.0),
@@ -218,11 +217,10 @@ def layer_errors(config: AgentConfig, inputs: list[LayerInput]) -> dict[str, flo
         if given.downsample > config.max_downsample:
             continue
         here = config.at_downsample(given.downsample)
-        counts = here.count_tokens(*given.grid)
-        if counts is None:
+        level = level_plan(*given.grid, here, given.tokens.device)
+        if level is None:
             continue
-        pattern = cell_pattern(*given.grid, here.stride).to(given.tokens.device) if here.uses_ranking else None
-        ours = attend(given.site.attn, given.tokens, given.metric, LevelPlan(*given.grid, here, counts, pattern))
+        ours = attend(given.site.attn, given.tokens, given.metric, level)
         errors.setdefault(str(given.downsample), []).extend(relative_l2(ours, given.output).tolist())
     return {level: round(statistics.median(values), 4) for level, values in errors.items()}
 

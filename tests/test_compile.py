@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from probe import AGENTS, MERGE, POOL, unet_inputs
+from probe import AGENTS, MERGE, POOL, SAMPLE, unet_inputs
 from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -135,7 +135,10 @@ def test_apply_and_remove_take_effect_after_compiling(compiled):
     "config",
     [
         AgentConfig(merge_ratio=0.3),
-        *(pytest.param(config, marks=pytest.mark.slow) for config in (AGENTS, AgentConfig(agents="pool"), MERGE)),
+        *(
+            pytest.param(config, marks=pytest.mark.slow)
+            for config in (AGENTS, AgentConfig(agents="pool"), SAMPLE, MERGE)
+        ),
     ],
 )
 def test_another_size_is_another_graph_with_the_right_values(config):

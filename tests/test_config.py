@@ -19,7 +19,7 @@ from agentsd.config import TokenCounts
         (dict(merge_ratio=math.nan), r"merge_ratio=nan must be a finite number"),
         (dict(merge_ratio=True), r"merge_ratio=True must be a finite number"),
         (dict(agent_ratio=1.0), r"agent_ratio=1\.0 must lie in \(0, 1\), or be 'auto'"),
-        (dict(agents="grid"), r"agents='grid' must be 'merge' or 'pool'"),
+        (dict(agents="grid"), r"agents='grid' must be 'merge', 'pool' or 'sample'"),
         (dict(stride=1), r"stride=1 must be an integer of at least 2"),
         (dict(stride=2.0), r"stride=2\.0 must be an integer"),
         (dict(broadcast_exponent=-1), r"broadcast_exponent=-1 must lie in \[0, 2\]; published: 0\.3"),
@@ -28,7 +28,13 @@ from agentsd.config import TokenCounts
         (dict(max_downsample=0), r"max_downsample=0 must be an integer of at least 1"),
         (dict(randomize=1), r"randomize=1 must be True or False"),
         (dict(agents="pool", max_agents=0), r"max_agents=0 must be an integer of at least 1"),
-        (dict(max_agents=64), r"max_agents=64 belongs to agents='pool'"),
+        (dict(max_agents=64), r"max_agents=64 belongs to agents='pool' and 'sample'"),
+        (dict(min_agents=64), r"min_agents=64 belongs to agents='pool' and 'sample'"),
+        (dict(agents="sample", min_agents=65, max_agents=64), r"min_agents=65 must be at most max_agents=64"),
+        (dict(agents="sample", shortcut=0.0), r"shortcut=0\.0 does not apply to agents='sample'"),
+        (dict(agents="sample", broadcast_exponent=1.0), r"broadcast_exponent=1\.0 does not apply to agents='sample'"),
+        (dict(agents="sample", agent_ratio=None), r"agents='sample' with agent_ratio=None has no agents to sample"),
+        (dict(agents="sample", merge_ratio=0.75, stride=2), r"agents pay only while agents < features"),
         (dict(agent_ratio=None), r"merge_ratio=0 with agent_ratio=None changes nothing"),
         (dict(agents="pool", agent_ratio=None), r"agents='pool' with agent_ratio=None has no agents to pool"),
         (dict(agents="pool", agent_ratio=0.9), r"agent_ratio=0\.9 does not apply to agents='pool'"),
@@ -61,6 +67,11 @@ def test_settings_are_frozen_and_keyword_only():
         (AgentConfig(agents="pool", stride=4, max_agents=256), (64, 64), TokenCounts(4096, 4096, 256)),
         (AgentConfig(agents="pool", stride=4, max_agents=256), (192, 192), TokenCounts(36864, 36864, 256)),
         (AgentConfig(agents="pool", stride=2, max_agents=6), (9, 5), TokenCounts(45, 45, 6)),
+        (AgentConfig(agents="pool", stride=8, min_agents=64), (64, 64), TokenCounts(4096, 4096, 64)),
+        (AgentConfig(agents="pool", stride=8, min_agents=64), (32, 32), TokenCounts(1024, 1024, 64)),
+        (AgentConfig(agents="pool", stride=8, min_agents=64), (8, 8), TokenCounts(64, 64, 16)),
+        (AgentConfig(agents="sample", stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (AgentConfig(agents="sample", stride=2, merge_ratio=0.6), (4, 4), TokenCounts(16, 7, 4)),
         (AgentConfig(), (3, 64), None),
         # The cells that the border cuts off keep agents too: no longer fewer than half of the features.
         (AgentConfig(agents="pool", stride=4, merge_ratio=0.8), (5, 5), TokenCounts(25, 5, None)),
@@ -155,7 +166,7 @@ def test_ratio_replaces_the_merge_ratio_of_every_phase():
 
 @given(
     st.sampled_from([2, 3, 4, 8]),
-    st.sampled_from(["merge", "pool"]),
+    st.sampled_from(["merge", "pool", "sample"]),
     st.floats(0, 0.99),
     st.one_of(st.just("auto"), st.floats(0.01, 0.99)),
     st.integers(1, 12),
@@ -163,13 +174,14 @@ def test_ratio_replaces_the_merge_ratio_of_every_phase():
 )
 @example(4, "pool", 0.8, "auto", 5, 5)
 @example(2, "merge", 0.0, 0.51, 3, 3)
-def test_agents_are_fewer_than_half_of_the_features_on_every_grid(stride, agents, merge, ratio, height, width):
+def test_agents_pay_on_every_grid(stride, agents, merge, ratio, height, width):
     try:
         config = AgentConfig(stride=stride, agents=agents, merge_ratio=merge, agent_ratio=ratio)
     except ValueError:
         return
     counts = config.count_tokens(height, width)
-    assert counts is None or counts.agents is None or 2 * counts.agents < counts.features
+    passes = 2 if config.gathers else 1  # over the agents; ordinary attention has one over all features
+    assert counts is None or counts.agents is None or passes * counts.agents < counts.features
     assert counts is None or counts.agents is not None or counts.features < counts.tokens
 
 

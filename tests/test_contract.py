@@ -1,6 +1,7 @@
 """The promises: equal seeds give equal images, stock phases are stock bit for bit, and undoing leaves no trace."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from diffusers import (
     UNet2DModel,
 )
 from diffusers.models.attention_processor import Attention
-from probe import AGENTS, MERGE, MIXED, OFF, POOL, assert_same, expected, snapshot, unet_inputs, watch
+from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
 from tiny import draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
@@ -176,6 +177,30 @@ class TestSameSeedSameImage:
                     tiny_unet(sample, t, text)
             hook.remove()
             assert len({tuple(pattern) for pattern in patterns}) == distinct
+
+    def test_agents_are_drawn_anew_each_step_only_if_asked(self, tiny_unet):
+        sample, text = unet_inputs()
+        for randomize, distinct in ((True, 4), (False, 1)):
+            agentsd.apply(tiny_unet, config=replace(SAMPLE, randomize=randomize))
+            drawn = []
+            hook = tiny_unet.register_forward_hook(
+                lambda module, *_, found=drawn: found.append(
+                    tuple(module._agentsd.slot.read().levels[0].drawn.tolist())
+                )
+            )
+            with torch.no_grad():
+                for t in torch.tensor([800, 600, 400, 200]):
+                    tiny_unet(sample, t, text)
+            hook.remove()
+            assert len(set(drawn)) == distinct
+
+    def test_the_seed_decides_which_are_drawn(self, tiny_pipe):
+        images = []
+        for seed in (0, 1, 0):
+            agentsd.apply(tiny_pipe, config=SAMPLE, seed=seed)
+            images.append(draw(tiny_pipe, steps=2))
+        assert torch.equal(images[0], images[2])
+        assert not torch.equal(images[0], images[1])
 
     def test_the_global_random_state_is_left_alone(self, tiny_unet):
         sample, text = unet_inputs()

@@ -17,14 +17,14 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from probe import AGENTS, MERGE, MIXED, POOL, assert_same, expected, snapshot, unet_inputs, watch
+from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Schedule
 from agentsd.processor import AgentAttnProcessor
 
-CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, MERGE], ids=["agents", "pool", "merge"])
+CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
 
 
 def forward(unet, timestep=900, *, height=16, width=16, dtype=torch.float32, seed=0):

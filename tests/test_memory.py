@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from probe import MERGE, POOL, unet_inputs
+from probe import MERGE, POOL, SAMPLE, unet_inputs
 from tiny import make_one_level_unet
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,8 +73,9 @@ def shapes_of_a_layer(config):
     return found["mode"]
 
 
-def test_a_layer_with_pooled_agents_never_pairs_tokens():
-    seen = shapes_of_a_layer(POOL)
+@pytest.mark.parametrize("config", [POOL, SAMPLE], ids=["pool", "sample"])
+def test_a_layer_with_agents_of_cells_never_pairs_tokens(config):
+    seen = shapes_of_a_layer(config)
     assert (1, AGENTS, 16) in seen.shapes
     assert not seen.matrices(TOKENS, AGENTS)
 

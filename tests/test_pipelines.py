@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from matrix import KINDS, PICTURE, REFUSED, Kind, controlnet, flux, pixart, run, sdxl_controlnet, table
-from probe import AGENTS, MERGE, MIXED, OFF, POOL, assert_same, expected, snapshot, unet_inputs, watch
+from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
 from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
@@ -313,7 +313,7 @@ class TestControlNet:
 
 class TestSizes:
     @pytest.mark.parametrize("size", [(17, 23), (16, 16), (5, 40), (31, 8), (4, 4), (33, 7)])
-    @pytest.mark.parametrize("config", [AGENTS, POOL, MERGE], ids=["agents", "pool", "merge"])
+    @pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
     def test_any_size(self, size, config, tiny_pipe):
         latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
         stock = draw(tiny_pipe, steps=2, latents=latents)
@@ -367,7 +367,7 @@ class TestSizes:
         assert "grid 4x4, 16 tokens -> 16 features -> 1 agents" in text_report
 
     @pytest.mark.parametrize("guidance", [1.0, 7.5])
-    @pytest.mark.parametrize("config", [AGENTS, POOL, MERGE], ids=["agents", "pool", "merge"])
+    @pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
     def test_an_image_does_not_depend_on_its_batch(self, config, guidance, tiny_pipe):
         agentsd.apply(tiny_pipe, config=config)
         latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))

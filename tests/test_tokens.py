@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentsd.tokens
-from agentsd.tokens import add_rows, cell_pattern, pool_tokens, rank_tokens, take_rows
+from agentsd.tokens import (
+    add_rows,
+    cell_edges,
+    cell_pattern,
+    draw_tokens,
+    pool_tokens,
+    rank_tokens,
+    sample_tokens,
+    take_rows,
+)
 
 
 @st.composite
@@ -128,6 +137,60 @@ def test_pooling_averages_each_cell(grid):
 
 def test_pooling_a_grid_smaller_than_a_cell_leaves_one_token():
     assert pool_tokens(torch.ones(1, 6, 2), 2, 3, 4).shape == (1, 1, 2)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=60)
+def test_draws_take_every_token_of_a_cell_before_any_twice(height, width, stride, seed):
+    rows, columns = cell_edges(height, stride), cell_edges(width, stride)
+    cells = [(y, x) for y in zip(*rows, strict=True) for x in zip(*columns, strict=True)]
+    draws = [draw_tokens(height, width, stride, i, torch.Generator().manual_seed(seed)) for i in range(stride**2)]
+    for place, ((top, bottom), (left, right)) in enumerate(cells):
+        inside = [int(y * width + x) for y in range(top, bottom) for x in range(left, right)]
+        drawn = [int(draw[place]) for draw in draws]
+        assert set(drawn) == set(inside)
+        assert sorted(drawn[: len(inside)]) == inside
+        assert drawn == [drawn[i % len(inside)] for i in range(len(drawn))]
+
+
+def test_draws_differ_from_cell_to_cell_and_from_seed_to_seed():
+    one, other = (draw_tokens(16, 16, 4, 0, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert not torch.equal(one, other)
+    assert len(set((one // 16 % 4 * 4 + one % 4).tolist())) > 4
+
+
+@given(st.integers(1, 40), st.integers(1, 9))
+@settings(deadline=None, max_examples=40)
+def test_cells_are_as_many_as_cover_the_grid_and_equal_but_for_one(length, stride):
+    starts, ends = cell_edges(length, stride)
+    sizes = (ends - starts).tolist()
+    assert sum(sizes) == length
+    assert len(sizes) == -(-length // stride)
+    assert 1 <= min(sizes) <= max(sizes) <= min(stride, min(sizes) + 1)
+
+
+def test_without_a_generator_the_middle_of_each_cell_is_taken():
+    assert draw_tokens(4, 6, 3).tolist() == [1 * 6 + 1, 1 * 6 + 4, 3 * 6 + 1, 3 * 6 + 4]
+
+
+@given(st.integers(2, 30), st.integers(0, 10**6))
+@settings(deadline=None, max_examples=40)
+def test_sampled_tokens_keep_the_mean_and_their_differences(number, seed):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(2, number, 3, generator=generator, dtype=torch.float64)
+    index = torch.randperm(number, generator=generator)[: number // 2]
+    sampled = sample_tokens(tokens, index)
+    torch.testing.assert_close(sampled.mean(1), tokens.mean(1))
+    shift = sampled - tokens[:, index]
+    torch.testing.assert_close(shift, shift[:, :1].expand_as(shift))
+
+
+def test_the_shift_of_16_bit_tokens_is_taken_in_float32():
+    # The mean of all is 1 + 2^-10, which bfloat16 does not have: its own means would differ by 0.
+    tokens = torch.ones(1, 1024, 1, dtype=torch.bfloat16)
+    tokens[0, 0] = 2.0
+    shifted = sample_tokens(tokens - 1, torch.arange(1, 1024))
+    assert shifted.float().mean().item() == pytest.approx(2**-10, rel=0.01)
 
 
 @pytest.mark.parametrize(

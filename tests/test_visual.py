@@ -4,11 +4,13 @@ import sys
 
 import pytest
 import torch
-from probe import AGENTS, MERGE, MIXED, POOL, assert_same, snapshot
+from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, snapshot
 from tiny import draw
 
 import agentsd
 from agentsd import AgentConfig
+from agentsd.processor import attend
+from agentsd.tokens import sample_tokens
 from agentsd.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -83,12 +85,26 @@ class TestMaps:
             gather, broadcast = seen.maps()
             value = attn.to_v(seen.tokens)
             wanted = attn.to_out[0](broadcast @ (gather @ value) + config.shortcut * value)
-            from agentsd.processor import attend
-
             found = attend(attn, seen.tokens, seen.metric, seen.plan)
         finally:
             attn.heads, attn.scale = before, scale
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+    def test_sampled_agents_gather_from_themselves(self, tiny_pipe):
+        seen = recorded(tiny_pipe, SAMPLE)
+        gather, broadcast = seen.maps()
+        assert torch.equal(gather.argmax(-1), seen.plan.drawn.expand(2, -1))
+        assert torch.equal(gather.sum(-1), torch.ones(2, 16))
+        attn = seen.attn
+        attn.heads, before = 1, attn.heads
+        scale, attn.scale = attn.scale, attn.inner_dim**-0.5
+        try:
+            _, broadcast = seen.maps()
+            value = attn.to_v(sample_tokens(seen.tokens, seen.plan.drawn))
+            found = attend(attn, seen.tokens, seen.metric, seen.plan)
+        finally:
+            attn.heads, attn.scale = before, scale
+        torch.testing.assert_close(found, attn.to_out[0](broadcast @ value), rtol=1e-4, atol=1e-5)
 
     def test_merged_tokens_share_their_feature(self, tiny_pipe):
         seen = recorded(tiny_pipe, MERGED_AGENTS)
@@ -112,6 +128,11 @@ class TestPlaces:
         latents = torch.randn(1, 4, 6, 5, generator=torch.Generator().manual_seed(1))
         places = recorded(tiny_pipe, POOL, latents=latents).agent_places()
         assert places.tolist() == [[2, 2], [2, 4.5], [5, 2], [5, 4.5]]  # those at the border are cut off
+
+    def test_sampled_agents_are_at_their_tokens(self, tiny_pipe):
+        seen = recorded(tiny_pipe, SAMPLE)
+        places = seen.agent_places()
+        assert torch.equal((places[:, 0] - 0.5) * 16 + places[:, 1] - 0.5, seen.plan.drawn.float())
 
     def test_merged_agents_are_one_in_each_cell_and_the_tokens_kept(self, tiny_pipe):
         seen = recorded(tiny_pipe, AGENTS)
@@ -141,6 +162,7 @@ class TestCosts:
     def test_are_those_of_the_matrix_products(self):
         assert multiply_adds(64, 64, 320) == 2 * 4096**2 * 320
         assert multiply_adds(64, 64, 320, POOL) == 4 * 4096 * 256 * 320
+        assert multiply_adds(64, 64, 320, SAMPLE) == 2 * 4096 * 256 * 320
         assert multiply_adds(64, 64, 320, AGENTS) == 4 * 4096 * 256 * 320 + (4096 - 256) * 256 * 320
         assert multiply_adds(64, 64, 320, MERGE) == 2 * 2048**2 * 320 + (4096 - 1024) * 1024 * 320
 
