@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
+from agentsd.processor import SITE, Site
 from agentsd.rankings import Ranker, SharedRanking, rank_in_windows, ranked_by, ranking_free
 
 Enter = Callable[[Any], AbstractContextManager[Any]]
@@ -77,11 +78,25 @@ def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
     return Arm(enter, arm.cycle, f"torch.compile {arm.settings}".strip())
 
 
-@contextmanager
-def no_self_attention(pipe: Any) -> Iterator[None]:
-    """Leave self-attention out altogether: the ceiling of every attention method, not a picture anyone wants."""
-    with _replaced(pipe.unet, lambda attn: _Identity()):
-        yield
+def no_self_attention_arm(reuse: int = 1) -> Arm:
+    """Return the arm without any self-attention: the ceiling of every attention method, not a picture anyone wants."""
+    schedule = Schedule.constant(None, reuse=reuse)
+
+    @contextmanager
+    def enter(pipe: Any) -> Iterator[None]:
+        with apply(pipe, schedule=schedule):
+            carried = [module.__dict__.get(SITE) for module in pipe.unet.modules()]
+            sites = [site for site in carried if isinstance(site, Site)]
+            before = [site.original for site in sites]
+            for site in sites:
+                site.original = _Identity()
+            try:
+                yield
+            finally:
+                for site, original in zip(sites, before, strict=True):
+                    site.original = original
+
+    return Arm(enter, reuse, repr(schedule) if reuse > 1 else "")
 
 
 def tomesd_arm(ratio: float) -> Arm:
@@ -192,8 +207,8 @@ class _Downsampled:
         return output
 
 
-POOLED_8 = AgentConfig(agents="pool", stride=8, max_downsample=2, max_agents=64)
-SAMPLED = {stride: AgentConfig(agents="sample", stride=stride) for stride in (2, 4, 8)}
+SAMPLED_4, SAMPLED_8 = (AgentConfig(agents="sample", stride=stride, min_agents=64, max_agents=256) for stride in (4, 8))
+_TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
@@ -201,19 +216,24 @@ STEP_ARMS = MappingProxyType(
     {
         "stock": Arm(stock),
         "stock A/A": Arm(stock),
-        "no self-attention (ceiling)": Arm(no_self_attention),
+        "no self-attention (ceiling)": no_self_attention_arm(),
         "tomesd 0.5": tomesd_arm(0.5),
         "K/V downsampling 2 (ToDo)": kv_downsampling_arm(2),
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
         "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
-        "pooled agents, at most 64, two levels": agent_arm(Schedule.constant(POOLED_8)),
+        "sampled agents, stride 4": agent_arm(Schedule.constant(SAMPLED_4)),
+        "sampled agents, stride 8": agent_arm(Schedule.constant(SAMPLED_8)),
         "DeepCache 3": deepcache_arm(3),
         "DeepCache 5": deepcache_arm(5),
         "reuse 3": agent_arm(Schedule.constant(None, reuse=3)),
-        "reuse 3 + pooled agents": agent_arm(Schedule.constant(POOLED_8, reuse=3)),
-        "reuse 5 + pooled agents": agent_arm(Schedule.constant(POOLED_8, reuse=5)),
+        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(reuse=3),
+        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(reuse=5),
+        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3)),
+        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5)),
+        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=3)),
+        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=5)),
     }
 )
 
@@ -299,25 +319,20 @@ def _front() -> dict[str, RunArm]:
         "ranking in windows": lambda: rank_in_windows,
     }
     arms |= {f"paper, {name}": _as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
-    pooled = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (2, 4, 8)}
-    pooled["pooled agents, at most 64, two levels"] = POOLED_8
-    pooled["pooled agents, stride 8, no shortcut"] = AgentConfig(agents="pool", stride=8, shortcut=0.0)
-    sampled = {f"sampled agents, stride {stride}": config for stride, config in SAMPLED.items()}
-    sampled["sampled agents, stride 4, fixed"] = replace(SAMPLED[4], randomize=False)
-    sampled["sampled agents, stride 4, two levels"] = replace(SAMPLED[4], max_downsample=2)
-    sampled["sampled agents, stride 4, all levels"] = replace(SAMPLED[4], max_downsample=4)
-    sampled["sampled agents, stride 8, two levels"] = replace(SAMPLED[8], max_downsample=2)
-    arms |= {name: _run(Schedule.constant(config)) for name, config in (pooled | sampled).items()}
-    for k in (2, 3, 4, 5, 6):
-        for stride in (2, 4, 8):
-            schedule = Schedule.constant(SAMPLED[stride], reuse=k, reuse_forecast=0.5)
-            arms[f"reuse {k} + sampled agents, stride {stride}, forecast 0.5"] = _run(schedule)
+    configs = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (4, 8)}
+    configs |= {f"sampled agents, stride {stride}": AgentConfig(agents="sample", stride=stride) for stride in (2, 4, 8)}
+    configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
+    configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
+    arms |= {name: _run(Schedule.constant(config)) for name, config in configs.items()}
     arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
-    for k in (2, 3, 4, 5, 6):
-        for forecast in (0.0, 0.5):
-            name = f"reuse {k} + pooled agents" + (f", forecast {forecast:g}" if forecast else "")
-            schedule = Schedule.constant(pooled["pooled agents, stride 8"], reuse=k, reuse_forecast=forecast)
-            arms[name] = _run(schedule)
+    forecasts: dict[str, float | tuple[float, float]] = {
+        "": 0.0,
+        ", forecast 0.5": 0.5,
+        ", forecast rising": (0.0, 1.0),
+    }
+    for name, forecast in forecasts.items():
+        schedule = Schedule.constant(SAMPLED_8, reuse=3, reuse_forecast=forecast)
+        arms[f"reuse 3 + sampled agents{name}"] = _run(schedule)
     for name in ("quality", "balanced", "fast"):
         arms[f"preset {name}, guidance from 20%"] = _run(replace(PRESETS[name], guidance_interval=(0.2, 1.0)))
     return arms
@@ -331,7 +346,7 @@ def kind_of(arm: str) -> str:
     """Return who an arm of the front belongs to: stock, fewer (steps), preset, ours, paper or rival.
 
     Example:
-        >>> kind_of("reuse 3 + pooled agents"), kind_of("DeepCache 3")
+        >>> kind_of("reuse 3 + sampled agents"), kind_of("DeepCache 3")
         ('ours', 'rival')
     """
     if arm in ("stock", "stock A/A"):

@@ -269,7 +269,10 @@ class Schedule:
             whose outputs they need): 1 is the cheapest.
         reuse_forecast: How far reused deep features follow their own change, in [0, 1]. A step `d` steps after the full
             step `b`, before which step `a` was full, starts from `F_b + reuse_forecast * d / (b - a) * (F_b - F_a)`:
-            0 reuses `F_b` as it is (DeepCache), 1 is the straight line through both. Costs no time.
+            0 reuses `F_b` as it is (DeepCache), 1 is the straight line through both. Two numbers, (first, last), are
+            its values at the beginning and the end of the run, in a straight line between. Costs no time.
+        last_full: Whether the whole UNet runs at the last step of the run, whatever its phase says: nothing after it
+            mends its error.
         guidance_interval: Share of the run, (from, until), in which classifier-free guidance is computed. Outside it
             the unconditional half of the UNet's batch is left out, which halves the step and takes the conditional
             prediction as it is (https://arxiv.org/abs/2404.07724). (0, 1) guides at every step.
@@ -286,18 +289,26 @@ class Schedule:
 
     phases: tuple[Phase, ...]
     reuse_depth: int = 1
-    reuse_forecast: float = 0.0
+    reuse_forecast: float | tuple[float, float] = 0.0
+    last_full: bool = False
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         _check_int("reuse_depth", self.reuse_depth, minimum=1)
-        _check_number("reuse_forecast", self.reuse_forecast)
-        if not 0 <= self.reuse_forecast <= 1:
-            raise ValueError(
-                f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1]: 0 reuses features unchanged, 1 continues "
-                "their last change in full."
-            )
+        if isinstance(self.reuse_forecast, list):
+            object.__setattr__(self, "reuse_forecast", tuple(self.reuse_forecast))
+        if len(self._forecasts) != 2:
+            raise ValueError(f"reuse_forecast={self.reuse_forecast!r} must be one number or two, such as (0.0, 1.0).")
+        for share in self._forecasts:
+            _check_number("reuse_forecast", share)
+            if not 0 <= share <= 1:
+                raise ValueError(
+                    f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1]: 0 reuses features unchanged, 1 "
+                    "continues their last change in full."
+                )
+        if not isinstance(self.last_full, bool):
+            raise ValueError(f"last_full={self.last_full!r} must be True or False.")
         phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
         if not phases or not all(isinstance(phase, Phase) for phase in phases):
             raise ValueError(f"phases={self.phases!r} must hold one or more Phase, as in (Phase(1.0, config),).")
@@ -309,7 +320,9 @@ class Schedule:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
 
     @classmethod
-    def constant(cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float = 0.0) -> "Schedule":
+    def constant(
+        cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float | tuple[float, float] = 0.0
+    ) -> "Schedule":
         """Return the schedule that holds `config` and `reuse` at every step."""
         return cls((Phase(1.0, config, reuse),), reuse_forecast=reuse_forecast)
 
@@ -322,6 +335,28 @@ class Schedule:
     def reuses(self) -> bool:
         """Whether any step reuses deep features."""
         return any(phase.reuse > 1 for phase in self.phases)
+
+    @property
+    def _forecasts(self) -> tuple[float, ...]:
+        return self.reuse_forecast if isinstance(self.reuse_forecast, tuple) else (self.reuse_forecast,) * 2
+
+    def forecast_at(self, index: int, total: int) -> float:
+        """Return how far the features reused at step `index` of `total` follow their own change.
+
+        Args:
+            index: Step within the run, `0 <= index < total`.
+            total: Number of steps in the run.
+
+        Raises:
+            ValueError: If `index` lies outside the run.
+
+        Example:
+            >>> Schedule.constant(None, reuse=3, reuse_forecast=(0.0, 1.0)).forecast_at(5, 20)
+            0.25
+        """
+        _check_index(index, total)
+        first, last = self._forecasts
+        return first + (last - first) * index / total
 
     @property
     def skips_guidance(self) -> bool:
@@ -372,7 +407,7 @@ class Schedule:
             total: Number of steps in the run.
 
         Returns:
-            `True` at the first step of a phase and every `reuse` steps after it.
+            `True` at the first step of a phase and every `reuse` steps after it, and with `last_full` at the last step.
 
         Raises:
             ValueError: If `index` lies outside the run.
@@ -382,7 +417,7 @@ class Schedule:
             [True, False, False, True, False, False, True]
         """
         phase, first = self._phase(index, total)
-        return (index - first) % phase.reuse == 0
+        return (index - first) % phase.reuse == 0 or (self.last_full and index == total - 1)
 
     def _phase(self, index: int, total: int) -> tuple[Phase, int]:
         """Return the phase of a step and the phase's first step."""
@@ -405,8 +440,19 @@ class Schedule:
         )
 
     def with_reuse(self, reuse: int) -> "Schedule":
-        """Return the same schedule with `reuse` in every phase."""
-        return self._map(lambda phase: replace(phase, reuse=reuse))
+        """Return the schedule with `reuse` in every phase; phases that differed in nothing else become one.
+
+        Example:
+            >>> dense_late = Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2)))
+            >>> dense_late.with_reuse(3).phases
+            (Phase(until=1.0, config=None, reuse=3),)
+        """
+        phases: list[Phase] = []
+        for phase in self.phases:
+            if phases and phases[-1].config == phase.config:
+                phases.pop()
+            phases.append(replace(phase, reuse=reuse))
+        return replace(self, phases=tuple(phases))
 
     def _map(self, change: Callable[[Phase], Phase]) -> "Schedule":
         return replace(self, phases=tuple(change(phase) for phase in self.phases))

@@ -241,11 +241,11 @@ def measure(
 
         entries = {name: partial(everything[name].enter, pipe) for name in names[:: 1 if visit.forwards else -1]}
         seconds = {name: times[0] for name, times in interleave(run, entries, rounds=1, warmup=0).items()}
+        pair = seconds.get(STOCK, math.nan) if timed else math.nan
         if not store.has(STOCK, visit.chunk):
-            store.put(STOCK, visit.chunk, Sample(drawn[STOCK], seconds[STOCK], seconds[STOCK]))
+            store.put(STOCK, visit.chunk, Sample(drawn[STOCK], seconds[STOCK], pair))
         for name in drawn:
             if name != STOCK:
-                pair = seconds.get(STOCK, math.nan)
                 store.put(identity(name, arms[name]), visit.chunk, Sample(drawn[name], seconds[name], pair))
         tell(f"visit {number + 1} of {len(todo)}: prompts from {visit.chunk.start}, {', '.join(drawn)}")
     return not failed
@@ -264,13 +264,14 @@ def collect(store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk]) ->
 
 
 def pairs(samples: Sequence[Sample]) -> Row:
-    """Return the paired speed-up of an arm as fields of a row, with the times of every chunk.
+    """Return the paired speed-up of an arm as fields of a row, with the times of every chunk that has a pair.
 
     Example:
         >>> pairs([Sample(torch.zeros(1), 1.0, 2.0), Sample(torch.zeros(1), 2.0, 4.0)])["speedup"]
         2.0
     """
-    baseline, own = [sample.stock_seconds for sample in samples], [sample.seconds for sample in samples]
+    timed = [sample for sample in samples if not math.isnan(sample.stock_seconds)]
+    baseline, own = [sample.stock_seconds for sample in timed], [sample.seconds for sample in timed]
     gain = speedup(baseline, own)
     return {
         "speedup": round(gain.median, 4),

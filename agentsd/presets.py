@@ -1,5 +1,6 @@
 """Named schedules: the published one and those we recommend."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from agentsd.config import AgentConfig, Phase, Schedule
@@ -13,21 +14,30 @@ _PAPER = Schedule(
     )
 )
 
-_POOLED_4 = AgentConfig(agents="pool", stride=4, max_agents=256)
-_POOLED_8 = AgentConfig(agents="pool", stride=8, max_agents=256)
+# At 64x64 tokens (512x512 pixels of SD 1.5): 256 or 64 agents.
+_SAMPLED_4 = AgentConfig(agents="sample", stride=4, min_agents=64, max_agents=256)
+_SAMPLED_8 = AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=256)
+
+
+def _reusing(config: AgentConfig, *stretches: tuple[float, int]) -> Schedule:
+    # Seldom at first, where reused features do least harm, and at the last step, where they do most.
+    phases = tuple(Phase(until, config, reuse) for until, reuse in ((0.25, 5), *stretches))
+    return Schedule(phases, reuse_forecast=(0.0, 1.0), last_full=True)
+
 
 PRESETS = MappingProxyType(
     {
         "paper": _PAPER,
-        "quality": Schedule.constant(_POOLED_4, reuse=2, reuse_forecast=0.5),
-        "balanced": Schedule.constant(_POOLED_8, reuse=3, reuse_forecast=0.5),
-        "fast": Schedule.constant(_POOLED_8, reuse=4, reuse_forecast=0.5),
-        "extreme": Schedule.constant(_POOLED_8, reuse=6, reuse_forecast=0.5),
+        "gentle": Schedule.constant(_SAMPLED_4),
+        "quality": _reusing(_SAMPLED_4, (1.0, 2)),
+        "balanced": _reusing(_SAMPLED_4, (1.0, 3)),
+        "fast": _reusing(_SAMPLED_8, (0.65, 4), (1.0, 3)),
+        "extreme": replace(_reusing(_SAMPLED_8, (1.0, 5)), reuse_forecast=(0.0, 0.75)),  # too far for straight lines
     }
 )
 
 # Our presets from the gentlest to the fastest: what `plan(target_speedup=...)` chooses from.
-FRONT = ("quality", "balanced", "fast", "extreme")
+FRONT = ("gentle", "quality", "balanced", "fast", "extreme")
 
 
 def preset_schedule(name: str = DEFAULT_PRESET, ratio: float | None = None) -> Schedule:

@@ -50,6 +50,13 @@ class Report:
     planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
     active: bool = True
 
+    @property
+    def _forecast(self) -> str:
+        forecast = self.schedule.reuse_forecast
+        if isinstance(forecast, tuple):
+            return f", forecast {forecast[0]:g} rising to {forecast[1]:g}"
+        return f", forecast {forecast:g}" if forecast else ""
+
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
         if not self.active:
@@ -59,12 +66,15 @@ class Report:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
             if phase.reuse > 1:
                 depth = self.schedule.reuse_depth
-                forecast = f", forecast {self.schedule.reuse_forecast:g}" if self.schedule.reuse_forecast else ""
-                lines.append(f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between{forecast}")
+                lines.append(
+                    f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between{self._forecast}"
+                )
             start = phase.until
             if phase.config is not None:
                 left = dict(self.planned_stock).get(phase.config, frozenset())
                 lines += [f"      {layer.name}: {_counts(layer, phase.config, left)}" for layer in self.layers]
+        if self.schedule.reuses and self.schedule.last_full:
+            lines.append("  whole UNet at the last step")
         if self.schedule.skips_guidance:
             first, last = self.schedule.guidance_interval
             lines.append(f"  guidance from {first:.0%} to {last:.0%} of the run only")

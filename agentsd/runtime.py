@@ -254,7 +254,7 @@ class Runtime:
         if problem is not None:
             self._cannot_reuse(problem)
         elif kept is not None:
-            return kept.at(position.index, self.schedule.reuse_forecast), False
+            return kept.at(position.index, self.schedule.forecast_at(position.index, position.total)), False
         return None, not last
 
     def _cannot_reuse(self, problem: str) -> None:

@@ -28,7 +28,7 @@ KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
-COMPILED = ("stock", "paper, agent phase", "pooled agents, stride 4", "reuse 3 + pooled agents",
+COMPILED = ("stock", "paper, agent phase", "sampled agents, stride 4", "reuse 3 + sampled agents",
             "preset balanced", "preset fast")  # fmt: skip
 WARMUP_STEPS = 4
 PROMPT = "a red ring to the left of a small blue cross on a checkered gray background"

@@ -7,6 +7,7 @@ or prompts later without running the others anew. Rows are written for the arms 
 import argparse
 import json
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,9 @@ WARMUP_STEPS = 4
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--prompts", type=int, default=24, help="held-out prompts, half of them with two objects")
+    made.add_argument(
+        "--timed-prompts", type=int, metavar="N", help="time the first N, draw the others for quality alone (all)"
+    )
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--guidance-scale", type=float, default=4.0)
     made.add_argument("--batch", type=int, default=4, help="prompts a call")
@@ -76,17 +80,16 @@ def main(argv: list[str] | None = None) -> int:
     tell(f"kept in {store.folder}")
 
     draw = drawer(pipe, steps=args.steps, guidance_scale=args.guidance_scale, seed=args.seed)
-    complete = measure(
-        pipe,
-        draw,
-        arms,
-        store,
-        parts,
-        group=args.group,
-        limit_seconds=args.limit_seconds,
-        warm_up=partial(draw, steps=min(WARMUP_STEPS, args.steps)),
-        tell=tell,
-    )
+    timed = parts if args.timed_prompts is None else [part for part in parts if part.start < args.timed_prompts]
+    if not timed:
+        parser().error(f"--timed-prompts {args.timed_prompts}: at least 1; without a time there is no row.")
+    started = time.monotonic()
+    warm_up = partial(draw, steps=min(WARMUP_STEPS, args.steps))
+    run = partial(measure, pipe, draw, arms, store, group=args.group, warm_up=warm_up, tell=tell)
+    complete = run(timed, limit_seconds=args.limit_seconds)
+    if len(timed) < len(parts):
+        left = args.limit_seconds - (time.monotonic() - started)
+        complete &= run(parts, timed=False, limit_seconds=left)
     rows = report(pipe, store, arms, parts, args)
     replace_file(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
     tell(f"{len(rows)} of {len(arms) + 1} arms are complete: {args.output}")

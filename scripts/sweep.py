@@ -33,7 +33,7 @@ AXES: dict[str, tuple] = {
     "broadcast_exponent": (0.3, 0.5, 0.7, 1.0),
     "shortcut": (0.0, 0.025, 0.075, 0.15),
     "stride": (2, 4, 8),
-    "agents": ("pool", "merge"),
+    "agents": ("pool", "merge", "sample"),
     "phase": ("whole", "early", "late"),
     "max_downsample": (1, 2, 4),
 }

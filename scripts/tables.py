@@ -28,9 +28,9 @@ SHORT = (
     "tomesd 0.5",
     "DeepCache 3",
     "paper, agent phase",
-    "pooled agents, at most 64, two levels",
-    "reuse 3 + pooled agents",
-    "reuse 5 + pooled agents",
+    "sampled agents, stride 4",
+    "reuse 3 + sampled agents",
+    "reuse 5 + sampled agents",
 )
 SHORT_DEMO = (
     "stock",

@@ -12,7 +12,7 @@ from agentsd.arms import (
     Arm,
     compiled,
     kv_downsampling_arm,
-    no_self_attention,
+    no_self_attention_arm,
     stock,
     tgate_arm,
     with_compiled,
@@ -124,8 +124,12 @@ def test_cycles_follow_the_interval():
         "DeepCache 3": 3,
         "DeepCache 5": 5,
         "reuse 3": 3,
-        "reuse 3 + pooled agents": 3,
-        "reuse 5 + pooled agents": 5,
+        "reuse 3, no self-attention (ceiling)": 3,
+        "reuse 5, no self-attention (ceiling)": 5,
+        "reuse 3 + sampled agents": 3,
+        "reuse 5 + sampled agents": 5,
+        "reuse 3 + sampled agents, two levels": 3,
+        "reuse 5 + sampled agents, two levels": 5,
     }
 
 
@@ -157,6 +161,6 @@ def test_ceiling_leaves_self_attention_out_and_cross_attention_in():
     pipe = make_tiny_pipe()
     block = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0]
     tokens = torch.randn(1, 256, 16)
-    with torch.no_grad(), no_self_attention(pipe):
+    with torch.no_grad(), no_self_attention_arm().enter(pipe):
         assert torch.equal(block.attn1(tokens), tokens)
         assert not torch.equal(block.attn2(tokens, encoder_hidden_states=torch.randn(1, 77, 32)), tokens)

@@ -108,7 +108,7 @@ def test_compiled_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
     rows = run(tmp_path / "speed.jsonl", *words)
     assert [(row["arm"], row["settings"]) for row in rows] == [("stock", ""), ("stock, compiled", "torch.compile")]
     assert main(["--compile", "--list"]) == 0
-    assert "pooled agents, stride 4, compiled" in capsys.readouterr().out.splitlines()
+    assert "sampled agents, stride 4, compiled" in capsys.readouterr().out.splitlines()
     with pytest.raises(SystemExit):
         main(["--arms", "stock, compiled"])
     assert "(compiled ones: --compile)" in capsys.readouterr().err

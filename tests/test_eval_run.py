@@ -667,7 +667,7 @@ def test_arms_are_read():
     assert parse_arm("fast", 20).schedule == parse_arm("x:preset=fast", 20).schedule
     rival = parse_arm("ToDo:rival=K/V downsampling 2 (ToDo)", 20)
     assert (rival.rival, rival.schedule) == ("K/V downsampling 2 (ToDo)", None)
-    assert parse_arm("p:rival=pooled agents, stride 2", 20).rival == "pooled agents, stride 2"
+    assert parse_arm("p:rival=pooled agents, stride 4", 20).rival == "pooled agents, stride 4"
     assert [arm.name for arm in base_arms([], 20)] == ["stock", "stock A/A", "balanced"]
 
 

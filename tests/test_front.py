@@ -159,6 +159,11 @@ def test_speed_is_paired_chunk_by_chunk():
     assert (row["seconds"], row["stock_seconds"]) == ([1.0, 10.0], [2.0, 20.0])
 
 
+def test_speed_is_that_of_the_chunks_with_a_pair():
+    row = pairs([sample(seconds=1.0, baseline=2.0), sample(seconds=10.0, baseline=math.nan)])
+    assert (row["speedup"], row["rounds"], row["seconds"]) == (2.0, 1, [1.0])
+
+
 def test_likeness_of_equal_pictures_and_of_others():
     pictures, latents = torch.rand(3, 3, 16, 16), torch.randn(3, 4, 4, 4)
     row = likeness(pictures, pictures, latents, latents)
@@ -211,6 +216,20 @@ def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model
         assert len(row["seconds"]) == len(row["stock_seconds"]) == 2
         assert len(row["psnr_db"]) == len(row["ssim"]) == len(row["right_each"]) == 3
         assert row["size"] == 64
+
+
+def test_the_demo_front_times_the_first_prompts_and_draws_all(tmp_path, tiny_model, capsys):
+    script = runpy.run_path(str(SCRIPTS / "demo_front.py"))
+    script["main"].__globals__["model_path"] = lambda: tiny_model
+    words = ["--prompts", "3", "--steps", "1", "--batch", "1", "--dtype", "float32", "--device", "cpu"]
+    words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "front.jsonl"), "--arms", "stock", "reuse 2"]
+    assert script["main"]([*words, "--timed-prompts", "2"]) == 0
+    for line in (tmp_path / "front.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert (row["rounds"], len(row["psnr_db"])) == (2, 3)
+    with pytest.raises(SystemExit):
+        script["main"]([*words, "--timed-prompts", "0"])
+    assert "--timed-prompts 0: at least 1" in capsys.readouterr().err
 
 
 def test_run_arms_draw_what_the_front_keeps():

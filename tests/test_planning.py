@@ -91,7 +91,7 @@ def test_measurements_are_kept_and_used(tmp_path, monkeypatch):
 
 
 def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
-    speeds = dict(zip(FRONT, (1.5, 2.0, 3.0, 4.0), strict=True))
+    speeds = dict(zip(FRONT, (1.2, 1.5, 2.0, 3.0, 4.0), strict=True))
 
     def fake(unet, latent, batch, schedule, cache):
         name = next(name for name in FRONT if agentsd.PRESETS[name] == schedule)
@@ -100,9 +100,11 @@ def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
     monkeypatch.setattr(agentsd.planning, "_plan", fake)
     monkeypatch.setattr(Plan, "predicted_speedup", lambda self, steps=50: self.step_seconds)
     pipe = make_tiny_pipe()
-    assert agentsd.plan(pipe, target_speedup=1.2).step_seconds == 1.5
+    assert agentsd.plan(pipe, target_speedup=1.3).step_seconds == 1.5
     assert agentsd.plan(pipe, target_speedup=2.5).step_seconds == 3.0
-    with pytest.raises(ValueError, match=r"target_speedup=5 is not reached here: quality 1\.50x, .* extreme 4\.00x"):
+    with pytest.raises(
+        ValueError, match=r"target_speedup=5 is not reached here: gentle 1\.20x, quality 1\.50x, .* extreme 4\.00x"
+    ):
         agentsd.plan(pipe, target_speedup=5)
 
 
