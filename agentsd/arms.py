@@ -207,7 +207,7 @@ class _Downsampled:
         return output
 
 
-SAMPLED_4, SAMPLED_8 = (AgentConfig(agents="sample", stride=stride, min_agents=64, max_agents=256) for stride in (4, 8))
+SAMPLED_4, SAMPLED_8 = (PRESETS[name].configs[0] for name in ("gentle", "fast"))
 _TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
@@ -320,7 +320,8 @@ def _front() -> dict[str, RunArm]:
     }
     arms |= {f"paper, {name}": _as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
     configs = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (4, 8)}
-    configs |= {f"sampled agents, stride {stride}": AgentConfig(agents="sample", stride=stride) for stride in (2, 4, 8)}
+    configs["sampled agents, stride 2"] = AgentConfig(agents="sample", stride=2)
+    configs["sampled agents, stride 8"] = SAMPLED_8
     configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
     configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
     arms |= {name: _run(Schedule.constant(config)) for name, config in configs.items()}

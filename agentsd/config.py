@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -33,7 +34,8 @@ class AgentConfig:
             least 2, so that a coarse level is not left with a handful of agents.
         min_agents: Fewest pooled or sampled agents of a level: on smaller grids the cells shrink instead, down to 2x2.
         max_agents: Most pooled or sampled agents of a level: on larger grids the cells grow instead, so that the cost
-            stays linear in the number of tokens. `None` sets no limit, and agents grow with the grid.
+            stays linear in the number of tokens. `None` sets no limit, and agents grow with the grid. Where cells of no
+            size keep both bounds, this one holds.
         broadcast_exponent: Exponent on the second softmax's scale; 1 is the plain scale, smaller is sharper. Sampled
             agents have the plain scale.
         shortcut: Weight of the value shortcut that stands in for the trained depthwise convolution. Sampled agents have
@@ -155,7 +157,8 @@ class AgentConfig:
             TokenCounts(tokens=4096, features=2458, agents=256)
         """
         tokens = height * width
-        sources = tokens - (height // self.stride) * (width // self.stride)
+        cell = self.stride if self.uses_ranking else self.cell_stride(height, width)
+        sources = tokens - (height // cell) * (width // cell)
         if sources == tokens:
             return None
         features = tokens - min(int(self.merge_ratio * tokens), sources)
@@ -176,6 +179,10 @@ class AgentConfig:
     def _passes(self) -> int:
         """Softmax attentions over the agents: to gather and to broadcast."""
         return 2 if self.gathers else 1
+
+    @property
+    def _rule(self) -> str:
+        return "2 * agents < features" if self.gathers else "agents < features"
 
     def _check_combination(self) -> None:
         if self.agent_ratio is None:
@@ -211,8 +218,8 @@ class AgentConfig:
             raise ValueError(
                 f"agent_ratio={self.agent_ratio!r} with stride={stride} keeps {kept_agents:.4g} of the tokens as "
                 f"agents and merge_ratio={self.merge_ratio!r} keeps {kept_features:.4g} as features: agents pay only "
-                f"while {'2 * ' * self.gathers}agents < features. Raise agent_ratio or stride, lower merge_ratio or "
-                "max_downsample, or set agent_ratio=None for merging only."
+                f"while {self._rule}. Raise agent_ratio or stride, lower merge_ratio or max_downsample, or set "
+                "agent_ratio=None with agents='merge' for merging only."
             )
 
 
@@ -233,8 +240,8 @@ class Phase:
         until: Share of the run at which the phase ends, in (0, 1]; a step `i` of `n` belongs to the first phase with
             `i / n < until`.
         config: Settings for self-attention in the phase; `None` runs stock attention, bit for bit.
-        reuse: Every how many steps the whole UNet runs, counted from the phase's first step; the steps between reuse
-            its deep features and run the outermost layers only (Ma et al., CVPR 2024, https://arxiv.org/abs/2312.00858).
+        reuse: After how many steps the whole UNet runs again (also if the last time was in the phase before); the steps
+            between reuse its deep features and run the outermost layers only (Ma et al., CVPR 2024, https://arxiv.org/abs/2312.00858).
             1 runs the whole UNet at every step.
 
     Raises:
@@ -296,17 +303,7 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
         _check_int("reuse_depth", self.reuse_depth, minimum=1)
-        if isinstance(self.reuse_forecast, list):
-            object.__setattr__(self, "reuse_forecast", tuple(self.reuse_forecast))
-        if len(self._forecasts) != 2:
-            raise ValueError(f"reuse_forecast={self.reuse_forecast!r} must be one number or two, such as (0.0, 1.0).")
-        for share in self._forecasts:
-            _check_number("reuse_forecast", share)
-            if not 0 <= share <= 1:
-                raise ValueError(
-                    f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1]: 0 reuses features unchanged, 1 "
-                    "continues their last change in full."
-                )
+        object.__setattr__(self, "reuse_forecast", _forecast(self.reuse_forecast))
         if not isinstance(self.last_full, bool):
             raise ValueError(f"last_full={self.last_full!r} must be True or False.")
         phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
@@ -337,8 +334,9 @@ class Schedule:
         return any(phase.reuse > 1 for phase in self.phases)
 
     @property
-    def _forecasts(self) -> tuple[float, ...]:
-        return self.reuse_forecast if isinstance(self.reuse_forecast, tuple) else (self.reuse_forecast,) * 2
+    def forecasts(self) -> bool:
+        """Whether reused features follow their own change at any step."""
+        return self.reuse_forecast != 0
 
     def forecast_at(self, index: int, total: int) -> float:
         """Return how far the features reused at step `index` of `total` follow their own change.
@@ -355,7 +353,9 @@ class Schedule:
             0.25
         """
         _check_index(index, total)
-        first, last = self._forecasts
+        if not isinstance(self.reuse_forecast, tuple):
+            return self.reuse_forecast
+        first, last = self.reuse_forecast
         return first + (last - first) * index / total
 
     @property
@@ -397,7 +397,7 @@ class Schedule:
         Raises:
             ValueError: If `index` lies outside the run.
         """
-        return self._phase(index, total)[0].config
+        return self._phase(index, total).config
 
     def is_full(self, index: int, total: int) -> bool:
         """Return whether the whole UNet runs at step `index` of `total`, rather than its outermost layers only.
@@ -407,7 +407,8 @@ class Schedule:
             total: Number of steps in the run.
 
         Returns:
-            `True` at the first step of a phase and every `reuse` steps after it, and with `last_full` at the last step.
+            `True` once the phase's `reuse` steps have passed since the step before that was full (the first of a run
+            is), and with `last_full` at the last step.
 
         Raises:
             ValueError: If `index` lies outside the run.
@@ -416,20 +417,12 @@ class Schedule:
             >>> [Schedule.constant(None, reuse=3).is_full(i, 7) for i in range(7)]
             [True, False, False, True, False, False, True]
         """
-        phase, first = self._phase(index, total)
-        return (index - first) % phase.reuse == 0 or (self.last_full and index == total - 1)
-
-    def _phase(self, index: int, total: int) -> tuple[Phase, int]:
-        """Return the phase of a step and the phase's first step."""
         _check_index(index, total)
-        first = 0
-        for phase in self.phases:
-            # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.
-            end = math.ceil(Fraction(str(phase.until)) * total)
-            if index < end:
-                return phase, first
-            first = end
-        raise AssertionError("unreachable: the last phase ends at 1")
+        return index in _full_steps(self.phases, total) or (self.last_full and index == total - 1)
+
+    def _phase(self, index: int, total: int) -> Phase:
+        _check_index(index, total)
+        return next(phase for phase in self.phases if index < _end(phase, total))
 
     def with_merge_ratio(self, ratio: float) -> "Schedule":
         """Return the same schedule with `merge_ratio=ratio` in every phase that has settings."""
@@ -458,6 +451,22 @@ class Schedule:
         return replace(self, phases=tuple(change(phase) for phase in self.phases))
 
 
+def _end(phase: Phase, total: int) -> int:
+    # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.
+    return math.ceil(Fraction(str(phase.until)) * total)
+
+
+@lru_cache(maxsize=64)
+def _full_steps(phases: tuple[Phase, ...], total: int) -> frozenset[int]:
+    """Return the steps at which phases run the whole UNet: when `reuse` steps have passed since the last such step."""
+    full, first = [0], 0
+    for phase in phases:
+        end = _end(phase, total)
+        full.extend(range(max(first, full[-1] + phase.reuse), end, phase.reuse))
+        first = end
+    return frozenset(full)
+
+
 def _interval(value: object) -> tuple[float, float]:
     shares = tuple(value) if isinstance(value, tuple | list) else ()
     if len(shares) != 2:
@@ -467,6 +476,21 @@ def _interval(value: object) -> tuple[float, float]:
     if not 0 <= shares[0] < shares[1] <= 1:
         raise ValueError(f"guidance_interval={value!r} must rise within [0, 1]; (0, 1) guides at every step.")
     return float(shares[0]), float(shares[1])
+
+
+def _forecast(value: object) -> float | tuple[float, float]:
+    shares = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(shares) != 2:
+        raise ValueError(f"reuse_forecast={value!r} must be one number or two, such as (0.0, 1.0).")
+    for share in shares:
+        _check_number("reuse_forecast", share)
+        if not 0 <= share <= 1:
+            raise ValueError(
+                f"reuse_forecast={value!r} must lie in [0, 1]: 0 reuses features unchanged, 1 continues their last "
+                "change in full."
+            )
+    first, last = float(shares[0]), float(shares[1])
+    return first if first == last else (first, last)
 
 
 def _check_index(index: int, total: int) -> None:

@@ -78,9 +78,12 @@ class Store:
             latents = file.get_tensor(_LATENTS)
         return Sample(latents, float(facts["seconds"]), float(facts["stock_seconds"]))
 
-    def has(self, arm: str, chunk: Chunk) -> bool:
-        """Return whether something is kept."""
-        return self._path(arm, chunk).exists()
+    def has(self, arm: str, chunk: Chunk, *, timed: bool = False) -> bool:
+        """Return whether something is kept, and if asked, with a pair of times."""
+        if not timed:
+            return self._path(arm, chunk).exists()
+        kept = self.get(arm, chunk)
+        return kept is not None and not math.isnan(kept.stock_seconds)
 
     def put(self, arm: str, chunk: Chunk, sample: Sample) -> None:
         """Keep a sample."""
@@ -148,7 +151,9 @@ class Visit:
     forwards: bool
 
 
-def visits(store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk], group: int) -> Iterator[Visit]:
+def visits(
+    store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk], group: int, *, timed: bool = True
+) -> Iterator[Visit]:
     """Yield what is missing, group of arms by group, so that one arm after the other becomes complete.
 
     The order within a visit turns from chunk to chunk (ABBA), so that slow drift cancels in the medians of an arm.
@@ -158,6 +163,7 @@ def visits(store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk], gro
         arms: The arms but stock.
         parts: The chunks.
         group: Arms that share the stock run of a visit: 1 gives the closest pairs, more the less work.
+        timed: Whether what was kept without a pair of times is missing.
 
     Yields:
         Visits; a visit without arms makes the stock reference alone.
@@ -166,9 +172,11 @@ def visits(store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk], gro
     for first in range(0, max(len(names), 1), group):
         for number, chunk in enumerate(parts):
             missing = tuple(
-                name for name in names[first : first + group] if not store.has(identity(name, arms[name]), chunk)
+                name
+                for name in names[first : first + group]
+                if not store.has(identity(name, arms[name]), chunk, timed=timed)
             )
-            if missing or not store.has(STOCK, chunk):
+            if missing or not store.has(STOCK, chunk, timed=timed):
                 yield Visit(chunk, missing, number % 2 == 0)
 
 
@@ -204,7 +212,7 @@ def measure(
     """
     started = time.monotonic()
     everything = {STOCK: RunArm(stock), **arms}
-    todo = list(visits(store, arms, parts, group))
+    todo = list(visits(store, arms, parts, group, timed=timed))
     warm: set[str] = set()
     failed: set[str] = set()
 
@@ -218,7 +226,8 @@ def measure(
         if time.monotonic() - started >= limit_seconds:
             tell(f"stopped by the limit: {len(todo) - number} of {len(todo)} visits are left")
             return False
-        first = timed or not store.has(STOCK, visit.chunk)
+        lacks_stock = not store.has(STOCK, visit.chunk, timed=timed)
+        first = timed or lacks_stock
         names = [name for name in ([STOCK] if first else []) + list(visit.arms) if name not in failed]
         for name in [name for name in names if name not in warm]:
             try:
@@ -229,7 +238,7 @@ def measure(
                 leave_out(name, error)
                 names.remove(name)
             warm.add(name)
-        if not names or (names == [STOCK] and store.has(STOCK, visit.chunk)):
+        if not names or (names == [STOCK] and not lacks_stock):
             continue
         drawn: dict[str, Tensor] = {}
 
@@ -242,7 +251,7 @@ def measure(
         entries = {name: partial(everything[name].enter, pipe) for name in names[:: 1 if visit.forwards else -1]}
         seconds = {name: times[0] for name, times in interleave(run, entries, rounds=1, warmup=0).items()}
         pair = seconds.get(STOCK, math.nan) if timed else math.nan
-        if not store.has(STOCK, visit.chunk):
+        if lacks_stock:
             store.put(STOCK, visit.chunk, Sample(drawn[STOCK], seconds[STOCK], pair))
         for name in drawn:
             if name != STOCK:

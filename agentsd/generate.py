@@ -59,7 +59,7 @@ class Settings:
         dtype: One of `DTYPES`.
         schedule: Agent attention; `None` is the stock pipeline.
         label: What to call the schedule in captions.
-        agents_seed: Seed of the random merge destinations.
+        agents_seed: Seed of the random merge destinations and sampled agents.
 
     Raises:
         ValueError: If a field is out of range.

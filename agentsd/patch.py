@@ -124,7 +124,8 @@ def apply(
         reuse_depth: How many of the last layers run between: replaces the preset's (1, the cheapest).
         plan: What `agentsd.plan` found for this device and size: its schedule, with layers left stock where agents
             do not win.
-        seed: Seed of the random merge destinations; equal seeds give equal images, whatever ran before.
+        seed: Seed of the random merge destinations and sampled agents; equal seeds give equal images, whatever ran
+            before.
 
     Returns:
         The handle: `.remove()`, `.report()`, and a context manager.

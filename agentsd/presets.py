@@ -91,6 +91,6 @@ def with_ratio(schedule: Schedule, ratio: float, whose: str) -> Schedule:
             "part of the run merges and does nothing else, so that nothing would be left; give a ratio above 0, or "
             "schedule= with None in that part"
             if ratio == 0
-            else "agents would be more than half of the features left; give a lower ratio"
+            else "too few features would be left for the agents to pay; give a lower ratio"
         )
         raise ValueError(f"ratio={ratio!r} does not fit {whose}: {remedy}.") from error

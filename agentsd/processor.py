@@ -254,7 +254,9 @@ def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
         feature_map = ranking.cut(counts.tokens - counts.features)
         features = feature_map.merge(tokens)
     if counts.agents is not None:
-        if plan.drawn is not None:
+        if config.agents == "sample":
+            if plan.drawn is None:
+                raise ValueError("drawn=None must be the tokens that are agents; make the plan with level_plan.")
             agents = sample_tokens(tokens, plan.drawn.to(tokens.device))
         elif config.agents == "pool" or ranking is None:
             agents = pool_tokens(tokens, plan.height, plan.width, config.cell_stride(plan.height, plan.width))

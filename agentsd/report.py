@@ -33,7 +33,7 @@ class Report:
         schedule: Schedule in force.
         layers: Patched layers in execution order.
         skipped: Layers left alone: (path, reason).
-        seed: Seed of the random cell patterns.
+        seed: Seed of the random cell patterns and of the agents that are sampled.
         reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
@@ -54,7 +54,7 @@ class Report:
     def _forecast(self) -> str:
         forecast = self.schedule.reuse_forecast
         if isinstance(forecast, tuple):
-            return f", forecast {forecast[0]:g} rising to {forecast[1]:g}"
+            return f", forecast from {forecast[0]:g} to {forecast[1]:g} along the run"
         return f", forecast {forecast:g}" if forecast else ""
 
     def __str__(self) -> str:
@@ -115,7 +115,8 @@ def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int])
     config = config.at_downsample(layer.downsample)
     counts = config.count_tokens(height, width)
     if counts is None:
-        few = min(height, width) < config.stride
+        cell = config.stride if config.uses_ranking else config.cell_stride(height, width)
+        few = min(height, width) < cell
         reason = f"holds no whole cell of stride {config.stride}" if few else "is so small that nothing would be saved"
         return f"stock (grid {height}x{width} {reason})"
     text = f"grid {height}x{width}, {counts.tokens} tokens -> {counts.features} features"
@@ -123,7 +124,8 @@ def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int])
     if wanted < counts.features:
         text += f" (merge_ratio asks for {wanted}; one per cell stays)"
     if counts.agents is None:
-        why = "" if config.agent_ratio is None else " (they would be half of the features or more)"
+        share = "half of the features" if config.gathers else "as many as the features"
+        why = "" if config.agent_ratio is None else f" (they would be {share} or more)"
         return f"{text}, no agents{why}"
     text += f" -> {counts.agents} agents"
     if config.agents == "merge" and isinstance(config.agent_ratio, float):

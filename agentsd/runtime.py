@@ -197,7 +197,7 @@ class Runtime:
             fresh = _Kept(feature.detach().clone(), run.index)
             before = run.kept.get(run.call)
             alike = before is not None and before.index < fresh.index and _fits(before.feature, fresh.feature)
-            if self.schedule.reuse_forecast and before is not None and alike:
+            if self.schedule.forecasts and before is not None and alike:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             run.kept[run.call] = fresh
@@ -312,9 +312,11 @@ class Runtime:
 
     def _drawn(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> Tensor:
         def make() -> Tensor:
-            # One order of each cell's tokens for the whole run: its steps draw each in turn.
-            generator = None if index is None else self._generator("sample", height, width, stride)
-            return draw_tokens(height, width, stride, index or 0, generator).to(device)
+            # Steps in a row draw each token of a cell in turn, then in another order: layers that run at every fourth
+            # step alone (reuse) must not meet the same one each time.
+            row, place = divmod(index or 0, stride**2)
+            generator = None if index is None else self._generator("sample", row, height, width, stride)
+            return draw_tokens(height, width, stride, place, generator).to(device)
 
         made: Tensor = self._cached(("drawn", index, height, width, stride, device), make)
         return made

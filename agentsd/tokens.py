@@ -52,13 +52,13 @@ def cell_pattern(height: int, width: int, stride: int, generator: torch.Generato
     if rows == 0 or columns == 0:
         raise ValueError(f"grid {height}x{width} holds no whole cell of stride={stride}; use a smaller stride.")
     if generator is None:
-        member = torch.zeros(rows, columns, dtype=torch.int64)
+        member = torch.zeros(rows, columns, dtype=torch.int64, device="cpu")
     else:
-        member = torch.randint(stride * stride, (rows, columns), generator=generator)
-    y = torch.arange(rows)[:, None] * stride + member // stride
-    x = torch.arange(columns)[None, :] * stride + member % stride
+        member = torch.randint(stride * stride, (rows, columns), generator=generator, device="cpu")
+    y = torch.arange(rows, device="cpu")[:, None] * stride + member // stride
+    x = torch.arange(columns, device="cpu")[None, :] * stride + member % stride
     destinations = (y * width + x).flatten()
-    is_source = torch.ones(height * width, dtype=torch.bool)
+    is_source = torch.ones(height * width, dtype=torch.bool, device="cpu")
     is_source[destinations] = False
     return CellPattern(destinations, is_source.nonzero().flatten())
 
@@ -200,7 +200,7 @@ def pool_tokens(tokens: Tensor, height: int, width: int, stride: int) -> Tensor:
 def draw_tokens(
     height: int, width: int, stride: int, index: int = 0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw one token of every cell of a grid: at random, but in a row of draws none twice before all have been drawn.
+    """Draw one token of every cell of a grid at random, but none twice among as many draws as a cell has tokens.
 
     The grid is divided into as many cells as cells of `stride x stride` would cover it, of equal size but for one row
     or column of tokens, so that every token stands for about as many.
@@ -209,8 +209,10 @@ def draw_tokens(
         height: Grid height in tokens.
         width: Grid width in tokens.
         stride: Side of a cell in tokens, at most.
-        index: Which of a row of draws: the place in every cell's random order of its tokens, over and over.
-        generator: CPU generator to draw those orders from; `None` takes the middle of each cell at every draw.
+        index: Which draw, from 0: the place in every cell's random order of its tokens, over and over.
+        generator: CPU generator to draw those orders from; `None` takes the middle of each cell at every draw. Give one
+            that differs for every `stride ** 2` draws: with one order for ever, who takes every fourth draw alone could
+            see the same token each time.
 
     Returns:
         Token indices, int64 [ceil(height / stride) * ceil(width / stride)], cell by cell, on the CPU.
@@ -228,8 +230,10 @@ def draw_tokens(
     else:
         size = heights * widths
         most = int(size.max())
-        order = torch.rand(*size.shape, most, generator=generator)
-        order = order.masked_fill(torch.arange(most) >= size[..., None], 2.0).argsort(dim=-1)  # no such tokens: last
+        # Where and what is drawn must not follow the user's default device and dtype.
+        order = torch.rand(*size.shape, most, generator=generator, device="cpu", dtype=torch.float32)
+        absent = torch.arange(most, device="cpu") >= size[..., None]
+        order = order.masked_fill(absent, 2.0).argsort(dim=-1)
         member = order.gather(-1, (index % size)[..., None]).squeeze(-1)
         y, x = member // widths, member % widths
     return ((tops[:, None] + y) * width + lefts[None, :] + x).flatten()
@@ -243,7 +247,7 @@ def cell_edges(length: int, stride: int) -> tuple[Tensor, Tensor]:
         [[0, 2, 4], [2, 4, 7]]
     """
     number = -(-length // stride)
-    edges = torch.arange(number + 1) * length // number
+    edges = torch.arange(number + 1, device="cpu") * length // number
     return edges[:-1], edges[1:]
 
 

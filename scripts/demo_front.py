@@ -6,6 +6,7 @@ or prompts later without running the others anew. Rows are written for the arms 
 
 import argparse
 import json
+import math
 import sys
 import time
 from functools import partial
@@ -104,6 +105,9 @@ def report(
     wanted = [parse_caption(prompt).combos for chunk in parts for prompt in chunk.prompts]
     rows, reference = [], None
     for name, samples in collect(store, arms, parts).items():
+        if all(math.isnan(sample.stock_seconds) for sample in samples):
+            tell(f"{name}: left out, it has failed where it was to be timed; run the same command again")
+            continue
         latents = torch.cat([sample.latents for sample in samples])
         pictures = decode(pipe, latents)
         if reference is None:  # stock comes first

@@ -33,7 +33,6 @@ ARMS: dict[str, AgentConfig | None] = {
     "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
     "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
     "pooled agents, at most 256": AgentConfig(agents="pool", stride=4, max_agents=256),
-    "sampled agents, stride 4": AgentConfig(agents="sample", stride=4),
     "sampled agents, at most 256": AgentConfig(agents="sample", stride=4, max_agents=256),
 }
 

@@ -1,7 +1,9 @@
-"""Which settings of agents lose least: errors of single layers and of final pictures on the bundled demo model.
+"""Which settings lose least on the bundled demo model: of agents, or with --reuse, of the reuse of deep features.
 
-By default one setting at a time leaves the centre; with --product all are combined. Every call is kept in a work
-folder: run the same command again to go on, and add values without running the others anew.
+Agents: errors of single layers and of final pictures; by default one setting at a time leaves the centre, with
+--product all are combined. Reuse: where whole steps stand, how far features are forecast, and what one reused step
+costs. Every call is kept in a work folder: run the same command again to go on, and add values without running the
+others anew.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from agentsd.demo import held_out_prompts, model_path
 from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
 from agentsd.metrics import relative_l2
 from agentsd.precision import dtype_name
+from agentsd.presets import PRESETS
 from agentsd.processor import attend, level_plan
 from agentsd.runtime import grid_at
 from agentsd.sites import Candidate, find_sites
@@ -72,6 +75,50 @@ class Setting:
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
 
 
+@dataclasses.dataclass(frozen=True)
+class ReuseSetting:
+    """Which steps of a run reuse deep features, and how far these are forecast; attention is as in `gentle`."""
+
+    layout: str
+    phases: tuple[tuple[float, int], ...]  # until which share of the run, whole steps every so many
+    forecast: float | tuple[float, float] = 0.0
+    last_full: bool = False
+
+    @property
+    def schedule(self) -> Schedule:
+        config = PRESETS["gentle"].configs[0]
+        phases = tuple(Phase(until, config, every) for until, every in self.phases)
+        return Schedule(phases, reuse_forecast=self.forecast, last_full=self.last_full)
+
+    @property
+    def arm(self) -> RunArm:
+        arm = agent_arm(self.schedule)
+        return RunArm(arm.enter, arm.cycle, arm.settings)
+
+    def __str__(self) -> str:
+        return f"{self.layout}, forecast {self.forecast}"
+
+
+def reuse_settings(steps: int) -> list[ReuseSetting]:
+    """Return uniform reuse, the layouts of the presets, and runs of `steps` steps of which a single one reuses."""
+    found = [ReuseSetting("no reuse", ((1.0, 1),))]
+    for every in (2, 3, 4, 5):
+        for forecast in (0.0, 0.5, (0.0, 1.0)):
+            found.append(ReuseSetting(f"every {every} steps", ((1.0, every),), forecast))
+    for name in ("quality", "balanced", "fast", "extreme"):
+        schedule = PRESETS[name]
+        phases = tuple((phase.until, phase.reuse) for phase in schedule.phases)
+        for forecast in (0.5, schedule.reuse_forecast):
+            found.append(ReuseSetting(f"as {name}", phases, forecast, schedule.last_full))
+    for step in range(1, steps, max(1, steps // 6)):
+        before = ((step - 1) / steps, 1) if step > 1 else None
+        after = (1.0, 1) if step < steps - 1 else None
+        phases = tuple(phase for phase in (before, ((step + 1) / steps, 2), after) if phase is not None)
+        for forecast in (0.0, 1.0) if step > 1 else (0.0,):
+            found.append(ReuseSetting(f"step {step} alone", phases, forecast))
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, values in AXES.items():
@@ -87,9 +134,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--layers-only", action="store_true", help="draw no pictures but the stock ones")
+    made.add_argument("--reuse", action="store_true", help="sweep the reuse of deep features instead of agents")
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further call after this")
     made.add_argument("--work", type=Path, default=Path("outputs/front"), help="latents, shared with demo_front.py")
-    made.add_argument("--output", type=Path, default=Path("results/demo/sweep.jsonl"), help="written anew")
+    made.add_argument(
+        "--output", type=Path, help="written anew (results/demo/sweep.jsonl, with --reuse results/demo/reuse.jsonl)"
+    )
     return made
 
 
@@ -116,7 +166,8 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.dtype = dtype_name(args.dtype, args.device)
-    settings = settings_of(args)
+    settings: Sequence[Setting | ReuseSetting] = reuse_settings(args.steps) if args.reuse else settings_of(args)
+    output = args.output or Path(f"results/demo/{'reuse' if args.reuse else 'sweep'}.jsonl")
     folder = model_path()
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)
@@ -139,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         pipe, draw, arms, store, parts, group=1, timed=False, limit_seconds=args.limit_seconds, tell=tell
     )
     samples = collect(store, arms, parts)
-    inputs = list(layer_inputs(pipe, draw, parts[0], args.steps))
+    inputs = [] if args.reuse else list(layer_inputs(pipe, draw, parts[0], args.steps))
     rows, reference = [], None
     pictures = {}
     for name, kept in samples.items():
@@ -148,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     reference = pictures.get("stock")
     for setting in settings:
         row: dict[str, Any] = {
-            "benchmark": "sweep",
+            "benchmark": "reuse sweep" if args.reuse else "sweep",
             "weights": "bundled demo model",
             **dataclasses.asdict(setting),
             "prompts": args.prompts,
@@ -156,16 +207,20 @@ def main(argv: list[str] | None = None) -> int:
             "guidance_scale": args.guidance_scale,
             "dtype": args.dtype,
             "seed": args.seed,
-            "layer_l2": layer_errors(setting.config, inputs),
         }
+        if isinstance(setting, ReuseSetting):
+            row["full_steps"] = [step for step in range(args.steps) if setting.schedule.is_full(step, args.steps)]
+        else:
+            row["layer_l2"] = layer_errors(setting.config, inputs)
         if str(setting) in pictures and reference is not None:
             row |= likeness(pictures[str(setting)][0], reference[0], pictures[str(setting)][1], reference[1])
         elif not args.layers_only:
             continue
         rows.append(row | environment(args.device))
-        tell({"setting": str(setting), "layer_l2": row["layer_l2"], "psnr_db_median": row.get("psnr_db_median")})
-    replace_file(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    tell(f"{len(rows)} of {len(settings)} settings are complete: {args.output}")
+        figures = {key: row[key] for key in ("layer_l2", "psnr_db_median") if key in row}
+        tell({"setting": str(setting), **figures})
+    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    tell(f"{len(rows)} of {len(settings)} settings are complete: {output}")
     return 0 if complete else 1
 
 

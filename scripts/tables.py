@@ -37,6 +37,7 @@ SHORT_DEMO = (
     "stock, steps / 3",
     "tomesd 0.5",
     "DeepCache 3",
+    "preset gentle",
     "preset quality",
     "preset balanced",
     "preset fast",
@@ -73,6 +74,7 @@ def fill(text: str) -> str:
         "front": front_table,
         "rankings": lambda: demo_table(name="rankings"),
         "sweep": sweep_table,
+        "reuse": reuse_table,
         "scaling": scaling_table,
         "plots": plots,
     }
@@ -259,6 +261,32 @@ def sweep_table() -> str:
         f"guidance {centre['guidance_scale']:g}, {centre['dtype']}. Layer error: of a layer's output, relative to that "
         "of softmax attention on equal input, the worst level's median; the others against the stock picture of the "
         "same seed, medians. `scripts/sweep.py`, `results/demo/sweep.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def reuse_table() -> str:
+    """What it costs to reuse deep features, by where the whole steps stand and how far features are forecast."""
+    rows = read_rows(ROOT / "results" / "demo" / "reuse.jsonl")
+    if not rows:
+        return ""
+    first = rows[0]
+    lines = ["| reused | whole UNet at steps | forecast | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
+    for row in rows:
+        full, steps = row["full_steps"], row["steps"]
+        few = len(full) <= steps // 2
+        where = (
+            ", ".join(map(str, full)) if few else f"all but {', '.join(map(str, sorted({*range(steps)} - {*full})))}"
+        )
+        where = "all" if len(full) == steps else where
+        forecast = row["forecast"]
+        told = f"{forecast[0]:g} to {forecast[1]:g}" if isinstance(forecast, list) else f"{forecast:g}"
+        figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
+        lines.append(f"| {row['layout']} | {where} | {told} | {figures} |")
+    note = (
+        f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
+        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `gentle` throughout; against the stock picture of "
+        "the same seed, medians. `scripts/sweep.py --reuse`, `results/demo/reuse.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 

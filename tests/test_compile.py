@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from probe import AGENTS, MERGE, POOL, SAMPLE, unet_inputs
+from probe import AGENTS, MERGE, SAMPLE, unet_inputs
 from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -62,7 +62,7 @@ def eager():
 
 @pytest.mark.parametrize("patch_first", [True, False])
 def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first):
-    reusing = Schedule.constant(POOL, reuse=3)
+    reusing = Schedule.constant(SAMPLE, reuse=3)  # other tokens are drawn at every step
     unet, twin, counter = make_tiny_unet(), make_tiny_unet(), CompileCounterWithBackend("eager")
     agentsd.apply(twin, schedule=reusing)
     if patch_first:

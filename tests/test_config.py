@@ -71,6 +71,8 @@ def test_settings_are_frozen_and_keyword_only():
         (AgentConfig(agents="pool", stride=8, min_agents=64), (32, 32), TokenCounts(1024, 1024, 64)),
         (AgentConfig(agents="pool", stride=8, min_agents=64), (8, 8), TokenCounts(64, 64, 16)),
         (AgentConfig(agents="sample", stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (AgentConfig(agents="sample", stride=8, min_agents=64), (7, 64), TokenCounts(448, 448, 78)),
+        (AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=64), (20, 20), TokenCounts(400, 400, 49)),
         (AgentConfig(agents="sample", stride=2, merge_ratio=0.6), (4, 4), TokenCounts(16, 7, 4)),
         (AgentConfig(), (3, 64), None),
         # The cells that the border cuts off keep agents too: no longer fewer than half of the features.
@@ -160,6 +162,47 @@ def test_paper_preset_is_the_published_schedule():
     assert {config.max_downsample for config in schedule.configs} == {1}
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("gentle", list(range(20))),
+        ("quality", [0, 5, 7, 9, 11, 13, 15, 17, 19]),
+        ("balanced", [0, 5, 8, 11, 14, 17, 19]),
+        ("fast", [0, 5, 9, 13, 16, 19]),
+        ("extreme", [0, 5, 10, 15, 19]),
+    ],
+)
+def test_presets_run_the_whole_unet_seldom_at_first_and_at_the_last_step(name, full):
+    assert [step for step in range(20) if PRESETS[name].is_full(step, 20)] == full
+    for steps in range(1, 60):
+        assert PRESETS[name].is_full(0, steps)
+        assert PRESETS[name].is_full(steps - 1, steps)
+
+
+def test_the_last_step_is_full_only_if_asked():
+    phases = (Phase(1.0, None, 3),)
+    assert [Schedule(phases).is_full(i, 6) for i in range(6)] == [True, False, False] * 2
+    assert [Schedule(phases, last_full=True).is_full(i, 6) for i in (3, 4, 5)] == [True, False, True]
+    with pytest.raises(ValueError, match="last_full=1 must be True or False"):
+        Schedule(phases, last_full=1)
+
+
+def test_another_reuse_joins_phases_that_differ_in_nothing_else():
+    preset = PRESETS["balanced"].with_reuse(3)
+    assert [step for step in range(20) if preset.is_full(step, 20)] == [0, 3, 6, 9, 12, 15, 18, 19]
+    assert preset.reuse_forecast == PRESETS["balanced"].reuse_forecast
+    assert [phase.until for phase in PRESETS["paper"].with_reuse(3).phases] == [0.4, 1.0]
+
+
+def test_a_forecast_rises_in_a_straight_line():
+    rising = Schedule.constant(None, reuse=2, reuse_forecast=[0.2, 1.0])
+    assert [rising.forecast_at(step, 4) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rising == Schedule.constant(None, reuse=2, reuse_forecast=(0.2, 1.0))
+    assert Schedule.constant(None, reuse=2, reuse_forecast=0.5).forecast_at(3, 4) == 0.5
+    with pytest.raises(ValueError, match="index=4 must lie in"):
+        rising.forecast_at(4, 4)
+
+
 def test_ratio_replaces_the_merge_ratio_of_every_phase():
     assert {config.merge_ratio for config in preset_schedule("paper", 0.2).configs} == {0.2}
 
@@ -194,7 +237,11 @@ def test_agents_pay_on_every_grid(stride, agents, merge, ratio, height, width):
         ("paper", "fast", r"^ratio='fast' must be a number .*; a preset is named by preset='fast'\.$"),
         ("paper", math.nan, r"^ratio=nan must be a number"),
         ("paper", 0, r"^ratio=0 does not fit preset='paper': part of the run merges .* give a ratio above 0"),
-        ("fast", 0.99, r"^ratio=0\.99 does not fit preset='fast': agents would be .* give a lower ratio"),
+        (
+            "fast",
+            0.99,
+            r"^ratio=0\.99 does not fit preset='fast': too few features .* give a lower ratio",
+        ),
     ],
 )
 def test_bad_ratios_name_what_was_given(preset, ratio, text):

@@ -120,6 +120,11 @@ def test_untimed_arms_need_stock_once(tmp_path):
     assert recorder.measure(store, group=1, timed=False)
     assert [call for call in recorder.calls if call[0] == "stock"] == [("stock", 0), ("stock", 2)]
     assert math.isnan(store.get(identity("b", ARMS["b"]), PARTS[0]).stock_seconds)
+    assert recorder.measure(store, group=2)  # to be timed now: all anew
+    assert not any(math.isnan(store.get(name, PARTS[0]).stock_seconds) for name in ("stock", identity("b", ARMS["b"])))
+    recorder.calls.clear()
+    assert recorder.measure(store, group=2)
+    assert recorder.calls == []
 
 
 @pytest.mark.parametrize("warm", [True, False])

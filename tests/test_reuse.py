@@ -79,10 +79,10 @@ def test_whole_unet_runs_every_third_call(scheduler):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize("forecast", [0.5, 1.0])
-def test_forecast_follows_the_last_change(forecast, guidance):
+@pytest.mark.parametrize(("forecast", "last_full"), [(0.5, False), (1.0, False), ((0.25, 0.75), True)])
+def test_forecast_follows_the_last_change(forecast, last_full, guidance):
     pipe = make_tiny_pipe()
-    schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), reuse_forecast=forecast)
+    schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), reuse_forecast=forecast, last_full=last_full)
     with agentsd.apply(pipe, schedule=schedule):
         kept, started = {}, {}
         unet = pipe.unet
@@ -97,11 +97,15 @@ def test_forecast_follows_the_last_change(forecast, guidance):
                 started[len(kept) + len(started)] = feature.clone()
 
         unet.register_forward_pre_hook(look)
-        draw(pipe, steps=8, guidance_scale=guidance)
-    # Full: 0, 1 | 2, 5; the others continue the change between the two full steps before them.
-    assert sorted(kept) == [0, 1, 2, 5]
-    for index, last, before in [(3, 2, 1), (4, 2, 1), (6, 5, 2), (7, 5, 2)]:
-        expected = kept[last] + forecast * (index - last) / (last - before) * (kept[last] - kept[before])
+        draw(pipe, steps=7, guidance_scale=guidance)
+    # Full: 0, 1, 4, and the last if asked; the others continue the change between the two full steps before them.
+    assert sorted(kept) == [0, 1, 4, 6][: 4 if last_full else 3]
+    reusing = [(2, 1, 0), (3, 1, 0), (5, 4, 1), (6, 4, 1)][: 3 if last_full else 4]
+    assert sorted(started) == [index for index, _, _ in reusing]
+    for index, last, before in reusing:
+        first, end = forecast if isinstance(forecast, tuple) else (forecast, forecast)
+        share = first + (end - first) * index / 7
+        expected = kept[last] + share * (index - last) / (last - before) * (kept[last] - kept[before])
         torch.testing.assert_close(started[index], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -131,7 +135,7 @@ def test_a_refused_patch_leaves_the_one_before():
     assert draw(pipe).equal(patched)
 
 
-@pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half"])
+@pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half", (0.0, 2.0), (0.5,), (0.1, 0.2, 0.3), (0.0, "1")])
 def test_forecast_must_be_a_share(forecast):
     with pytest.raises(ValueError, match="reuse_forecast="):
         Schedule.constant(None, reuse=2, reuse_forecast=forecast)

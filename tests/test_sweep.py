@@ -44,7 +44,7 @@ def test_one_setting_at_a_time_or_all_combined(capsys):
     assert single[0] == script["Setting"](**script["CENTRE"])
     assert len(single) == 1 + sum(len(values) - 1 for values in script["AXES"].values())
     assert len(set(single)) == len(single)
-    assert len(points("--product", "--stride", "4")) == 4 * 4 * 2 * 3 * 3
+    assert len(points("--product", "--stride", "4")) == 4 * 4 * 2 * 3 * 3 + 3 * 3  # sampled agents have no constants
     assert points("--stride", "4", "1", "--agents", "pool") == points("--stride", "4", "--agents", "pool")
     assert "stride=1 must be an integer of at least 2" in capsys.readouterr().err
 

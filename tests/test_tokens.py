@@ -169,6 +169,23 @@ def test_cells_are_as_many_as_cover_the_grid_and_equal_but_for_one(length, strid
     assert 1 <= min(sizes) <= max(sizes) <= min(stride, min(sizes) + 1)
 
 
+@pytest.mark.parametrize("kind", ["meta", "cpu"])
+def test_what_is_drawn_does_not_follow_the_default_device_and_dtype(kind):
+    draws = lambda: (  # noqa: E731
+        draw_tokens(8, 8, 4, 1, torch.Generator().manual_seed(0)),
+        cell_pattern(8, 8, 4, torch.Generator().manual_seed(0)).destinations,
+    )
+    expected = draws()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device(kind):
+            found = draws()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_without_a_generator_the_middle_of_each_cell_is_taken():
     assert draw_tokens(4, 6, 3).tolist() == [1 * 6 + 1, 1 * 6 + 4, 3 * 6 + 1, 3 * 6 + 4]
 
@@ -186,11 +203,11 @@ def test_sampled_tokens_keep_the_mean_and_their_differences(number, seed):
 
 
 def test_the_shift_of_16_bit_tokens_is_taken_in_float32():
-    # The mean of all is 1 + 2^-10, which bfloat16 does not have: its own means would differ by 0.
-    tokens = torch.ones(1, 1024, 1, dtype=torch.bfloat16)
+    # The means of all and of those taken are 1 + 2^-9 and 1 + 2^-10: bfloat16 has neither, both would be 1.
+    tokens = torch.tensor([0.0, 2.0]).repeat(512).view(1, 1024, 1).to(torch.bfloat16)
     tokens[0, 0] = 2.0
-    shifted = sample_tokens(tokens - 1, torch.arange(1, 1024))
-    assert shifted.float().mean().item() == pytest.approx(2**-10, rel=0.01)
+    shifted = sample_tokens(tokens, torch.arange(1, 1024))
+    assert shifted[0, 1].item() == pytest.approx(2**-10, rel=0.01)
 
 
 @pytest.mark.parametrize(
