@@ -111,9 +111,8 @@ def reuse_settings(steps: int) -> list[ReuseSetting]:
         for forecast in (0.5, schedule.reuse_forecast):
             found.append(ReuseSetting(f"as {name}", phases, forecast, schedule.last_full))
     for step in range(1, steps, max(1, steps // 6)):
-        before = ((step - 1) / steps, 1) if step > 1 else None
-        after = (1.0, 1) if step < steps - 1 else None
-        phases = tuple(phase for phase in (before, ((step + 1) / steps, 2), after) if phase is not None)
+        after = ((1.0, 1),) if step < steps - 1 else ()
+        phases = ((step / steps, 1), ((step + 1) / steps, 2), *after)
         for forecast in (0.0, 1.0) if step > 1 else (0.0,):
             found.append(ReuseSetting(f"step {step} alone", phases, forecast))
     return found

@@ -274,19 +274,18 @@ def reuse_table() -> str:
     lines = ["| reused | whole UNet at steps | forecast | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
     for row in rows:
         full, steps = row["full_steps"], row["steps"]
-        few = len(full) <= steps // 2
-        where = (
-            ", ".join(map(str, full)) if few else f"all but {', '.join(map(str, sorted({*range(steps)} - {*full})))}"
-        )
-        where = "all" if len(full) == steps else where
+        others = [step for step in range(steps) if step not in full]
+        where = ", ".join(map(str, full)) if len(full) <= steps // 2 else "all"
+        if where == "all" and others:
+            where += f" but {', '.join(map(str, others))}"
         forecast = row["forecast"]
         told = f"{forecast[0]:g} to {forecast[1]:g}" if isinstance(forecast, list) else f"{forecast:g}"
         figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
         lines.append(f"| {row['layout']} | {where} | {told} | {figures} |")
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
-        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `gentle` throughout; against the stock picture of "
-        "the same seed, medians. `scripts/sweep.py --reuse`, `results/demo/reuse.jsonl`."
+        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `gentle` throughout; against the stock picture "
+        "of the same seed, medians. `scripts/sweep.py --reuse`, `results/demo/reuse.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
