@@ -284,7 +284,7 @@ def reuse_table() -> str:
         lines.append(f"| {row['layout']} | {where} | {told} | {figures} |")
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
-        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `gentle` throughout; against the stock picture "
+        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `gentle`; against the stock picture "
         "of the same seed, medians. `scripts/sweep.py --reuse`, `results/demo/reuse.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
