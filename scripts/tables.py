@@ -76,6 +76,7 @@ def fill(text: str) -> str:
         "sweep": sweep_table,
         "reuse": reuse_table,
         "scaling": scaling_table,
+        "plans": plans_table,
         "plots": plots,
     }
     for name, make in tables.items():
@@ -213,6 +214,32 @@ def scaling_table() -> str:
         f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
         f"{first['torch']}; medians of {first['rounds']} rounds, p by least squares over all grids. "
         "`scripts/scaling.py`, `results/scaling.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def plans_table() -> str:
+    """What plans predicted, what was measured, and what the preset does without a plan."""
+    rows = newest(read_rows(ROOT / "results" / "plans.jsonl"), (*SETUP, "preset", "size"))
+    if not rows:
+        return ""
+    first = rows[-1]
+    rows = [row for row in rows if key_of(row, SETUP) == key_of(first, SETUP)]
+    lines = [
+        "| preset | size | predicted | measured | error | without a plan | layers left stock |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in rows:
+        low, high = row["measured_95"]
+        left = ", ".join(f"/{2**level}" for level in row["stock_levels"]) or "none"
+        lines.append(
+            f"| {row['preset']} | {row['size']}x{row['size']} | {row['predicted']:.2f}x | {row['measured']:.2f}x "
+            f"[{low:.2f}, {high:.2f}] | {row['error']:+.1%} | {row['unplanned']:.2f}x | {left} |"
+        )
+    note = (
+        f"UNet steps of a run of {first['steps']}, {first['architecture']} architecture with random weights, batch "
+        f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch {first['torch']}; "
+        f"medians of {first['rounds']} paired ratios with their range. `scripts/plan_check.py`, `results/plans.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
