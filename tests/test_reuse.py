@@ -166,9 +166,12 @@ def test_agents_and_reuse_together_change_the_layers_that_run():
     assert not torch.allclose(pictures["reuse"], pictures["both"], atol=1e-4)
 
 
-def test_phases_start_with_a_full_step():
+def test_whole_steps_count_from_the_last_one_across_phases():
     schedule = Schedule((Phase(0.4, None, 2), Phase(1.0, None, 4)))
-    assert [i for i in range(10) if schedule.is_full(i, 10)] == [0, 2, 4, 8]
+    assert [i for i in range(11) if schedule.is_full(i, 11)] == [0, 2, 4, 8]
+    assert [i for i in range(10) if schedule.is_full(i, 10)] == [0, 2, 6]
+    dense = Schedule((Phase(0.5, None, 4), Phase(1.0, None, 1)))
+    assert [i for i in range(6) if dense.is_full(i, 6)] == [0, 3, 4, 5]
 
 
 def test_nothing_leaks_between_runs_sizes_and_strengths():
