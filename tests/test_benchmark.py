@@ -56,6 +56,7 @@ def check_rows(rows):
         assert (row["speedup"] == 1.0) or row["arm"] != "stock"
 
 
+@pytest.mark.slow
 def test_rows_of_steps(tmp_path):
     rows = run(tmp_path / "speed.jsonl", "--size", "256")
     assert [row["arm"] for row in rows] == list(STEP_ARMS)
@@ -64,6 +65,7 @@ def test_rows_of_steps(tmp_path):
     assert "steps" not in rows[0]
 
 
+@pytest.mark.slow
 def test_rows_of_calls(tmp_path):
     rows = run(tmp_path / "speed.jsonl", "--size", "64", "--pipeline", "--steps", "3")
     assert [row["arm"] for row in rows] == list(script["CALLS"])

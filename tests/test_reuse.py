@@ -330,7 +330,7 @@ class TestMemory:
         gc.collect()
         return sum(torch.is_tensor(thing) and tuple(thing.shape) == self.FEATURE for thing in gc.get_objects())
 
-    @pytest.mark.parametrize("steps", [4, 5, 6])
+    @pytest.mark.parametrize("steps", [4, *(pytest.param(more, marks=pytest.mark.slow) for more in (5, 6))])
     def test_none_after_a_run(self, steps, tiny_pipe):
         before = self.held()
         patch = agentsd.apply(tiny_pipe, schedule=reuse(3))
