@@ -302,14 +302,15 @@ def _as_run(arm: Arm) -> RunArm:
     return RunArm(arm.enter, arm.cycle, arm.settings)
 
 
-def _run(schedule: Schedule) -> RunArm:
+def run_arm(schedule: Schedule) -> RunArm:
+    """Return the arm that applies a schedule of ours to whole runs."""
     return _as_run(agent_arm(schedule))
 
 
 def _front() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
     arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0, 4.0)}
-    arms |= {f"preset {name}": _run(schedule) for name, schedule in PRESETS.items()}
+    arms |= {f"preset {name}": run_arm(schedule) for name, schedule in PRESETS.items()}
     rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3", "DeepCache 5")
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
     arms["T-GATE"] = tgate_arm()
@@ -324,8 +325,8 @@ def _front() -> dict[str, RunArm]:
     configs["sampled agents, stride 8"] = SAMPLED_8
     configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
     configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
-    arms |= {name: _run(Schedule.constant(config)) for name, config in configs.items()}
-    arms |= {f"reuse {k}": _run(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
+    arms |= {name: run_arm(Schedule.constant(config)) for name, config in configs.items()}
+    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
     forecasts: dict[str, float | tuple[float, float]] = {
         "": 0.0,
         ", forecast 0.5": 0.5,
@@ -333,9 +334,9 @@ def _front() -> dict[str, RunArm]:
     }
     for name, forecast in forecasts.items():
         schedule = Schedule.constant(SAMPLED_8, reuse=3, reuse_forecast=forecast)
-        arms[f"reuse 3 + sampled agents{name}"] = _run(schedule)
+        arms[f"reuse 3 + sampled agents{name}"] = run_arm(schedule)
     for name in ("quality", "balanced", "fast"):
-        arms[f"preset {name}, guidance from 20%"] = _run(replace(PRESETS[name], guidance_interval=(0.2, 1.0)))
+        arms[f"preset {name}, guidance from 20%"] = run_arm(replace(PRESETS[name], guidance_interval=(0.2, 1.0)))
     return arms
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,8 +41,24 @@ class LevelPlan:
     drawn: Tensor | None = None  # the tokens that are agents, int64 [n]; None if they are not sampled
 
 
-def level_plan(height: int, width: int, config: AgentConfig, device: torch.device | None = None) -> LevelPlan | None:
-    """Return what settings do on a grid, with nothing drawn at random; `None` if nothing is left to do there.
+def level_plan(
+    height: int,
+    width: int,
+    config: AgentConfig,
+    device: torch.device | None = None,
+    *,
+    pattern: Callable[[int, int, int], CellPattern] = cell_pattern,
+    draw: Callable[[int, int, int], Tensor] = draw_tokens,
+) -> LevelPlan | None:
+    """Return what settings do on a grid; `None` if nothing is left to do there.
+
+    Args:
+        height: Grid height in tokens.
+        width: Grid width in tokens.
+        config: Settings of the level.
+        device: Where tokens will be; `None` is the CPU.
+        pattern: Gives the cell pattern of a height, width and stride; by default nothing is left to chance.
+        draw: Gives the tokens that are sampled agents, likewise.
 
     Example:
         >>> level_plan(8, 8, AgentConfig(agents="sample", stride=4)).drawn.tolist()
@@ -51,10 +67,10 @@ def level_plan(height: int, width: int, config: AgentConfig, device: torch.devic
     counts = config.count_tokens(height, width)
     if counts is None:
         return None
-    pattern = cell_pattern(height, width, config.stride).to(device) if config.uses_ranking else None
-    draws = counts.agents is not None and not config.gathers
-    drawn = draw_tokens(height, width, config.cell_stride(height, width)).to(device) if draws else None
-    return LevelPlan(height, width, config, counts, pattern, drawn)
+    cells = pattern(height, width, config.stride).to(device) if config.uses_ranking else None
+    samples = counts.agents is not None and not config.gathers
+    drawn = draw(height, width, config.cell_stride(height, width)).to(device) if samples else None
+    return LevelPlan(height, width, config, counts, cells, drawn)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agentsd.config import AgentConfig, Schedule
 from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
 from agentsd.plans import Plan
-from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot
+from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
 from agentsd.reuse import bind_arguments, obstacle, shallow_pass
 from agentsd.steps import Position, StepReader, shares_memory
 from agentsd.tokens import CellPattern, cell_pattern, draw_tokens
@@ -280,22 +280,23 @@ class Runtime:
         levels: dict[int, LevelPlan] = {}
         if config is None:
             return levels
+        index = position.index if config.randomize else None
+
+        def pattern(height: int, width: int, stride: int) -> CellPattern:
+            return self._pattern(index, height, width, stride, sample.device)
+
+        def draw(height: int, width: int, stride: int) -> Tensor:
+            return self._drawn(index, height, width, stride, sample.device)
+
         for level in sorted({site.level for site in self.sites}):
             downsample = 2 ** (level - self.finest)
             if downsample > config.max_downsample or level in self.left_stock(config):
                 continue
             height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
             here = config.at_downsample(downsample)
-            counts = here.count_tokens(height, width)
-            if counts is None:
-                continue
-            index = position.index if here.randomize else None
-            pattern, drawn = None, None
-            if here.uses_ranking:
-                pattern = self._pattern(index, height, width, here.stride, sample.device)
-            if counts.agents is not None and not here.gathers:
-                drawn = self._drawn(index, height, width, here.cell_stride(height, width), sample.device)
-            levels[level] = LevelPlan(height, width, here, counts, pattern, drawn)
+            made = level_plan(height, width, here, sample.device, pattern=pattern, draw=draw)
+            if made is not None:
+                levels[level] = made
         return levels
 
     def left_stock(self, config: AgentConfig) -> frozenset[int]:

@@ -21,7 +21,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.arms import RUN_ARMS, RunArm, agent_arm
+from agentsd.arms import RUN_ARMS, RunArm, run_arm
 from agentsd.bench import environment
 from agentsd.demo import held_out_prompts, model_path
 from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
@@ -68,8 +68,7 @@ class Setting:
             "early": (Phase(0.5, self.config), Phase(1.0, None)),
             "late": (Phase(0.5, None), Phase(1.0, self.config)),
         }
-        arm = agent_arm(Schedule(phases[self.phase]))
-        return RunArm(arm.enter, arm.cycle, arm.settings)
+        return run_arm(Schedule(phases[self.phase]))
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
@@ -92,8 +91,7 @@ class ReuseSetting:
 
     @property
     def arm(self) -> RunArm:
-        arm = agent_arm(self.schedule)
-        return RunArm(arm.enter, arm.cycle, arm.settings)
+        return run_arm(self.schedule)
 
     def __str__(self) -> str:
         return f"{self.layout}, forecast {self.forecast}"

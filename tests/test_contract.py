@@ -154,45 +154,35 @@ class TestSameSeedSameImage:
         assert run(4) == partly
         assert run(0) == whole
 
-    def test_the_seed_decides_the_pattern(self, tiny_pipe):
+    @pytest.mark.parametrize("config", [AGENTS, SAMPLE], ids=["pattern", "drawn"])
+    def test_the_seed_decides_what_is_picked(self, config, tiny_pipe):
         images = []
         for seed in (0, 1, 0):
-            agentsd.apply(tiny_pipe, config=AGENTS, seed=seed)
+            agentsd.apply(tiny_pipe, config=config, seed=seed)
             images.append(draw(tiny_pipe, steps=2))
         assert torch.equal(images[0], images[2])
         assert not torch.equal(images[0], images[1])
 
-    def test_the_pattern_is_drawn_anew_each_step_only_if_asked(self, tiny_unet):
+    @pytest.mark.parametrize(
+        ("config", "picked"),
+        [(AgentConfig(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.drawn)],
+        ids=["pattern", "drawn"],
+    )
+    def test_tokens_are_picked_anew_each_step_only_if_asked(self, config, picked, tiny_unet):
         sample, text = unet_inputs()
         for randomize, distinct in ((True, 4), (False, 1)):
-            agentsd.apply(tiny_unet, config=AgentConfig(randomize=randomize))
-            patterns = []
+            agentsd.apply(tiny_unet, config=replace(config, randomize=randomize))
+            found = []
             hook = tiny_unet.register_forward_hook(
-                lambda module, *_, found=patterns: found.append(
-                    module._agentsd.slot.read().levels[0].pattern.destinations.tolist()
+                lambda module, *_, found=found: found.append(
+                    tuple(picked(module._agentsd.slot.read().levels[0]).tolist())
                 )
             )
             with torch.no_grad():
                 for t in torch.tensor([800, 600, 400, 200]):
                     tiny_unet(sample, t, text)
             hook.remove()
-            assert len({tuple(pattern) for pattern in patterns}) == distinct
-
-    def test_agents_are_drawn_anew_each_step_only_if_asked(self, tiny_unet):
-        sample, text = unet_inputs()
-        for randomize, distinct in ((True, 4), (False, 1)):
-            agentsd.apply(tiny_unet, config=replace(SAMPLE, randomize=randomize))
-            drawn = []
-            hook = tiny_unet.register_forward_hook(
-                lambda module, *_, found=drawn: found.append(
-                    tuple(module._agentsd.slot.read().levels[0].drawn.tolist())
-                )
-            )
-            with torch.no_grad():
-                for t in torch.tensor([800, 600, 400, 200]):
-                    tiny_unet(sample, t, text)
-            hook.remove()
-            assert len(set(drawn)) == distinct
+            assert len(set(found)) == distinct
 
     @pytest.mark.parametrize("every", [2, 4, 8, 16])
     def test_who_looks_at_every_so_many_steps_alone_sees_other_agents_too(self, every, tiny_unet):
@@ -201,14 +191,6 @@ class TestSameSeedSameImage:
         assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in drawn), strict=True))
         seen = [len(set(place)) for place in zip(*(each.tolist() for each in drawn[::every]), strict=True)]
         assert sum(seen) / len(seen) > 0.8 * 16 * (1 - (1 - 1 / 16) ** (64 // every))  # as many as by chance
-
-    def test_the_seed_decides_which_are_drawn(self, tiny_pipe):
-        images = []
-        for seed in (0, 1, 0):
-            agentsd.apply(tiny_pipe, config=SAMPLE, seed=seed)
-            images.append(draw(tiny_pipe, steps=2))
-        assert torch.equal(images[0], images[2])
-        assert not torch.equal(images[0], images[1])
 
     def test_the_global_random_state_is_left_alone(self, tiny_unet):
         sample, text = unet_inputs()
