@@ -121,25 +121,31 @@ def random_unet(
 
 
 def random_attention(
-    architecture: str, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", seed: int = 0
-) -> "list[Attention]":
-    """Build all self-attention layers of an architecture's finest level that has any, and nothing else.
+    architecture: str,
+    levels: int = 1,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> "dict[int, list[Attention]]":
+    """Build all self-attention layers of an architecture's finest levels that have any, and nothing else.
 
     Args:
         architecture: One of `ARCHITECTURES`.
+        levels: How many levels, from the finest on.
         dtype: Type of the weights.
         device: Where to build them.
         seed: Seed of the weights.
 
     Returns:
-        The layers, in the order in which a UNet runs them.
+        The layers in the order in which a UNet runs them, by how much coarser their grid is than the finest.
 
     Raises:
         ValueError: If the architecture is unknown.
 
     Example:
-        >>> len(random_attention("sd15")), random_attention("sd15")[0].heads
-        (5, 8)
+        >>> {factor: len(layers) for factor, layers in random_attention("sd15", 2, dtype=torch.bfloat16).items()}
+        {1: 5, 2: 5}
     """
     _check(architecture)
     from diffusers import UNet2DConditionModel
@@ -149,10 +155,10 @@ def random_attention(
     with torch.device("meta"):
         sites, _ = find_sites(UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture]))
     finest = min(site.level for site in sites)
-    return [
-        _fill(site.attn, dtype, device, seed + index)
-        for index, site in enumerate(site for site in sites if site.level == finest)
-    ]
+    found: dict[int, list[Attention]] = {}
+    for index, site in enumerate(site for site in sites if site.level < finest + levels):
+        found.setdefault(2 ** (site.level - finest), []).append(_fill(site.attn, dtype, device, seed + index))
+    return found
 
 
 def random_pipeline(

@@ -1,8 +1,9 @@
 """What is compared: our schedules, rivals and baselines, each a context manager on a pipeline.
 
-What is missing and why (HyperTile, HiDiffusion, Faster-Diffusion, the official AgentSD): `docs/benchmarks.md`.
+What is missing and why (HiDiffusion, Faster-Diffusion, the official AgentSD): `docs/benchmarks.md`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -137,7 +138,15 @@ def deepcache_arm(interval: int) -> Arm:
 
 def kv_downsampling_arm(factor: int) -> Arm:
     """Return nearest-neighbour downsampling of keys and values at the finest level (ToDo, arXiv 2402.13573)."""
+    return _finest_level_arm(_Downsampled(factor))
 
+
+def tiled_attention_arm(side: int) -> Arm:
+    """Return attention within tiles of `side x side` tokens at the finest level, as HyperTile has it by default."""
+    return _finest_level_arm(_Tiled(side))
+
+
+def _finest_level_arm(processor: Any) -> Arm:
     @contextmanager
     def arm(pipe: Any) -> Iterator[None]:
         from agentsd.sites import find_sites
@@ -145,10 +154,41 @@ def kv_downsampling_arm(factor: int) -> Arm:
         sites, _ = find_sites(pipe.unet)
         finest = min(site.level for site in sites)
         chosen = {site.attn for site in sites if site.level == finest}
-        with _replaced(pipe.unet, lambda attn: _Downsampled(factor) if attn in chosen else None):
+        with _replaced(pipe.unet, lambda attn: processor if attn in chosen else None):
             yield
 
     return Arm(arm)
+
+
+def attention_broadcast_arm(every: int) -> Arm:
+    """Return self-attention computed at every so many steps between timesteps 800 and 100, by the hook in diffusers.
+
+    Pyramid Attention Broadcast (arXiv 2408.12588) with the package's defaults. It is documented for transformers, whose
+    pipelines tell the timestep; on a UNet a hook of ours does.
+    """
+
+    @contextmanager
+    def arm(pipe: Any) -> Iterator[None]:
+        from diffusers import PyramidAttentionBroadcastConfig
+        from diffusers.hooks import apply_pyramid_attention_broadcast
+
+        current = [0]
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            current[0] = int(args[1] if len(args) > 1 else kwargs["timestep"])
+
+        config = PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=every, current_timestep_callback=lambda: current[0]
+        )
+        with _restored(pipe.unet):
+            handle = pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+            try:
+                apply_pyramid_attention_broadcast(pipe.unet, config)
+                yield
+            finally:
+                handle.remove()
+
+    return Arm(arm, every, f"diffusers {_version('diffusers')}")
 
 
 @contextmanager
@@ -193,9 +233,7 @@ class _Downsampled:
 
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         batch, number, channels = hidden_states.shape
-        side = round(number**0.5)
-        if side * side != number:
-            raise ValueError(f"{number} tokens are no square grid; this baseline takes square pictures only.")
+        side = _side(number)
         grid = hidden_states.view(batch, side, side, channels)[:, :: self.factor, :: self.factor]
         few = grid.reshape(batch, -1, channels)
         query, key, value = (
@@ -207,7 +245,35 @@ class _Downsampled:
         return output
 
 
-SAMPLED_4, SAMPLED_8 = (PRESETS[name].configs[0] for name in ("gentle", "fast"))
+class _Tiled:
+    """Attention of each token to those of its own tile of `side x side` tokens; a smaller grid is one tile."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        batch, number, channels = hidden_states.shape
+        side = min(self.side, _side(number))
+        tiles, left = divmod(_side(number), side)
+        if left:
+            raise ValueError(f"a grid of side {_side(number)} is not divided by tiles of side {side}.")
+        # [B, rows of tiles, rows of a tile, columns of tiles, columns of a tile, C], and the tiles to the front
+        grid = hidden_states.view(batch, tiles, side, tiles, side, channels).transpose(2, 3)
+        output: Tensor = AttnProcessor2_0()(attn, grid.reshape(-1, side * side, channels))
+        grid = output.view(batch, tiles, tiles, side, side, channels).transpose(2, 3)
+        return grid.reshape(batch, number, channels)
+
+
+def _side(number: int) -> int:
+    side = math.isqrt(number)
+    if side * side != number:
+        raise ValueError(f"{number} tokens are no square grid; this baseline takes square pictures only.")
+    return side
+
+
+SAMPLED_4, SAMPLED_8 = (PRESETS[name].configs[0] for name in ("quality", "fast"))
 _TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
 
@@ -219,6 +285,7 @@ STEP_ARMS = MappingProxyType(
         "no self-attention (ceiling)": no_self_attention_arm(),
         "tomesd 0.5": tomesd_arm(0.5),
         "K/V downsampling 2 (ToDo)": kv_downsampling_arm(2),
+        "tiles of 32x32 (HyperTile)": tiled_attention_arm(32),
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
@@ -311,8 +378,9 @@ def _front() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
     arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0, 4.0)}
     arms |= {f"preset {name}": run_arm(schedule) for name, schedule in PRESETS.items()}
-    rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "DeepCache 3", "DeepCache 5")
+    rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "tiles of 32x32 (HyperTile)", "DeepCache 3", "DeepCache 5")
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
+    arms["attention broadcast 2 (PAB)"] = _as_run(attention_broadcast_arm(2))
     arms["T-GATE"] = tgate_arm()
     rankers: dict[str, Callable[[], Ranker]] = {
         "one ranking a grid": lambda: SharedRanking(calls=1),
@@ -322,6 +390,7 @@ def _front() -> dict[str, RunArm]:
     arms |= {f"paper, {name}": _as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
     configs = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (4, 8)}
     configs["sampled agents, stride 2"] = AgentConfig(agents="sample", stride=2)
+    configs["sampled agents, stride 4"] = SAMPLED_4
     configs["sampled agents, stride 8"] = SAMPLED_8
     configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
     configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
@@ -335,8 +404,10 @@ def _front() -> dict[str, RunArm]:
     for name, forecast in forecasts.items():
         schedule = Schedule.constant(SAMPLED_8, reuse=3, reuse_forecast=forecast)
         arms[f"reuse 3 + sampled agents{name}"] = run_arm(schedule)
-    for name in ("quality", "balanced", "fast"):
-        arms[f"preset {name}, guidance from 20%"] = run_arm(replace(PRESETS[name], guidance_interval=(0.2, 1.0)))
+    arms["reuse 5 + sampled agents"] = run_arm(Schedule.constant(SAMPLED_8, reuse=5))
+    for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
+        for name in ("quality", "balanced"):
+            arms[f"preset {name}, guidance {words}"] = run_arm(replace(PRESETS[name], guidance_interval=interval))
     return arms
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -155,7 +156,7 @@ def peak_reserved(device: torch.device | str = "cpu") -> int | None:
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return what a time means nothing without: hardware, threads and versions.
+    """Return what a time means nothing without: hardware, threads and versions; on CUDA those below torch as well.
 
     Example:
         >>> environment()["torch"] == torch.__version__
@@ -172,6 +173,18 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "python": platform.python_version(),
+        **(_cuda() if kind == "cuda" else {}),
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the versions that decide which kernels of a CUDA device run."""
+    path = Path("/proc/driver/nvidia/version")
+    driver = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", path.read_text()) if path.exists() else None
+    return {
+        "driver": driver[1] if driver else None,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

@@ -266,8 +266,8 @@ class Runtime:
         run = next((run for run in runs if run.number == number and run.index <= index), None)
         if run is None:
             run = _RunFeatures(number)
-            going_on = [other for other in runs if other.number != number and other.number in self.local.reader.runs]
-            self.local.runs = [*going_on, run][-_REMEMBERED_RUNS:]
+        going_on = [other for other in runs if other.number != number and other.number in self.local.reader.runs]
+        self.local.runs = [*going_on, run][-_REMEMBERED_RUNS:]  # the least recent goes first
         return run
 
     def forget(self) -> None:

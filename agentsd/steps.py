@@ -29,7 +29,6 @@ class _Run:
     number: int
     timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
     start: int
-    cursor: int
     known: bool  # the timesteps of a scheduler that is known, not those of someone's loop
     last: int = -1
     values: list[float] | None = None
@@ -117,7 +116,7 @@ class StepReader:
                 run for run in self._runs if not run.known or any(shares_memory(run.timesteps, one) for one in known)
             ]
         self._started += 1
-        run = _Run(self._started, timesteps, first, first, known is not None)
+        run = _Run(self._started, timesteps, first, known is not None)
         self._runs = [*self._runs[1 - _REMEMBERED_RUNS :], run]
         return run
 
@@ -134,12 +133,13 @@ class StepReader:
         for timesteps in known:
             run = next((run for run in self._runs if run.timesteps is timesteps), None)
             values = timesteps.flatten().tolist() if run is None or run.values is None else run.values
-            cursor = 0 if run is None else run.cursor
-            # Search onwards from the last step, so that of repeated timesteps the later is found in its turn.
-            hits = [i for i in (*range(cursor, len(values)), *range(cursor)) if values[i] == value]
+            start = 0 if run is None else run.last
+            if run is not None and values[start : start + 2] == [value, value]:
+                start += 1  # of equal steps in a row (Heun, PNDM) each call is the next
+            # Onwards from the last step, so that of equal steps further apart the later is found in its turn.
+            hits = [i for i in (*range(start, len(values)), *range(start)) if values[i] == value]
             if hits:
-                run = self._run(timesteps, hits[0], known)
-                run.values, run.cursor = values, hits[0]
+                self._run(timesteps, hits[0], known).values = values
                 return self._position(timesteps, hits[0], len(values), known)
         return None
 

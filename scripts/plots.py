@@ -1,6 +1,7 @@
 """Draw the plots of docs/img from the committed result files: speed against quality, and cost against tokens."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,10 @@ PANELS = (
 )
 OURS, FEWER, OTHER_OURS, PAPER = "#1f5fbf", "#777777", "#a9c4ea", "#5b4b9a"
 # Colours that stay apart for the colour-blind (Okabe and Ito), with a marker each.
-RIVALS = (("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"), ("#000000", "X"))
+RIVALS = (
+    ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"), ("#000000", "X"),
+    ("#999933", "<"),
+)  # fmt: skip
 SETUP = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 
 
@@ -46,10 +50,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def short(arm: str) -> str:
-    """The label of an arm."""
-    return (
-        arm.removeprefix("preset ").removeprefix("stock, ").removesuffix(" (ToDo)").replace("K/V downsampling", "K/V /")
-    )
+    """The label of an arm: the name in brackets, where it has one."""
+    named = re.search(r"\((\w+)\)$", arm)
+    return named[1] if named else arm.removeprefix("preset ").removeprefix("stock, ")
 
 
 def pareto(points: Sequence[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
@@ -178,7 +181,8 @@ def place_labels(
 
 
 def scaling(rows: list[Row]) -> Any:
-    """Cost of self-attention against the number of tokens, both logarithmic, with the fitted exponents."""
+    """Cost of the finest level against the number of tokens, both logarithmic, with the fitted exponents."""
+    rows = [row for row in rows if row.get("levels", 1) == 1]
     rows = [row for row in rows if key_of(row, SETUP) == key_of(rows[-1], SETUP)]
     cells = {(row["arm"], row["grid"]): row for row in rows}
     figure, (ax,) = figure_of(1, 7.5, 5)

@@ -1,4 +1,4 @@
-"""Cost of self-attention against the number of tokens: all layers of the finest level, alone, random weights.
+"""Cost of self-attention against the number of tokens: the layers of the finest levels, alone, random weights.
 
 A row is appended for each arm and grid as soon as the grid is measured; what is there already is left out.
 """
@@ -22,10 +22,10 @@ from agentsd.precision import dtype_name
 from agentsd.processor import LevelPlan, attend, level_plan
 from agentsd.rows import Row, append_row, key_of, newest, read_rows
 
-KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "layers",
+KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "levels", "layers",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 STOCK = "stock"
-
+Layers = dict[int, list[Any]]  # by how much coarser their grid is than the finest
 
 ARMS: dict[str, AgentConfig | None] = {
     STOCK: None,
@@ -34,6 +34,15 @@ ARMS: dict[str, AgentConfig | None] = {
     "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
     "pooled agents, at most 256": AgentConfig(agents="pool", stride=4, max_agents=256),
     "sampled agents, at most 256": AgentConfig(agents="sample", stride=4, max_agents=256),
+}
+# What tells arms apart where coarser levels run too.
+ARMS_OF_ALL: dict[str, AgentConfig | None] = {
+    STOCK: None,
+    "sampled agents, at most 256": ARMS["sampled agents, at most 256"],
+    "sampled agents, at most 256, two levels": AgentConfig(agents="sample", stride=4, max_agents=256, max_downsample=2),
+    "sampled agents, at most 1024, two levels": AgentConfig(
+        agents="sample", stride=4, max_agents=1024, max_downsample=2
+    ),
 }
 
 
@@ -46,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         "--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="auto: what is fast here"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--layers", type=int, help="time the first so many of the layers; all by default")
+    parser.add_argument("--levels", type=int, default=1, help="how many levels, from the finest on; sd15 has 4")
+    parser.add_argument("--layers", type=int, help="time the first so many layers of each level; all by default")
     parser.add_argument("--rounds", type=int, default=3, help="rows with fewer are measured again")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further grid after this")
     parser.add_argument("--output", type=Path, default=Path("results/scaling.jsonl"), help="rows are appended")
@@ -54,10 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     args.dtype = dtype_name(args.dtype, args.device)
 
     started = time.monotonic()
-    layers = random_attention(args.architecture, dtype=getattr(torch, args.dtype), device=args.device)[: args.layers]
+    kept = random_attention(args.architecture, args.levels, dtype=getattr(torch, args.dtype), device=args.device)
+    layers = {factor: found[: args.layers] for factor, found in kept.items()}
+    arms = ARMS if args.levels == 1 else ARMS_OF_ALL
     complete = True
     for grid in args.grid:
-        wanted = {name: facts(args, name, grid, len(layers)) for name in ARMS}
+        wanted = {name: facts(args, name, arms[name], grid, layers) for name in arms}
         there = {key_of(row, KEY) for row in newest(read_rows(args.output), KEY) if row["rounds"] >= args.rounds}
         if all(key_of(row, KEY) in there for row in wanted.values()):
             continue
@@ -65,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             complete = False
             tell(f"stopped by --limit-seconds before the grid {grid}; run again to go on")
             break
-        for name, times in measure(layers, grid, args).items():
+        for name, times in measure(layers, arms, grid, args).items():
             row = wanted[name] | times
             append_row(args.output, row)
             tell(f"{grid}x{grid} {name:36} {row['milliseconds']:10.2f} ms {row['speedup']:6.2f}x")
@@ -75,32 +87,36 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if complete else 1
 
 
-def facts(args: argparse.Namespace, name: str, grid: int, layers: int) -> Row:
+def facts(args: argparse.Namespace, name: str, config: AgentConfig | None, grid: int, layers: Layers) -> Row:
     return {
         "benchmark": "self-attention alone",
         "weights": "random",
         "architecture": args.architecture,
         "arm": name,
-        "settings": repr(ARMS[name]),
+        "settings": repr(config),
         "grid": grid,
         "batch": args.batch,
         "dtype": args.dtype,
-        "layers": layers,
+        "levels": len(layers),
+        "layers": sum(map(len, layers.values())),
         **environment(args.device),
     }
 
 
 @torch.inference_mode()
-def measure(layers: list[Any], grid: int, args: argparse.Namespace) -> dict[str, Row]:
-    """Return the times of every arm on a grid, by arm."""
-    runs: dict[str, Callable[[torch.Tensor], object]] = {}
-    for name, config in ARMS.items():
-        runs[name] = partial(run_layers, layers, None if config is None else plan(config, grid, args.device))
+def measure(layers: Layers, arms: dict[str, AgentConfig | None], grid: int, args: argparse.Namespace) -> dict[str, Row]:
+    """Return the times of every arm on a grid, the finest's side, by arm."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(args.batch, grid**2, layers[0].query_dim, generator=generator)
-    tokens = tokens.to(args.device, getattr(torch, args.dtype))
+    tokens = {}
+    for factor, found in layers.items():
+        drawn = torch.randn(args.batch, (grid // factor) ** 2, found[0].query_dim, generator=generator)
+        tokens[factor] = drawn.to(args.device, getattr(torch, args.dtype))
+    runs: dict[str, Callable[[], None]] = {}
+    for name, config in arms.items():
+        plans = {factor: plan(config, factor, grid // factor, args.device) for factor in layers}
+        runs[name] = partial(run_layers, layers, plans, tokens)
     seconds = interleave(
-        lambda name: runs[name](tokens), dict.fromkeys(runs, nullcontext), rounds=args.rounds, device=args.device
+        lambda name: runs[name](), dict.fromkeys(runs, nullcontext), rounds=args.rounds, device=args.device
     )
     found = {}
     for name, times in seconds.items():
@@ -115,19 +131,24 @@ def measure(layers: list[Any], grid: int, args: argparse.Namespace) -> dict[str,
     return found
 
 
-def plan(config: AgentConfig, grid: int, device: str) -> LevelPlan:
-    level = level_plan(grid, grid, config, torch.device(device))
+def plan(config: AgentConfig | None, factor: int, grid: int, device: str) -> LevelPlan | None:
+    """Return what an arm does on the grid of a level; `None` is stock."""
+    if config is None or factor > config.max_downsample:
+        return None
+    level = level_plan(grid, grid, config.at_downsample(factor), torch.device(device))
     if level is None:
-        raise ValueError(f"--grid {grid} holds no whole cell of stride {config.stride}; give a larger one.")
+        raise ValueError(f"--grid {grid * factor} holds no whole cell of stride {config.stride}; give a larger one.")
     return level
 
 
-def run_layers(layers: list[Any], level: LevelPlan | None, tokens: torch.Tensor) -> None:
-    for attn in layers:
-        if level is None:
-            attn(tokens)
-        else:
-            attend(attn, tokens, tokens, level)
+def run_layers(layers: Layers, plans: dict[int, LevelPlan | None], tokens: dict[int, torch.Tensor]) -> None:
+    for factor, found in layers.items():
+        level = plans[factor]
+        for attn in found:
+            if level is None:
+                attn(tokens[factor])
+            else:
+                attend(attn, tokens[factor], tokens[factor], level)
 
 
 def curves(rows: list[Row]) -> dict[str, tuple[list[int], list[float]]]:

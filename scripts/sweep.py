@@ -76,7 +76,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ReuseSetting:
-    """Which steps of a run reuse deep features, and how far these are forecast; attention is as in `gentle`."""
+    """Which steps of a run reuse deep features, and how far these are forecast; attention is as in `quality`."""
 
     layout: str
     phases: tuple[tuple[float, int], ...]  # until which share of the run, whole steps every so many
@@ -85,7 +85,7 @@ class ReuseSetting:
 
     @property
     def schedule(self) -> Schedule:
-        config = PRESETS["gentle"].configs[0]
+        config = PRESETS["quality"].configs[0]
         phases = tuple(Phase(until, config, every) for until, every in self.phases)
         return Schedule(phases, reuse_forecast=self.forecast, last_full=self.last_full)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import draw, make_tiny_pipe
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -10,11 +11,13 @@ from agentsd.arms import (
     RUN_ARMS,
     STEP_ARMS,
     Arm,
+    attention_broadcast_arm,
     compiled,
     kv_downsampling_arm,
     no_self_attention_arm,
     stock,
     tgate_arm,
+    tiled_attention_arm,
     with_compiled,
 )
 
@@ -27,9 +30,10 @@ def attributes(module):
 
 @pytest.mark.parametrize("name", STEP_ARMS)
 def test_every_arm_changes_the_picture_and_is_undone(name):
-    # 32 x 32 latents, so that a grid of stride 8 has whole cells on two levels.
+    # 32 x 32 latents, so that a grid of stride 8 has whole cells on two levels; twice that where a tile has 32 x 32.
     pipe = make_tiny_pipe()
-    settings = {"steps": 4, "height": 64, "width": 64}
+    side = 128 if name.startswith("tiles") else 64
+    settings = {"steps": 4, "height": side, "width": side}
     stock = draw(pipe, **settings)
     before, parts = attributes(pipe.unet), set(pipe.__dict__)
     with STEP_ARMS[name].enter(pipe):
@@ -155,6 +159,32 @@ def test_downsampled_keys_and_values_are_every_second_token():
         pytest.raises(ValueError, match="384 tokens are no square grid"),
     ):
         draw(pipe, height=48, width=32, steps=1)
+
+
+def test_tiles_attend_within_themselves():
+    pipe = make_tiny_pipe()
+    attn = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    tokens = torch.randn(2, 256, 16)
+    with torch.no_grad():
+        with tiled_attention_arm(8).enter(pipe):
+            ours = attn(tokens).view(2, 16, 16, 16)
+        corner = attn(tokens.view(2, 16, 16, 16)[:, :8, 8:].reshape(2, 64, 16)).view(2, 8, 8, 16)
+        torch.testing.assert_close(ours[:, :8, 8:], corner)
+        with tiled_attention_arm(32).enter(pipe):  # more than the grid has: one tile
+            assert torch.equal(attn(tokens), AttnProcessor2_0()(attn, tokens))
+    with tiled_attention_arm(7).enter(pipe), pytest.raises(ValueError, match="a grid of side 16 is not divided by"):
+        attn(tokens)
+
+
+def test_attention_broadcast_computes_every_second_step_between_its_timesteps():
+    pipe = make_tiny_pipe()
+    attn, computed = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1, []
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    with torch.no_grad(), attention_broadcast_arm(2).enter(pipe):
+        attn.to_q.register_forward_hook(lambda *_: computed.append(current))
+        for current in (900, 850, 700, 600, 500, 400, 90, 50):
+            pipe.unet(sample, current, encoder_hidden_states=context)
+    assert computed == [900, 850, 700, 500, 90, 50]
 
 
 def test_ceiling_leaves_self_attention_out_and_cross_attention_in():

@@ -19,8 +19,9 @@ from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected
 from tiny import draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import PRESETS, AgentConfig, Phase, Schedule
 
+SCHEDULES = pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "balanced"])
 PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(9))
 
 
@@ -94,46 +95,54 @@ BEFORE = [
 
 
 class TestSameSeedSameImage:
+    @SCHEDULES
     @pytest.mark.parametrize("before", BEFORE, ids=lambda function: function.__name__)
-    def test_whatever_ran_before(self, before, tiny_pipe):
+    def test_whatever_ran_before(self, before, schedule, tiny_pipe):
         fresh = make_tiny_pipe()
-        agentsd.apply(fresh, schedule=MIXED)
+        agentsd.apply(fresh, schedule=schedule)
         wanted = draw(fresh, steps=8)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, schedule=schedule)
         before(tiny_pipe)
         assert torch.equal(draw(tiny_pipe, steps=8), wanted)
         before(tiny_pipe)
         assert torch.equal(draw(tiny_pipe, steps=8), wanted)
 
+    @SCHEDULES
     @pytest.mark.parametrize("before", BEFORE, ids=lambda function: function.__name__)
-    def test_whatever_ran_before_image_to_image(self, before, tiny_pipe):
+    def test_whatever_ran_before_image_to_image(self, before, schedule, tiny_pipe):
         def run(pipe):
             other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
             other.set_progress_bar_config(disable=True)
             return draw(other, steps=8, image=PICTURE, strength=0.5)
 
         fresh = make_tiny_pipe()
-        agentsd.apply(fresh, schedule=MIXED)
+        agentsd.apply(fresh, schedule=schedule)
         wanted = run(fresh)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, schedule=schedule)
         before(tiny_pipe)
         draw(tiny_pipe, steps=8)
         assert torch.equal(run(tiny_pipe), wanted)
 
-    def test_runs_of_another_pipeline_in_between_do_not_move_the_steps(self, tiny_pipe):
-        # A preview at every step: ten short runs on the same UNet while one long run lasts.
+    @SCHEDULES
+    @pytest.mark.parametrize("known", [True, False])
+    def test_runs_of_another_pipeline_in_between_change_nothing(self, known, schedule, tiny_pipe):
+        # A preview at every step: eight short runs on the same UNet while one long run lasts.
         preview = StableDiffusionPipeline(
             **{**tiny_pipe.components, "scheduler": EulerDiscreteScheduler()}, requires_safety_checker=False
         )
         preview.set_progress_bar_config(disable=True)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
-        wanted = draw(tiny_pipe, steps=12)
+        for pipe in (preview, tiny_pipe) if known else (tiny_pipe,):
+            agentsd.apply(pipe, schedule=schedule)
+        wanted, small = draw(tiny_pipe, steps=8), draw(preview, seed=5, steps=3)
+        shown = []
 
         def show(pipe, step, timestep, tensors):
-            draw(preview, seed=5, steps=2)
+            shown.append(draw(preview, seed=5, steps=3))
             return tensors
 
-        assert torch.equal(draw(tiny_pipe, steps=12, callback_on_step_end=show), wanted)
+        assert torch.equal(draw(tiny_pipe, steps=8, callback_on_step_end=show), wanted)
+        assert len(shown) == 8
+        assert all(torch.equal(picture, small) for picture in shown)
 
     def test_loops_on_the_same_timesteps_do_not_depend_on_each_other(self, tiny_unet):
         scheduler = DDIMScheduler()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,8 @@ from agentsd.demo.checksums import broken_files, write_checksums
 from agentsd.demo.render import render_batch
 from agentsd.demo.text import build_tokenizer, token_ids
 from agentsd.demo.vae import reconstruction_psnr
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +40,19 @@ def test_folder_is_complete_and_small():
     card = (MODEL_PATH / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
     assert "license: apache-2.0" in card
+
+
+def test_its_card_says_what_was_measured():
+    found = json.loads((RESULTS / "demo" / "attribute_accuracy.json").read_text(encoding="utf-8"))
+    drawn, real = found["generated"], found["real_renderings"]
+    assert drawn["singles"] >= 0.9
+    assert drawn["pairs"] >= 0.75
+    card = " ".join((MODEL_PATH / "README.md").read_text(encoding="utf-8").split())
+    assert found["scheduler"] == "DDIMScheduler"
+    settings = f"DDIM, {found['steps']} steps, guidance {found['guidance']:g}, {found['dtype']}"
+    assert f"On {found['prompts']} held-out prompts ({settings};" in card
+    assert f"| of a single object | {drawn['singles']:.0%} | {real['singles']:.0%} |" in card
+    assert f"| of both objects of a pair | {drawn['pairs']:.0%} | {real['pairs']:.0%} |" in card
 
 
 def test_its_files_are_those_listed():

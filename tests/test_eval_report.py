@@ -4,7 +4,9 @@ import csv
 import io
 import math
 import sys
+from dataclasses import replace
 from functools import partial
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Real, Rows, arm_results, stamps, verdict_of, worst_by_psnr
 from agentsd.evaluation.statistics import Delta, Interval, frechet_distance, kernel_distance
 from agentsd.evaluation.store import Store, read_json
-from agentsd.evaluation.tables import markdown, per_image, table, title
+from agentsd.evaluation.tables import figures, markdown, note, per_image, table, title
 
 STOCK = EvaluationArm(name="stock", role="stock", steps=20)
 OURS = EvaluationArm(name="ours", role="candidate", steps=20)
@@ -193,10 +195,14 @@ def test_the_smaller_side_is_what_makes_a_sample_small(generated, real):
     rows = {"stock": Rows(features=np.random.default_rng(0).normal(size=(generated, 12)))}
     features = np.random.default_rng(1).normal(size=(real, 12))
     metrics = arm_results(STOCK, rows, Real(features), cheap_extractor(), resamples=5)["metrics"]
-    assert all(metrics[name]["stamp"].startswith("n=5 < 2048") for name in ("fd_quarters", "kd_quarters"))
+    assert metrics["fd_quarters"]["stamp"] == "n=5 < 2048: biased high; comparative only"
+    assert metrics["kd_quarters"]["stamp"] == "n=5 < 2048: few samples, noisy but not biased; comparative only"
     said = stamps(generated, cheap_extractor(), {"kind": "folder", "number": real}, {})
-    assert said[0] == "Small sample, n=5 < 2048: biased high; comparative only."
-    assert "n=9" in stamps(9, cheap_extractor(), {"kind": "moments"}, {})[0]
+    assert said[0] == "Small sample, n=5 < 2048: FD is biased high, KD is noisy; comparative only."
+    said = stamps(9, cheap_extractor(), {"kind": "moments"}, {})  # which give no kernel distance
+    assert said[0] == "Small sample, n=9 < 2048: FD is biased high; comparative only."
+    said = stamps(9, replace(cheap_extractor(), distance="fid"), {"kind": "folder", "number": 9}, {})
+    assert said[0] == "Small sample, n=9 < 2048: FID is biased high, KID is noisy; comparative only."
 
 
 def speed(median, low, high, **more):
@@ -220,6 +226,12 @@ def test_times_that_are_not_equal_are_stamped(ratio, stamped):
     said = stamps(9, None, None, {}, {"stock, 9 steps": arm})
     expected = f"stock, 9 steps takes {ratio:.2f}x the time of ours: their times are not equal."
     assert said == ([expected] if stamped else [])
+
+
+def test_an_arm_that_saves_no_step_is_stamped():
+    said = stamps(9, None, None, {}, no_faster=["ours"])
+    assert said == ["ours takes the time of all of stock's steps or more: it has no stock arm of equal time."]
+    assert said[0].isascii()  # as the grids' font is
 
 
 def test_few_values_are_shown_as_their_range():
@@ -271,6 +283,36 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
     assert "FID |" not in text
 
 
+@pytest.mark.parametrize(("batch", "said"), [(1, "Times: 8 prompts, each drawn"), (4, "Times: 8 batches of 4, each")])
+def test_the_note_tells_batches_from_prompts(whole, batch, said):
+    timing = {"prompts": 8, "batch": batch, "environment": {"device": "this one", "threads": 1}}
+    assert said in note(read_json(whole / "results.json") | {"timing": timing})
+    assert "each batch of prompts is drawn twice by every arm" in (whole / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_figure_of_the_results_has_a_row(whole):
+    found = timed(read_json(whole / "results.json"))
+    ratio = {"median": 1.02, "low": 1.0, "high": 1.04, "n": 8, "log_iqr": 0.0125, "method": "median of paired ratios"}
+    found["arms"]["stock, 1 steps"]["speed"] = found["arms"]["ours"]["speed"] | {"time_ratio": {"ours": ratio}}
+    heading, rows = figures(found)
+    shown = {tuple(row[:2]): dict(zip(heading, row, strict=True)) for row in rows}
+    for name, arm in found["arms"].items():
+        for metric, entry in arm["metrics"].items():
+            row = shown[name, metric]
+            assert (row["n"], row["method"]) == (str(entry["n"]), entry["method"])
+            assert (row["low"] != "") == ("low" in entry)
+            assert entry.get("stamp", "") in row["remarks"]
+        assert {figure for other, figure in shown if other == name} >= arm["speed"].keys() - {"time_ratio"}
+    assert shown["stock A/A", "psnr_db"]["value"] == "none"  # infinite
+    assert "equal_pictures: 5" in shown["stock A/A", "psnr_db"]["remarks"]
+    assert shown["ours", "patching_seconds"]["value"] == "0.25"
+    assert shown["ours", "peak_reserved_bytes"]["value"] == str(2**31)
+    assert shown["ours", "attention"]["value"] == "One, Two"
+    assert shown["ours", "speedup"]["log_iqr"] == "0.03125"
+    row = shown["stock, 1 steps", "time over that of ours"]
+    assert [row[key] for key in ("value", "low", "high", "log_iqr")] == ["1.02", "1", "1.04", "0.0125"]
+
+
 def test_titles():
     assert [title(name) for name in ("fid", "kid", "fd_demo", "kd_demo")] == ["FID", "KID", "FD(demo)", "KD(demo)"]
 
@@ -297,14 +339,76 @@ def test_the_page_stands_alone_and_escapes(whole):
     found = read_json(whole / "results.json")
     found["arms"]["<b>"] = found["arms"].pop("ours")
     found["about"]["captions"] = "<script>"
-    page = report.page(found, {}, None)
+    found["arms"]["<b>"]["metrics"]["ssim"]["method"] = "<script>"
+    pictures = per_image([Prompt(0, "<b>", "<script>")], [("<b>", int)], {}, {})
+    page = report.page(found, {}, None, pictures)
     assert "<b>" not in page
     assert "<script>" not in page
 
 
+class Tables(HTMLParser):
+    """The tables of a page by the summary that they are folded under, and how deep what is open is at the end."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open, self.inside = {}, [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.open += [] if tag in ("meta", "img") else [tag]
+        if tag == "tr" and "details" in self.open:
+            self.found[self.inside].append([])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "summary" in self.open:
+            self.inside = data
+            self.found[data] = []
+        elif "details" in self.open and self.open[-1] in ("td", "th"):
+            self.found[self.inside][-1].append(data)
+
+
+def test_the_page_holds_every_figure_and_every_picture(whole):
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    tables = Tables(page)
+    assert tables.open == []
+    assert "<details open" not in page
+    names = ["stock", "stock A/A", "ours", "stock, 1 steps"]
+    every = "Every figure with its interval, number and method"
+    assert list(tables.found) == [every, *(f"Single pictures of {name}" for name in names), "Configuration"]
+    heading, rows = figures(read_json(whole / "results.json"))
+    assert tables.found[every] == [heading, *([text for text in row if text] for row in rows)]  # no data, no call
+    with open(whole / "per_image.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for name in names:
+        heading, *rows = tables.found[f"Single pictures of {name}"]
+        wanted = [line for line in lines if line["arm"] == name]
+        assert heading == [key for key in wanted[0] if key != "arm" and wanted[0][key]]
+        for row, line in zip(rows, wanted, strict=True):
+            assert (row[0], row[1], row[-1]) == (line["index"], line["image_id"], line["prompt"])
+            for key, text in zip(heading, row, strict=True):
+                assert text == line[key] or float(text) == pytest.approx(float(line[key]), rel=1e-4)
+
+
+def test_two_hundred_pictures_of_four_arms_keep_the_page_small(whole):
+    draw = np.random.default_rng(0)
+    prompts = [Prompt(i, 100_000 + i, "a man rides a brown horse along a beach at sunset") for i in range(200)]
+    rows = Rows(psnr_db=draw.uniform(size=200), ssim=draw.uniform(size=200), latent_l2=draw.uniform(size=200))
+    arms = [(f"arm {i}", partial(int.__add__, 2**62)) for i in range(4)]
+    pictures = per_image(prompts, arms, {name: rows for name, _ in arms}, {})
+    found = read_json(whole / "results.json")
+    more = len(report.page(found, {}, None, pictures)) - len(report.page(found, {}, None, ""))
+    assert 4 * 200 * 100 < more < 250_000
+
+
 def timed(found):
-    gain = {"median": 1.4, "low": 1.3, "high": 1.5, "n": 8}
-    speed = {"seconds_median": 2.0, "speedup": gain, "unet_speedup": gain, "peak_bytes": 2**30, "patching_seconds": 0.0}
+    gain = {"median": 1.4, "low": 1.3, "high": 1.5, "n": 8, "log_iqr": 0.03125, "method": "median of paired ratios"}
+    speed = {
+        "seconds_median": 2.0, "speedup": gain, "unet_speedup": gain, "peak_bytes": 2**30,
+        "peak_reserved_bytes": 2**31, "patching_seconds": 0.25, "attention": ["One", "Two"], "compiled": False,
+    }  # fmt: skip
     return found | {"arms": {name: arm | {"speed": speed} for name, arm in found["arms"].items()}}
 
 

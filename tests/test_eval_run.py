@@ -32,7 +32,7 @@ from PIL import Image
 import agentsd.evaluation.run as module
 from agentsd import bench
 from agentsd.evaluation import measures, store, timing
-from agentsd.evaluation.arms import base_arms, parse_arm, with_equal_time
+from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import picture_seed, scheduler_settings
 from agentsd.evaluation.manifest import ManifestMismatchError
 from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
@@ -108,7 +108,7 @@ def test_the_control_equals_stock(whole):
 def test_small_and_tiny_runs_are_stamped(whole):
     results = read_json(whole / "results.json")
     assert any("Plumbing test" in stamp for stamp in results["stamps"])
-    assert any("n=5 < 2048: biased high" in stamp for stamp in results["stamps"])
+    assert any("n=5 < 2048: FD is biased high, KD is noisy" in stamp for stamp in results["stamps"])
     assert any("not FID, not KID" in stamp for stamp in results["stamps"])
     assert not any("fid" in arm["metrics"] for arm in results["arms"].values())
 
@@ -296,7 +296,7 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
     assert all(1 <= fewer <= 2 for fewer in steps.values())
     taken = read_json(tmp_path / "run" / "timing.json")
     assert taken["order"] == "ABBA"
-    assert (taken["environment"]["threads"], taken["environment"]["dtype"]) == (1, "float32")
+    assert taken["environment"] == bench.environment() | {"threads": 1, "dtype": "float32"}
     assert taken["arms"]["stock"]["attention"] == ["AttnProcessor2_0"]
     assert "AgentAttnProcessor" in taken["arms"]["ours"]["attention"]
     assert not any(row["compiled"] for row in taken["arms"].values())
@@ -319,6 +319,46 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
     assert drawn == []
     evaluate(replace(given, mode="timing", retime=True))
     assert {name for name, _ in drawn} == set(results["arms"])
+
+
+VERSIONS = """NVRM version: NVIDIA UNIX {}  Sat Aug 19 01:15:15 UTC 2023
+GCC version:  gcc version 11.4.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        (VERSIONS.format("x86_64 Kernel Module  535.104.05"), "535.104.05"),
+        (VERSIONS.format("Open Kernel Module for x86_64  550.54"), "550.54"),
+        ("something else", None),
+        (None, None),
+    ],
+)
+def test_on_cuda_the_environment_names_driver_cuda_and_cudnn(tmp_path, monkeypatch, text, driver):
+    path = tmp_path / "version"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(bench, "Path", lambda name: path if name == "/proc/driver/nvidia/version" else Path(name))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90501)
+    on_cpu, on_cuda = bench.environment("cpu"), bench.environment("cuda:0")
+    assert {name: on_cuda.get(name, "none") for name in on_cuda.keys() - on_cpu.keys()} == {
+        "driver": driver, "cuda": "12.6", "cudnn": 90501,
+    }  # fmt: skip
+    # Rows and plans that were measured on a CPU are found by these.
+    assert list(on_cpu) == ["device", "device_type", "threads", "cores", "torch", "diffusers", "python"]
+
+
+def test_on_cuda_times_name_the_backends_of_fused_attention(monkeypatch):
+    for name, enabled in (("flash", True), ("mem_efficient", False), ("math", True)):
+        monkeypatch.setattr(torch.backends.cuda, f"{name}_sdp_enabled", lambda enabled=enabled: enabled)
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: True, raising=False)
+    assert timing._sdpa(torch.device("cuda", 0)) == {"sdpa": ["flash", "math", "cudnn"]}
+    monkeypatch.delattr(torch.backends.cuda, "cudnn_sdp_enabled")  # before torch 2.5
+    assert timing._sdpa(torch.device("cuda", 0)) == {"sdpa": ["flash", "math"]}
+    assert timing._sdpa(torch.device("cpu")) == {}
 
 
 @pytest.mark.parametrize("fixed", [0.0, 1.0, 20.0])
@@ -699,8 +739,22 @@ def test_arms_need_names_of_their_own():
 
 
 def test_arms_of_equal_time_are_drawn_once_and_only_where_there_are_fewer_steps():
-    arms = with_equal_time(base_arms(["a:preset=fast", "b:preset=extreme"], 20), {8: ["a", "b"], 20: ["c"]})
-    assert [(arm.name, arm.equals) for arm in arms[4:]] == [("stock, 8 steps", ("a", "b"))]
+    arms, measured = base_arms(["a:preset=fast", "b:preset=extreme"], 20), {8: ["a", "b"], 20: ["c"]}
+    found = with_equal_time(arms, measured)
+    assert [(arm.name, arm.equals) for arm in found[4:]] == [("stock, 8 steps", ("a", "b"))]
+    assert no_faster(arms, measured) == ["c"]
+    assert no_faster(arms, {8: [], 20: []}) == []  # the user's own choice
+
+
+def test_an_arm_no_faster_than_stock_is_told_and_has_no_arm_of_equal_time(place, tmp_path, monkeypatch):
+    said = "takes the time of all of stock's steps or more"
+    monkeypatch.setattr(module, "equal_time_steps", lambda pipe, arms, *rest: {"ours": 2, "quick": 1})
+    given = options(place, tmp_path / "run", num=1, arms=("ours:preset=gentle", "quick:preset=fast"), reference=None)
+    for _ in range(2):  # the second time from what was kept
+        results = evaluate(replace(given, fewer_steps=())).results
+        assert [stamp.split(" ")[0] for stamp in results["stamps"] if said in stamp] == ["ours"]
+        assert results["arms"]["stock, 1 steps"]["equals"] == ["quick"]
+    assert not any(said in stamp for stamp in evaluate(replace(given, fewer_steps=(0,))).results["stamps"])
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_few_samples_are_biased_high_and_the_stamp_says_so():
     many = frechet_distance(draw(4000, 16, seed=1), draw(4000, 16, seed=2))
     assert few > 5 * many
     assert small_sample_stamp(2047) == "n=2047 < 2048: biased high; comparative only"
-    assert small_sample_stamp(2048) == ""
+    assert small_sample_stamp(2048) == small_sample_stamp(2048, biased=False) == ""
     with pytest.raises(ValueError, match="n=0 samples; a distance needs at least 1"):
         small_sample_stamp(0)
 
@@ -307,6 +307,26 @@ def test_nine_in_ten_intervals_cover_the_truth(statistic, n):
     truth = statistic(big[0], big[2]) - statistic(big[0], big[1])  # here no arm resembles the reference of its prompt
     deltas = [paired_delta(*arms(n, 3, seed), statistic, resamples=150) for seed in range(60)]
     assert np.mean([delta.covers(truth) for delta in deltas]) >= 0.85  # 0.95 nominal, 60 repetitions
+
+
+@pytest.mark.parametrize(("kind", "n"), [(FrechetDistances, 80), (KernelDistances, 60)])
+def test_nine_in_ten_intervals_of_half_samples_cover_the_truth(kind, n):
+    """The reference is neither drawn nor paired with the prompts."""
+    reference = kind(np.random.default_rng(7).normal(size=(100, 3)))
+
+    def difference(stock, fast):
+        return reference.of(fast) - reference.of(stock)
+
+    truth = difference(*arms(20_000 if kind is FrechetDistances else 4000, 3, seed=123)[1:])
+    deltas = []
+    for seed in range(60):
+        _, stock, fast = arms(n, 3, seed)
+        counts = half_counts(n, 150, seed)
+        drawn = reference.draws(fast, counts) - reference.draws(stock, counts)
+        deltas.append(delta_of(difference(stock, fast), drawn, n))
+    assert np.mean([delta.covers(truth) for delta in deltas]) >= 0.85  # 0.95 nominal, 60 repetitions
+    width = np.mean([delta.high - delta.low for delta in deltas])
+    assert width == pytest.approx(2 * 1.96 * np.std([delta.value for delta in deltas]), rel=0.3)  # not by being wide
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 12), (30, 60)])

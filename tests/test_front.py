@@ -3,6 +3,7 @@
 import json
 import math
 import runpy
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from tiny import make_tiny_pipe
 
 from agentsd.arms import RUN_ARMS, RunArm, stock
 from agentsd.front import Chunk, Sample, Store, chunks, collect, digest_of, identity, likeness, measure, pairs, visits
+from agentsd.presets import FRONT
+from agentsd.rows import read_rows
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
 PARTS = chunks(["one", "two", "three"], 2)
 ARMS = {"a": RunArm(stock, settings="first"), "b": RunArm(stock, fewer_steps=2.0)}
 
@@ -241,3 +245,10 @@ def test_run_arms_draw_what_the_front_keeps():
     assert RUN_ARMS["stock"].run(lambda *args, num_inference_steps: num_inference_steps, num_inference_steps=25) == 25
     halved = RUN_ARMS["stock, steps / 2"]
     assert halved.run(lambda *args, num_inference_steps: num_inference_steps, num_inference_steps=25) == 12
+
+
+def test_along_the_committed_front_speed_rises_and_likeness_falls():
+    rows = {row["arm"]: row for row in read_rows(ROOT / "results" / "demo" / "front.jsonl")}
+    for gentler, faster in pairwise(rows[f"preset {name}"] for name in FRONT):
+        assert gentler["speedup"] < faster["speedup"]
+        assert gentler["psnr_db_median"] > faster["psnr_db_median"]

@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -21,9 +22,10 @@ from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, sna
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Schedule
+from agentsd import PRESETS, AgentConfig, Phase, Schedule
 from agentsd.processor import AgentAttnProcessor
 
+REUSING = Schedule.constant(POOL, reuse=3)
 CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
 
 
@@ -288,23 +290,25 @@ class TestFusedProjections:
 
 class TestOffload:
     @pytest.mark.parametrize("patch_first", [True, False])
-    @pytest.mark.parametrize("method", ["cpu_offload", "cpu_offload_with_hook"])
-    def test_accelerate(self, method, patch_first, tiny_pipe):
+    @pytest.mark.parametrize("schedule", [MIXED, REUSING], ids=["mixed", "reuse"])
+    @pytest.mark.parametrize("method", ["cpu_offload", "cpu_offload_with_hook"])  # the first: of sequential offload
+    def test_accelerate(self, method, schedule, patch_first, tiny_pipe):
         import accelerate
 
         other = make_tiny_pipe()
-        agentsd.apply(other, schedule=MIXED)
+        agentsd.apply(other, schedule=schedule)
         wanted = draw(other)
         if patch_first:
-            agentsd.apply(tiny_pipe, schedule=MIXED)
+            agentsd.apply(tiny_pipe, schedule=schedule)
         if method == "cpu_offload":
             accelerate.cpu_offload(tiny_pipe.unet, execution_device="cpu")
         else:
             accelerate.cpu_offload_with_hook(tiny_pipe.unet, execution_device="cpu")
         if not patch_first:
             before = snapshot(tiny_pipe.unet)
-            patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+            patch = agentsd.apply(tiny_pipe, schedule=schedule)
         assert torch.equal(draw(tiny_pipe), wanted)
+        assert agentsd.report(tiny_pipe).reuse_problem is None
         if not patch_first:
             patch.remove()
             after = snapshot(tiny_pipe.unet)
@@ -319,14 +323,13 @@ class TestOffload:
     def test_model_cpu_offload_keeps_reuse_from_call_to_call(self, patch_first, tiny_pipe):
         # After every call diffusers takes accelerate's hooks off and puts them on anew.
         other = make_tiny_pipe()
-        reusing = Schedule.constant(POOL, reuse=3)
-        agentsd.apply(other, schedule=reusing)
+        agentsd.apply(other, schedule=REUSING)
         wanted = draw(other)
         if patch_first:
-            patch = agentsd.apply(tiny_pipe, schedule=reusing)
+            patch = agentsd.apply(tiny_pipe, schedule=REUSING)
         tiny_pipe.enable_model_cpu_offload(device="cpu")
         if not patch_first:
-            patch = agentsd.apply(tiny_pipe, schedule=reusing)
+            patch = agentsd.apply(tiny_pipe, schedule=REUSING)
         for _ in range(3):
             assert torch.equal(draw(tiny_pipe), wanted)
         assert patch.report().reuse_problem is None
@@ -340,13 +343,13 @@ class TestOffload:
         wanted = draw(whole)
         cpu = torch.device("cpu")
         tiny_pipe.unet.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
-        patch = agentsd.apply(tiny_pipe, schedule=Schedule.constant(POOL, reuse=3))
+        patch = agentsd.apply(tiny_pipe, schedule=REUSING)
         with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
             assert torch.equal(draw(tiny_pipe), wanted)
         assert "group offloading" in patch.report().reuse_problem
 
     def test_a_replaced_forward_is_told(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, schedule=Schedule.constant(POOL, reuse=3))
+        patch = agentsd.apply(tiny_pipe, schedule=REUSING)
         inner = tiny_pipe.unet.forward
         tiny_pipe.unet.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
         draw(tiny_pipe)  # wrapped: still ours
@@ -554,8 +557,9 @@ class TestFiles:
 
 
 class TestThreads:
-    def test_two_sizes_at_once(self, tiny_unet):
-        agentsd.apply(tiny_unet, schedule=MIXED)
+    @pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "reuse and forecast"])
+    def test_two_sizes_at_once(self, schedule, tiny_unet):
+        patch = agentsd.apply(tiny_unet, schedule=schedule)
         sizes = [(16, 16), (24, 12)]
         timesteps = torch.arange(900, 100, -100)
 
@@ -578,6 +582,7 @@ class TestThreads:
         for thread in threads:
             thread.join()
         assert not errors
+        assert patch.report().reuse_problem is None
         for size in sizes:
             for outputs in results[size]:
                 assert all(torch.equal(a, b) for a, b in zip(outputs, wanted[size], strict=True))
@@ -622,6 +627,56 @@ class TestTraining:
             assert torch.isfinite(found[name]).all(), name
             if ".attn1." in name and parameter.ndim == 2:
                 assert found[name].abs().max() > 0, name
+
+
+# What transformer blocks do besides attention
+
+
+def transformer_blocks(unet):
+    return [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+
+
+@CONFIGS
+def test_feed_forward_in_chunks(config, tiny_unet):
+    tiny_unet.double()  # else near-equal tokens may change their rank
+    blocks = transformer_blocks(tiny_unet)
+    for block in blocks:
+        block.set_chunk_feed_forward(4, dim=1)
+    stock = [forward(tiny_unet, timestep, dtype=torch.float64) for timestep in (900, 100)]
+    agentsd.apply(tiny_unet, schedule=Schedule((Phase(0.5, config), Phase(1.0, None))))
+    chunked = forward(tiny_unet, 900, dtype=torch.float64)
+    assert not torch.allclose(chunked, stock[0])
+    assert torch.equal(forward(tiny_unet, 100, dtype=torch.float64), stock[1])
+    for block in blocks:
+        block.set_chunk_feed_forward(None)
+    torch.testing.assert_close(forward(tiny_unet, 900, dtype=torch.float64), chunked)
+
+
+def test_gligen():
+    unet = make_tiny_unet(attention_type="gated")
+    for block in transformer_blocks(unet):  # shut at first: a fresh GLIGEN would change nothing
+        torch.nn.init.ones_(block.fuser.alpha_attn)
+        torch.nn.init.ones_(block.fuser.alpha_dense)
+    sample, text = unet_inputs()
+    objects = dict(boxes=torch.rand(2, 3, 4), positive_embeddings=torch.randn(2, 3, 32), masks=torch.ones(2, 3))
+    timesteps = torch.tensor([900, 700, 300, 100])
+
+    def run(**given):
+        with torch.no_grad():
+            return torch.stack([unet(sample, t, text, cross_attention_kwargs=given).sample for t in timesteps.clone()])
+
+    stock = run(gligen=objects)
+    assert not torch.allclose(run(), stock)
+    with agentsd.apply(unet, schedule=Schedule((Phase(0.5, POOL), Phase(1.0, None)))):
+        patched = run(gligen=objects)
+    assert not torch.allclose(patched[:2], stock[:2], rtol=1e-3)
+    assert torch.equal(patched[2:], stock[2:])
+    with agentsd.apply(unet, schedule=Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)))) as patch:
+        reused = run()
+        assert patch.report().reuse_problem is None
+        with pytest.warns(UserWarning, match="cannot reuse deep features: GLIGEN objects were given"):
+            assert torch.equal(run(gligen=objects), patched)
+    assert not torch.allclose(reused[3], run()[3])
 
 
 # The field's other accelerators

@@ -1,13 +1,17 @@
 """What is built is whole, and nothing else is in it; `make package` runs this before it builds into dist/."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 import agentsd
@@ -25,6 +29,72 @@ UNWANTED = (
     ".pytest_cache",
     ".ruff_cache",
 )
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+RIVALS = {"deepcache", "tgate", "tomesd"}  # what we are measured against: in the development group alone
+# Declared, though no module of the package imports them.
+UNSEEN = {
+    "accelerate": "diffusers loads and offloads with it",
+    "scipy": "diffusers' LMS sampler, one of generate's, needs it",
+    "tqdm": "scripts/generate.py",
+}
+
+
+def named(requirements):
+    return {Requirement(one).name.lower() for one in requirements if isinstance(one, str)}
+
+
+def third_party_imports(path):
+    """The distributions that a module imports: at once, and only within a function."""
+    own = sys.stdlib_module_names | {"agentsd"}
+    found = {False: set(), True: set()}
+
+    def visit(node, inside):
+        inside |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        packages = {name.partition(".")[0] for name in names} - own
+        found[inside] |= {{"PIL": "pillow"}.get(name, name).lower() for name in packages}
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    return found[False], found[True]
+
+
+def test_what_the_package_imports_is_declared():
+    needed = named(PROJECT["project"]["dependencies"])
+    extras = set().union(*map(named, PROJECT["project"]["optional-dependencies"].values()))
+    assert named(PROJECT["dependency-groups"]["dev"]) >= RIVALS
+    everything = set()
+    for path in (ROOT / "agentsd").rglob("*.py"):
+        at_once, within = third_party_imports(path)
+        assert at_once <= needed, f"{path} imports {at_once - needed}, which pyproject.toml does not declare"
+        missing = within - needed - extras - RIVALS
+        assert not missing, f"{path} imports {missing}, which neither dependencies nor extras declare"
+        everything |= at_once | within
+    assert {"safetensors", "tokenizers", "torch", "pillow"} <= everything
+    assert needed - everything == UNSEEN.keys()
+
+
+def test_the_tested_versions_lie_within_the_declared_bounds():
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    tested = dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    for text in (*PROJECT["project"]["dependencies"], *(one for extra in extras for one in extra)):
+        requirement = Requirement(text)
+        assert [bound.operator for bound in requirement.specifier] == [">="], text
+        assert requirement.specifier.contains(tested[requirement.name.lower()]), text
+
+
+def test_the_extra_for_fid_adds_nothing_as_the_docs_say():
+    dependencies, extras = PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]
+    assert set(extras["fid"]) <= set(dependencies)
+    text = " ".join((ROOT / "docs" / "install.md").read_text(encoding="utf-8").split())
+    assert "the extra `fid`, which names it, adds nothing today" in text
+    assert ".[fid]" not in text
 
 
 def run(*command, **arguments):

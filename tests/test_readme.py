@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_pipe
 
+from agentsd.evaluation.arms import base_arms
+from agentsd.evaluation.options import PROTOCOLS, prompts_of
+from agentsd.generate import DEMO
+
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
@@ -63,8 +67,19 @@ def command_lines(page):
                 yield words[start], given
 
 
-DRAWS = "scripts/generate.py"
+def evaluation_options():
+    """Arguments of fid_eval.py that stand in the Makefile, or within the sentences of a page."""
+    (default,) = re.findall(r"^EVAL_OPTIONS \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    yield "Makefile", ["--reference", "demo", *shlex.split(default)]
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for given in re.findall(r'EVAL_OPTIONS="([^"]*)"|`(--arm "[^`]*"|--num [^`]*)`', text):
+            yield page, shlex.split("".join(given))
+
+
+DRAWS, EVALUATES = "scripts/generate.py", "scripts/fid_eval.py"
 LINES = [(page, script, words) for page in PAGES for script, words in command_lines(page)]
+LINES += [(page, EVALUATES, words) for page, words in evaluation_options()]
 
 
 @pytest.mark.parametrize(("page", "script", "words"), LINES, ids=lambda value: value if isinstance(value, str) else "")
@@ -84,6 +99,45 @@ def test_command_lines_are_found_and_misspelt_ones_noticed(monkeypatch):
     assert {"scripts/generate.py", "scripts/fid_eval.py", "scripts/benchmark.py"} <= {script for _, script, _ in LINES}
     with pytest.raises(SystemExit):
         test_every_command_line_is_understood("README.md", "scripts/generate.py", ["--promt", "a ring"], monkeypatch)
+
+
+def evaluate_nothing(options):
+    """Read what an evaluation is told as far as the files are there."""
+    options = options.completed()
+    options.settings()
+    base_arms(options.arms, options.steps or 50)
+    if options.protocol is None and (options.captions == DEMO or Path(options.captions).is_file()):
+        prompts_of(options)
+    raise ParsedError
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [(page, words) for page, script, words in LINES if script == EVALUATES],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_lines_that_evaluate_have_good_arms_and_options(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("agentsd.evaluation.run.evaluate", evaluate_nothing)
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(ROOT / EVALUATES))["main"](words)
+
+
+def test_every_protocol_has_a_command():
+    words = [words for page, script, words in LINES if (page, script) == ("docs/evaluation.md", EVALUATES)]
+    assert {after for line in words for before, after in pairwise(line) if before == "--protocol"} == PROTOCOLS.keys()
+
+
+def test_bad_arms_and_options_are_noticed(monkeypatch, capsys):
+    assert {"Makefile", "docs/evaluation.md"} <= {page for page, script, _ in LINES if script == EVALUATES}
+    for words, said in (
+        (["--arm", "mine:preset=papr"], "preset='papr' is unknown"),
+        (["--protocol", "paper"], "reference is missing"),
+        (["--arm", "a:ratio=0.3,preset=paper", "--arm", "a:preset=fast"], "rename one"),
+    ):
+        with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+            test_the_lines_that_evaluate_have_good_arms_and_options("README.md", words, monkeypatch)
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(line[:2] == (page, DRAWS) for line in LINES)])

@@ -22,6 +22,8 @@ from agentsd import AgentConfig, Phase, Schedule
 from agentsd.reuse import max_depth, obstacle
 from agentsd.runtime import _Kept
 
+# Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
+DEPTHS = pytest.mark.parametrize(("layers", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
 POOL = AgentConfig(agents="pool", stride=4)
 
 
@@ -50,21 +52,29 @@ class Calls:
             handle.remove()
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+@DEPTHS
 @pytest.mark.parametrize("interval", [2, 3])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-def test_equals_deepcache(interval, depth, guidance):
-    pipe = make_tiny_pipe()
+def test_equals_deepcache(interval, layers, depth, guidance):
+    pipe = make_tiny_pipe(layers_per_block=layers)
+    outputs = []
+    pipe.unet.register_forward_hook(lambda *call: outputs.append(call[-1][0]))
+
+    def steps():
+        outputs.clear()
+        draw(pipe, steps=7, guidance_scale=guidance)
+        return torch.stack(outputs)
+
     helper = DeepCacheSDHelper(pipe=pipe)
-    # DeepCache counts the layers of a branch from 0 and in threes; these UNets have two layers in the last up block.
+    # DeepCache counts the layers of a branch from 0 and in threes, also where the last up block has two.
     helper.set_params(cache_interval=interval, cache_branch_id=depth - 1)
     helper.enable()
-    expected = draw(pipe, steps=7, guidance_scale=guidance)
+    expected = steps()
     helper.disable()
     with agentsd.apply(pipe, schedule=reuse(interval, depth)):
-        ours = draw(pipe, steps=7, guidance_scale=guidance)
+        ours = steps()
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(ours, draw(pipe, steps=7, guidance_scale=guidance), atol=1e-3)
+    assert not torch.allclose(ours[-1], steps()[-1], atol=1e-3)
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler])
@@ -141,16 +151,22 @@ def test_forecast_must_be_a_share(forecast):
         Schedule.constant(None, reuse=2, reuse_forecast=forecast)
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-def test_a_step_on_its_own_feature_is_the_full_step(depth):
+@DEPTHS
+@pytest.mark.parametrize("keywords", [False, True])
+def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
     """With the same input at every step nothing is lost: what is reused is what would have been computed."""
-    unet = make_tiny_unet()
+    unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
-    timesteps = torch.tensor([500, 500, 500])
+
+    def call(t):
+        if keywords:
+            return unet(encoder_hidden_states=context, return_dict=False, timestep=t, sample=sample)[0]
+        return unet(sample, t, context).sample
+
     with torch.no_grad():
         stock = unet(sample, 500, context).sample
         with agentsd.apply(unet, schedule=reuse(3, depth)), Calls(unet) as calls:
-            outputs = [unet(sample, t, encoder_hidden_states=context, return_dict=False)[0] for t in timesteps]
+            outputs = [call(t) for t in torch.tensor([500, 500, 500])]
             assert (calls.full, calls.all) == (1, 3)
     assert torch.equal(outputs[0], stock)
     for output in outputs[1:]:
@@ -355,34 +371,36 @@ class TestMemory:
         assert not patch.active
 
 
-def test_controlnet_residuals_reach_the_layers_that_run():
-    unet = make_tiny_unet()
+@DEPTHS
+def test_controlnet_residuals_reach_the_layers_that_run(layers, depth):
+    unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
-    shapes = [(16, 16, 16), (16, 16, 16), (16, 8, 8), (32, 8, 8), (32, 4, 4), (32, 4, 4)]
+    shapes = [(16, 16, 16)] * (1 + layers) + [(16, 8, 8)] + [(32, 8, 8)] * layers + [(32, 4, 4)] * (1 + layers)
     residuals = {
         "down_block_additional_residuals": [torch.randn(1, *shape) for shape in shapes],
         "mid_block_additional_residual": torch.randn(1, 32, 4, 4),
     }
     with torch.no_grad():
         stock = unet(sample, 500, context, **residuals).sample
-        for depth in (1, 2):
-            with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
-                outputs = [unet(sample, t, context, **residuals).sample for t in torch.tensor([500, 500])]
-                assert calls.full == 1
-            torch.testing.assert_close(outputs[1], stock)
+        with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
+            outputs = [unet(sample, t, context, **residuals).sample for t in torch.tensor([500, 500])]
+            assert calls.full == 1
+    torch.testing.assert_close(outputs[1], stock)
 
 
-def test_adapter_residuals_reach_the_layers_that_run():
-    unet = make_tiny_unet()
+@DEPTHS
+def test_adapter_residuals_reach_the_layers_that_run(layers, depth):
+    unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
     residuals = [torch.randn(1, 16, 16, 16), torch.randn(1, 32, 8, 8), torch.randn(1, 32, 4, 4)]
     with torch.no_grad():
         stock = unet(sample, 500, context, down_intrablock_additional_residuals=list(residuals)).sample
-        with agentsd.apply(unet, schedule=reuse(2, 2)):
+        with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
             outputs = [
                 unet(sample, t, context, down_intrablock_additional_residuals=list(residuals)).sample
                 for t in torch.tensor([500, 500])
             ]
+            assert calls.full == 1
     torch.testing.assert_close(outputs[1], stock)
 
 

@@ -40,10 +40,25 @@ def test_every_arm_is_measured_at_every_grid_once(run, capsys):
     assert len(run("--grid", "16", "--rounds", "3")) == len(rows) + len(names)
 
 
-def test_one_arm_keeps_its_number_of_agents():
+@pytest.mark.parametrize("name", ["pooled agents, at most 256", "sampled agents, at most 256"])
+def test_some_arms_keep_their_number_of_agents(name):
     for grid in (64, 96, 128, 160, 192):
-        agents = script["ARMS"]["pooled agents, at most 256"].count_tokens(grid, grid).agents
-        assert 225 <= agents <= 256
+        assert 225 <= script["ARMS"][name].count_tokens(grid, grid).agents <= 256
+
+
+def test_coarser_levels_run_at_their_grids_stock_or_by_the_arm(run, monkeypatch):
+    grids = []
+    attend = script["main"].__globals__["attend"]
+    monkeypatch.setitem(
+        script["main"].__globals__,
+        "attend",
+        lambda *call: grids.append((call[3].height, call[1].shape[1])) or attend(*call),
+    )
+    rows = run("--grid", "32", "--levels", "2", "--layers", "1")
+    assert [row["arm"] for row in rows] == list(script["ARMS_OF_ALL"])
+    assert all(row["levels"] == 2 and row["layers"] == 2 for row in rows)
+    assert set(grids) == {(32, 1024), (16, 256)}
+    assert grids.count((32, 1024)) > grids.count((16, 256))  # one arm has agents on the finest level alone
 
 
 def test_a_grid_without_a_cell_is_refused(run):
@@ -58,11 +73,11 @@ def test_curves_are_of_the_newest_rows_of_one_setup():
 
 
 def test_the_finest_layers_are_those_of_the_architecture():
-    layers = random_attention("sd15", dtype=torch.bfloat16)
+    (layers,) = random_attention("sd15", dtype=torch.bfloat16).values()
     assert [(layer.query_dim, layer.heads) for layer in layers] == [(320, 8)] * 5
     assert {layer.to_q.weight.dtype for layer in layers} == {torch.bfloat16}
     assert not torch.equal(layers[0].to_q.weight, layers[1].to_q.weight)
-    xl = random_attention("sdxl", dtype=torch.bfloat16)
+    (xl,) = random_attention("sdxl", dtype=torch.bfloat16).values()
     assert [(layer.query_dim, layer.heads) for layer in xl] == [(640, 10)] * 10
 
 

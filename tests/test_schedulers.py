@@ -235,6 +235,15 @@ class TestLoopsOfOnesOwn:
                         pipe.unet(sample, form(t), text)
             assert [call.config for call in calls] == expected(MIXED, calls)
 
+    def test_copies_of_repeated_timesteps(self, pipe):
+        pipe.scheduler, _ = build("Heun")
+        pipe.scheduler.set_timesteps(8)
+        sample, text = unet_inputs()
+        with watch(pipe.unet) as calls, torch.no_grad():
+            for t in pipe.scheduler.timesteps:
+                pipe.unet(sample, t.clone(), text)
+        assert [call.config for call in calls] == expected(MIXED, calls)
+
     def test_a_strided_view_as_the_schedulers_timesteps(self, pipe):
         sample, text = unet_inputs()
         pipe.scheduler.set_timesteps(16)

@@ -1,5 +1,8 @@
 """Reading the step: views, foreign views, copies, numbers, batches; runs that start late or take turns."""
 
+import weakref
+
+import numpy as np
 import pytest
 import torch
 
@@ -61,12 +64,64 @@ def test_runs_take_turns():
     assert len({position.run for pair in found for position in pair}) == 2
 
 
-def test_copies_are_found_by_value_onwards():
+@pytest.mark.parametrize("made_inside", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_views_in_inference_mode(known, made_inside):
     reader = StepReader()
-    distinct = torch.tensor([900, 700, 500])
-    found = [reader.read(t.clone(), [distinct]) for t in distinct]
-    assert [where(position) for position in found] == [(0, 3), (1, 3), (2, 3)]
-    assert where(reader.read(torch.tensor([900, 900]), [distinct])) == (0, 3)
+    with torch.inference_mode():
+        timesteps = TIMESTEPS.clone() if made_inside else TIMESTEPS
+        found = [reader.read(t, [timesteps] if known else []) for t in timesteps]
+    found.append(reader.read(timesteps[4], [timesteps] if known else []))  # and after it
+    assert [where(position) for position in found] == [(i, 5) for i in (0, 1, 2, 3, 4, 4)]
+    assert {position.run for position in found} == {1}
+
+
+class Memory:
+    """Puts tensors where nobody holds one, so that freed memory is used again at once."""
+
+    def __init__(self, places=20):
+        self.places = np.zeros((places, 3))
+        self.users = [lambda: None] * places
+
+    def tensor(self, *values):
+        free = next(place for place, user in enumerate(self.users) if user() is None)
+        array = self.places[free]  # the tensor holds it for as long as it lives
+        array[:] = values
+        self.users[free] = weakref.ref(array)
+        return torch.from_numpy(array)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_freed_timesteps_whose_memory_a_later_run_gets_are_another_run(known):
+    memory, reader, runs, addresses = Memory(), StepReader(), [], set()
+    for _ in range(15):
+        timesteps = memory.tensor(9, 6, 3)
+        addresses.add(timesteps.data_ptr())
+        found = [reader.read(t, [timesteps] if known else []) for t in timesteps[:2]]  # and then interrupted
+        assert [where(position) for position in found] == [(0, 3), (1, 3)]
+        runs.append(found[0].run)
+        del timesteps
+    assert runs == list(range(1, 16))
+    assert len(addresses) < 15  # else no memory was used again
+
+
+@pytest.mark.parametrize(
+    "timesteps", [[900, 700, 500], TIMESTEPS.tolist(), [900, 700, 700, 700, 500, 500], [900, 800, 900, 800, 700]]
+)
+def test_copies_are_found_by_value_onwards(timesteps):
+    reader, timesteps = StepReader(), torch.tensor(timesteps)
+    total = len(timesteps)
+    for _ in range(2):
+        found = [reader.read(t.clone(), [timesteps]) for t in timesteps]
+        assert [where(position) for position in found] == [(i, total) for i in range(total)]
+        assert {position.run for position in found} == {1}
+    assert where(reader.read(torch.tensor([900, 900]), [timesteps])) == (0, total)
+
+
+def test_copies_and_views_go_on_from_each_other():
+    reader = StepReader()
+    found = [reader.read(t.clone() if i % 2 else t, [TIMESTEPS]) for i, t in enumerate(TIMESTEPS)]
+    assert [where(position) for position in found] == [(i, 5) for i in range(5)]
 
 
 def test_copies_of_unknown_timesteps_and_numbers_count_by_their_share_of_training():

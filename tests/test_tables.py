@@ -126,14 +126,25 @@ def test_a_speed_up_without_its_baseline_is_refused(root):
 
 def test_every_rival_has_its_match_or_none(root):
     def row(name, speedup, psnr, ssim, right):
-        return arm(name, speedup=speedup, psnr_db_median=psnr, ssim_median=ssim, right=right, prompts=32)
+        each = [1] * right + [0] * (32 - right)
+        found = {"right": right, "right_each": each, "prompts": 32}
+        return arm(name, speedup=speedup, psnr_db_median=psnr, ssim_median=ssim, **found)
 
-    write(root, ROW, row("rival a", 1.5, 40.0, 0.9, 20), row("rival b", 1.5, 40.0, 0.9, 22),
-          row("preset fast", 1.6, 41.0, 0.9, 21), row("reuse 3", 1.4, 50.0, 1.0, 32), name="demo/front")  # fmt: skip
+    rivals = [row(f"rival {name}", 1.5, 40.0, ssim, right)
+              for name, ssim, right in (("a", 0.9, 20), ("b", 0.9, 22), ("c", 0.9, 28), ("d", 0.91, 21))]  # fmt: skip
+    ours = [row("preset fast", 1.6, 41.0, 0.9, 21), row("reuse 3", 1.4, 50.0, 1.0, 32)]
+    write(root, ROW, *rivals, *ours, name="demo/front")
     table = tables["front_table"]().splitlines()[2:]
     assert table[0].startswith("| rival a | preset fast | 1.60x against 1.50x | 41.0 dB against 40.0 dB | ")
-    assert table[1].startswith("| rival b | **none**; nearest: preset fast | ")
-    assert len(table) == 2
+    assert table[1].startswith("| rival b | preset fast | ")  # one picture fewer is chance
+    assert table[2].startswith("| rival c | **none**; nearest: preset fast | ")  # seven are not
+    assert table[3].startswith("| rival d | **none**; nearest: preset fast | ")
+    assert [line.split(" | ")[-1] for line in table] == [
+        "21 against 20 of 32 (p = 1) |",
+        "21 against 22 of 32 (p = 1) |",
+        "21 against 28 of 32 (p = 0.016) |",
+        "21 against 21 of 32 (p = 1) |",
+    ]
 
 
 def test_the_sweep_tells_what_was_changed(root):
@@ -163,12 +174,13 @@ def test_the_demo_table(root):
     row = {
         **arm(),
         "prompts": 4, "steps": 25, "guidance_scale": 4.0, "size": 256,
-        "psnr_db_median": 30.04, "ssim_median": 0.98, "attribute_accuracy": {"all": 0.5, "singles": 0.5},
+        "psnr_db_median": 30.04, "ssim_median": 0.98, "latent_l2_median": 0.0123,
+        "attribute_accuracy": {"all": 0.5, "singles": 0.5},
     }  # fmt: skip
     write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/front")
     lines = tables["demo_table"]().splitlines()
-    assert lines[2] == "| stock | 2.00x | equal | 0.980 | 50% |  |"
-    assert lines[3] == "| ours | 2.00x [1.90, 2.10] | 30.0 dB | 0.980 | 50% |  |"
+    assert lines[2] == "| stock | 2.00x | equal | 0.980 | 0.012 | 50% |  |"
+    assert lines[3] == "| ours | 2.00x [1.90, 2.10] | 30.0 dB | 0.980 | 0.012 | 50% |  |"
 
 
 def test_the_scaling_table(root):
@@ -180,3 +192,10 @@ def test_the_scaling_table(root):
     assert lines[0] == "| self-attention, finest level | 64x64 | 128x128 | cost ~ N^p |"
     assert lines[2:4] == ["| stock | 10 ms | 160 ms | p = 2.00 |", "| ours | 10 ms | 41.23 ms | p = 1.02 |"]
     assert len(lines) == 6
+    coarse = {"levels": 4, "layers": 4}
+    write(root, row, more, *({**each, **coarse} for each in (row, more)), row, name="scaling")
+    heads = [line for line in tables["scaling_table"]().splitlines() if line.startswith("| self-attention")]
+    assert [head.split(" | ")[0] for head in heads] == [
+        "| self-attention, finest level",
+        "| self-attention, 4 finest levels",
+    ]

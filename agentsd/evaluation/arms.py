@@ -154,7 +154,7 @@ def with_equal_time(arms: Sequence[EvaluationArm], candidates_of: Mapping[int, S
         candidates_of: Steps to the candidates whose time stock then takes; to none if the user asked for the steps.
 
     Returns:
-        All arms; steps that are not fewer than stock's make none.
+        All arms; steps that are not fewer than stock's make none, see `no_faster`.
 
     Example:
         >>> with_equal_time(base_arms(["fast"], 20), {9: ["fast"]})[-1].name
@@ -168,6 +168,23 @@ def with_equal_time(arms: Sequence[EvaluationArm], candidates_of: Mapping[int, S
     everything = [*arms, *added]
     _check_names(everything)
     return everything
+
+
+def no_faster(arms: Sequence[EvaluationArm], candidates_of: Mapping[int, Sequence[str]]) -> list[str]:
+    """Return the candidates that `with_equal_time` adds no stock arm for: they take the time of all of stock's steps.
+
+    Args:
+        arms: The arms, stock first.
+        candidates_of: Steps to the candidates whose time stock then takes.
+
+    Returns:
+        Their names.
+
+    Example:
+        >>> no_faster(base_arms(["fast", "gentle"], 20), {9: ["fast"], 20: ["gentle"]})
+        ['gentle']
+    """
+    return [name for fewer, names in candidates_of.items() if fewer >= arms[0].steps for name in names]
 
 
 def _check_names(arms: Sequence[EvaluationArm]) -> None:

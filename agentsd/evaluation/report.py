@@ -1,6 +1,7 @@
 """What an evaluation leaves for people: results, table, single pictures, plot, grids, and one page with all of it."""
 
 import base64
+import csv
 import html
 import io
 import json
@@ -16,7 +17,7 @@ from agentsd.evaluation.arms import STOCK
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, worst_by_psnr
 from agentsd.evaluation.store import Store, slug, write_bytes, write_json, write_text
-from agentsd.evaluation.tables import markdown, note, per_image, table, title
+from agentsd.evaluation.tables import PICTURE_MEASURES, figures, markdown, note, per_image, table, title
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ _AMPLIFIED = 4
 _COLOURS = {"stock": "#444444", "control": "#999999", "candidate": "#0b6e4f", "equal time": "#c0392b"}
 
 _MEANINGS = (
-    ("speed-up", "stock's time over the arm's, whole pipeline call; each prompt is drawn twice by every arm in the "
-     "order ABBA, its ratio is the geometric mean of the two, the figure the median with a bootstrap interval"),
+    ("speed-up", "stock's time over the arm's, whole pipeline call; each batch of prompts is drawn twice by every "
+     "arm in the order ABBA, its ratio is the geometric mean of the two, the figure the median with a bootstrap "
+     "interval"),
     ("UNet alone", "the same for the UNet's calls only, timed in a pass of its own"),
     ("PSNR, SSIM, latent L2", "likeness to the stock picture of the same prompt and noise: closeness, not quality"),
     ("FID, KID", "distances of FID-Inception features from the reference's; FD(x), KD(x) are the same of other "
@@ -67,7 +69,8 @@ def write_report(
     noises = {name: arm["settings"]["noise"] for name, arm in results["arms"].items()}
     seeds = [(name, partial(_seed, painter, noise)) for name, noise in noises.items()]
     write_json(folder / "results.json", results)
-    write_text(folder / "per_image.csv", per_image(prompts, seeds, rows, timing))
+    pictures = per_image(prompts, seeds, rows, timing)
+    write_text(folder / "per_image.csv", pictures)
     write_text(folder / "table.md", markdown(results))
     grids = {}
     if rows:
@@ -79,7 +82,7 @@ def write_report(
     plot = pareto(results)
     for suffix, data in plot.items():
         write_bytes(folder / f"pareto.{suffix}", data)
-    write_text(folder / "report.html", page(results, grids, plot.get("svg")))
+    write_text(folder / "report.html", page(results, grids, plot.get("svg"), pictures))
 
 
 def grid(
@@ -175,13 +178,14 @@ def pareto(results: Mapping[str, Any]) -> dict[str, bytes]:
     return data
 
 
-def page(results: Mapping[str, Any], grids: Mapping[str, Image.Image], plot: bytes | None) -> str:
-    """Return one HTML page with everything in it: remarks, table, plot, grids, meanings, configuration.
+def page(results: Mapping[str, Any], grids: Mapping[str, Image.Image], plot: bytes | None, pictures: str) -> str:
+    """Return one HTML page with everything in it: remarks, table, plot, grids, all figures, pictures, configuration.
 
     Args:
         results: The figures.
         grids: Pictures by arm.
         plot: The plot as SVG, if there is one.
+        pictures: Content of `per_image.csv`.
 
     Returns:
         The page; it loads nothing from elsewhere.
@@ -191,14 +195,7 @@ def page(results: Mapping[str, Any], grids: Mapping[str, Image.Image], plot: byt
         "<h1>Evaluation of agentsd</h1>",
         *(f"<p class='stamp'>{html.escape(stamp)}</p>" for stamp in results["stamps"]),
         f"<p>{html.escape(note(results))}</p>",
-        "<div class='wide'><table><tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in heading) + "</tr>",
-        *(
-            f"<tr class='{html.escape(slug(results['arms'][row[0]]['role']))}'>"
-            + "".join(f"<td>{html.escape(text)}</td>" for text in row)
-            + "</tr>"
-            for row in rows
-        ),
-        "</table></div>",
+        _table(heading, rows, [slug(results["arms"][row[0]]["role"]) for row in rows]),
     ]
     for name, arm in results["arms"].items():
         if arm.get("equals"):
@@ -214,18 +211,51 @@ def page(results: Mapping[str, Any], grids: Mapping[str, Image.Image], plot: byt
     config["arms"] = {name: arm["settings"] for name, arm in results["arms"].items()}
     parts += [
         f"<h2>What the columns mean</h2><dl>{meanings}</dl>",
-        "<h2>Configuration</h2>",
-        f"<pre>{html.escape(json.dumps(config, indent=1, sort_keys=True))}</pre>",
+        "<h2>All of it</h2>",
+        _folded("Every figure with its interval, number and method", _table(*figures(results))),
+        *(_folded(f"Single pictures of {name}", _table(*shown)) for name, shown in _by_arm(pictures).items()),
+        _folded("Configuration", f"<pre>{html.escape(json.dumps(config, indent=1, sort_keys=True))}</pre>"),
     ]
     style = (
         "body{font:15px/1.45 system-ui,sans-serif;max-width:1200px;margin:2em auto;padding:0 1em;color:#222}"
         "table{border-collapse:collapse}td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:right;"
         "white-space:nowrap}td:first-child,th:first-child{text-align:left}tr.candidate{background:#eef7f2}"
         ".stamp{color:#c0392b;font-weight:bold}.wide{overflow-x:auto}img{max-width:100%}dt{font-weight:bold}"
-        "pre{background:#f6f6f6;padding:1em;overflow-x:auto}"
+        "pre{background:#f6f6f6;padding:1em;overflow-x:auto}summary{cursor:pointer;padding:.3em 0}"
+        "details td,details th{text-align:left}details td:last-child{white-space:normal;min-width:20em}"
     )
     head = f"<meta charset='utf-8'><title>Evaluation of agentsd</title><style>{style}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str] = ()) -> str:
+    heads = "".join(f"<th>{html.escape(text)}</th>" for text in heading)
+    marks = [f" class='{html.escape(name)}'" for name in classes] or [""] * len(rows)
+    lines = [
+        f"<tr{mark}>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>"
+        for mark, row in zip(marks, rows, strict=True)
+    ]
+    return "\n".join([f"<div class='wide'><table><tr>{heads}</tr>", *lines, "</table></div>"])
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def _by_arm(pictures: str) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return heading and rows for each arm of `per_image.csv`, without the columns that the arm has no value in."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in csv.DictReader(io.StringIO(pictures, newline="")):
+        found.setdefault(row.pop("arm"), []).append(row)
+    shown = {}
+    for arm, rows in found.items():
+        heading = [name for name in rows[0] if any(row[name] for row in rows)]
+        shown[arm] = heading, [[_short(name, row[name]) for name in heading] for row in rows]
+    return shown
+
+
+def _short(column: str, text: str) -> str:
+    return f"{float(text):.5g}" if column in PICTURE_MEASURES and text else text
 
 
 def _seed(painter: Any, noise: int, index: int) -> int:

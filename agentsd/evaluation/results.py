@@ -18,6 +18,7 @@ from agentsd.evaluation.arms import STOCK, EvaluationArm
 from agentsd.evaluation.features import FeatureExtractor
 from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.statistics import (
+    ENOUGH_SAMPLES,
     Delta,
     FrechetDistances,
     Interval,
@@ -232,6 +233,7 @@ def stamps(
     reference: Mapping[str, Any] | None,
     about: Mapping[str, Any],
     arms: Mapping[str, Any] | None = None,
+    no_faster: Sequence[str] = (),
 ) -> list[str]:
     """Return the remarks that must stand beside the figures.
 
@@ -241,6 +243,7 @@ def stamps(
         reference: The reference's configuration.
         about: What is known of model and captions: `unet_parameters`, `demo_model`, `demo_captions`, `paired`.
         arms: Figures by arm, times among them.
+        no_faster: Arms without a stock arm of equal time, see `agentsd.evaluation.arms.no_faster`.
 
     Returns:
         Sentences.
@@ -255,9 +258,13 @@ def stamps(
     elif about.get("demo_model") and not about.get("demo_captions"):
         said.append("Robustness only: the demo model knows the words of its own captions and no others.")
     if reference is not None and extractor is not None:
-        small = small_sample_stamp(min(number, reference.get("number", number)))  # moments do not tell theirs
-        if small:
-            said.append(f"Small sample, {small}.")
+        fewer = min(number, reference.get("number", number))  # moments do not tell theirs
+        if fewer < ENOUGH_SAMPLES:
+            frechet, kernel = ("FID", "KID") if extractor.distance == "fid" else ("FD", "KD")
+            noisy = f", {kernel} is noisy" if "number" in reference else ""
+            said.append(
+                f"Small sample, n={fewer} < {ENOUGH_SAMPLES}: {frechet} is biased high{noisy}; comparative only."
+            )
         if extractor.distance != "fid":
             said.append(f"Distances are of the features {extractor.name!r}, not of FID-Inception: not FID, not KID.")
         if about.get("paired"):
@@ -270,6 +277,10 @@ def stamps(
             said.append("The reference is not paired with the prompts: intervals hold it fixed.")
     for name, arm in (arms or {}).items():
         said += _speed_stamps(name, arm)
+    said += [
+        f"{name} takes the time of all of stock's steps or more: it has no stock arm of equal time."
+        for name in no_faster
+    ]
     return said
 
 
@@ -343,7 +354,7 @@ def _distances(
         what = f"{arm.name}, {name}"
         value, drawn = (distances.of(own), None) if few else real.measure(distances, own, resamples, seed, what)
         metrics[name] = _entry(value, len(own), f"{extractor.name}, float64{variant}")
-        metrics[name]["stamp"] = small_sample_stamp(fewer)
+        metrics[name]["stamp"] = small_sample_stamp(fewer, biased=distances is real.frechet)
         if arm.name == STOCK or stock is None or drawn is None:
             continue
         base = np.asarray(stock, dtype=np.float64)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from agentsd.evaluation import measures
-from agentsd.evaluation.arms import STOCK, EvaluationArm, base_arms, with_equal_time
+from agentsd.evaluation.arms import STOCK, EvaluationArm, base_arms, no_faster, with_equal_time
 from agentsd.evaluation.drawing import Painter
 from agentsd.evaluation.features import FeatureExtractor
 from agentsd.evaluation.manifest import claim, differing, digest, told
@@ -90,6 +90,7 @@ class _Run:
         self.pipe = load_pipeline(settings, choose_device(device))
         self.painter = Painter(self.pipe, self.prompts, settings)
         self.arms = base_arms(options.arms, self.painter.steps)
+        self.no_faster: list[str] = []
         self.store = Store(options.output)
         self.config = self.painter.config(options.batch)
         cut = self.painter.cut_prompts()
@@ -205,6 +206,7 @@ class _Run:
     def choose_arms(self) -> None:
         """Add the arms of equal time, and check each arm's folder."""
         fewer = self.group.share(self.group.together(lambda: self._fewer_steps() if self.group.first else {}))
+        self.no_faster = no_faster(self.arms, fewer)
         self.arms = with_equal_time(self.arms, fewer)
         if self.options.mode != "timing":
             self.group.together(self._claim_arms)
@@ -442,7 +444,7 @@ class _Run:
             "number": self.number,
             "manifest": {"sha256": digest(self.config), "config": self.config},
             "about": about,
-            "stamps": stamps(self.number, self.extractor, reference, about, arms),
+            "stamps": stamps(self.number, self.extractor, reference, about, arms, self.no_faster),
             "extractor": None if self.extractor is None else measures.extractor_config(self.extractor),
             "clip": None if self.clip is None else self.clip.config,
             "reference": reference,

@@ -60,11 +60,12 @@ class Delta(Interval):
         return self.low <= difference <= self.high
 
 
-def small_sample_stamp(n: int) -> str:
-    """Return what must stand beside every Fréchet distance from `n` samples; empty if they are enough.
+def small_sample_stamp(n: int, *, biased: bool = True) -> str:
+    """Return what must stand beside every distance from `n` samples; empty if they are enough.
 
     Args:
         n: Samples on the smaller side, at least 1.
+        biased: Whether few samples bias the distance, as they do Fréchet's; the kernel distance they only scatter.
 
     Returns:
         A remark, empty from 2048 samples on.
@@ -75,12 +76,17 @@ def small_sample_stamp(n: int) -> str:
     Example:
         >>> small_sample_stamp(200)
         'n=200 < 2048: biased high; comparative only'
+        >>> small_sample_stamp(200, biased=False)
+        'n=200 < 2048: few samples, noisy but not biased; comparative only'
         >>> small_sample_stamp(5000)
         ''
     """
     if n < 1:
         raise ValueError(f"n={n} samples; a distance needs at least 1: evaluate some pictures.")
-    return "" if n >= ENOUGH_SAMPLES else f"n={n} < {ENOUGH_SAMPLES}: biased high; comparative only"
+    if n >= ENOUGH_SAMPLES:
+        return ""
+    what = "biased high" if biased else "few samples, noisy but not biased"
+    return f"n={n} < {ENOUGH_SAMPLES}: {what}; comparative only"
 
 
 # --- Fréchet distance ---

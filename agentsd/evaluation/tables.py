@@ -11,7 +11,8 @@ from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, seconds_by_prompt
 from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL, spread_of
 
-_ROWS = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")
+_ENDS = ("low", "high", "n", "log_iqr", "method")
+PICTURE_MEASURES = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")
 
 Arm = Mapping[str, Any]
 
@@ -58,6 +59,32 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heading, [[name, *(row[i] for i in kept)] for name, row in zip(arms, cells, strict=True)]
 
 
+def figures(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heading and rows of every figure of every arm, named as in `results.json`, with what belongs to it.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        Heading, and one row of texts for each figure.
+
+    Example:
+        >>> figures({"arms": {"stock": {"metrics": {"ssim": {"value": 0.5, "n": 3, "p5": 0.25}}}}})[1]
+        [['stock', 'ssim', '0.5', '', '', '3', '', '', 'p5: 0.25']]
+    """
+    rows = []
+    for arm, found in results["arms"].items():
+        speed = dict(found.get("speed", {}))
+        ratios = {f"time over that of {other}": ratio for other, ratio in speed.pop("time_ratio", {}).items()}
+        for name, figure in (found["metrics"] | speed | ratios).items():
+            entry = dict(figure) if isinstance(figure, Mapping) else {"value": figure}
+            value = entry.pop("median" if "median" in entry else "value")
+            ends = [entry.pop(key, "") for key in _ENDS]
+            remarks = "; ".join(f"{key}: {_text(rest)}" for key, rest in entry.items() if rest != "")
+            rows.append([arm, name, _text(value), *map(_text, ends), remarks])
+    return ["arm", "figure", "value", *_ENDS, "remarks"], rows
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the table with its remarks, as Markdown."""
     heading, rows = table(results)
@@ -85,9 +112,10 @@ def note(results: Mapping[str, Any]) -> str:
         )
     timing = results["timing"]
     if timing is not None:
-        environment = timing["environment"]
+        environment, batch = timing["environment"], timing["batch"]
+        timed = f"{timing['prompts']} prompts" if batch == 1 else f"{timing['prompts']} batches of {batch}"
         said.append(
-            f"Times: {timing['prompts']} prompts, each drawn twice by every arm in the order ABBA, speed-up over stock "
+            f"Times: {timed}, each drawn twice by every arm in the order ABBA, speed-up over stock "
             f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
     said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")
@@ -113,13 +141,13 @@ def per_image(
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["index", "image_id", "arm", "seed", "seconds", *_ROWS, "prompt"])
+    writer.writerow(["index", "image_id", "arm", "seed", "seconds", *PICTURE_MEASURES, "prompt"])
     for name, seed_of in arms:
         seconds = seconds_by_prompt(timing, name)
         measured = rows.get(name, Rows())
         for prompt in prompts:
             i = prompt.index
-            values = [getattr(measured, field) for field in _ROWS]
+            values = [getattr(measured, field) for field in PICTURE_MEASURES]
             shown = ["" if value is None else repr(float(value[i])) for value in values]
             time = f"{seconds[i]:.4f}" if i < len(seconds) else ""
             writer.writerow([i, prompt.image_id, name, seed_of(i), time, *shown, prompt.text])
@@ -135,6 +163,16 @@ def title(name: str) -> str:
     """
     kind, _, features = name.partition("_")
     return f"{kind.upper()}({features})" if features else kind.upper()
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
 
 
 def finite(values: Any) -> Any:

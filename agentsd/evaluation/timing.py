@@ -50,9 +50,9 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
         plan: How long to time.
 
     Returns:
-        Plain data: environment, and for each arm seconds, speed-up with 95% interval (of fewer than 6 batches their
-        range), attention processors, and peak memory in bytes; for stock of equal time also its time over that of the
-        arms it stands for.
+        Plain data: environment (on CUDA with the enabled backends of fused attention), and for each arm seconds,
+        speed-up with 95% interval (of fewer than 6 batches their range), attention processors, and peak memory in
+        bytes; for stock of equal time also its time over that of the arms it stands for.
 
     Raises:
         ValueError: If the plan has no prompt.
@@ -109,7 +109,7 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
         "prompts": plan.prompts,
         "batch": plan.batch,
         "warmup": plan.warmup,
-        "environment": environment(device) | {"dtype": str(pipe.unet.dtype).removeprefix("torch.")},
+        "environment": environment(device) | {"dtype": str(pipe.unet.dtype).removeprefix("torch.")} | _sdpa(device),
         "arms": rows,
     }
 
@@ -247,6 +247,15 @@ def _ratio(baseline: Sequence[float], arm: Sequence[float]) -> dict[str, Any]:
         "method": f"median of paired ratios, {spread_of(gain.pairs)}",
         "log_iqr": quarters[2] - quarters[0],
     }
+
+
+def _sdpa(device: torch.device) -> dict[str, list[str]]:
+    """Return which backends of fused attention torch may choose from on CUDA; elsewhere there is no choice."""
+    if device.type != "cuda":
+        return {}
+    names = ("flash", "mem_efficient", "math", "cudnn")
+    asked = {name: getattr(torch.backends.cuda, f"{name}_sdp_enabled", None) for name in names}  # cudnn: torch 2.5
+    return {"sdpa": [name for name, enabled in asked.items() if enabled is not None and enabled()]}
 
 
 def _attention(unet: Any) -> list[str]:
