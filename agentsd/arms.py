@@ -50,6 +50,20 @@ def stock(pipe: Any) -> AbstractContextManager[Any]:
     return nullcontext(pipe)
 
 
+def unfused_arm() -> Arm:
+    """Return attention as diffusers computed it before torch had a fused one: what older papers call the baseline."""
+
+    @contextmanager
+    def arm(pipe: Any) -> Iterator[None]:
+        from diffusers.models.attention_processor import AttnProcessor
+
+        with _restored(pipe.unet):
+            pipe.unet.set_attn_processor(AttnProcessor())
+            yield
+
+    return Arm(arm)
+
+
 def agent_arm(schedule: Schedule) -> Arm:
     """Return the arm that applies a schedule of ours."""
     cycle = max(phase.reuse for phase in schedule.phases)
@@ -380,6 +394,7 @@ def _front() -> dict[str, RunArm]:
     arms |= {f"preset {name}": run_arm(schedule) for name, schedule in PRESETS.items()}
     rivals = ("tomesd 0.5", "K/V downsampling 2 (ToDo)", "tiles of 32x32 (HyperTile)", "DeepCache 3", "DeepCache 5")
     arms |= {name: _as_run(STEP_ARMS[name]) for name in rivals}
+    arms["unfused attention"] = _as_run(unfused_arm())
     arms["attention broadcast 2 (PAB)"] = _as_run(attention_broadcast_arm(2))
     arms["T-GATE"] = tgate_arm()
     rankers: dict[str, Callable[[], Ranker]] = {
@@ -422,7 +437,7 @@ def kind_of(arm: str) -> str:
         >>> kind_of("reuse 3 + sampled agents"), kind_of("DeepCache 3")
         ('ours', 'rival')
     """
-    if arm in ("stock", "stock A/A"):
+    if arm in ("stock", "stock A/A", "unfused attention"):
         return "stock"
     if arm.startswith("stock, steps"):
         return "fewer"

@@ -190,7 +190,11 @@ def scaling(rows: list[Row]) -> Any:
         grids = sorted(grid for name, grid in cells if name == arm)
         tokens = [grid**2 for grid in grids]
         costs = [cells[arm, grid]["milliseconds"] for grid in grids]
-        colour, marker = ("black", "*") if arm == "stock" else RIVALS[index % len(RIVALS)]
+        colour, marker = RIVALS[index % len(RIVALS)]
+        if arm == "stock":
+            colour, marker = "black", "*"
+        elif arm.startswith("sampled"):  # what the presets have
+            colour, marker = OURS, "o"
         power = f", N^{power_law(tokens, costs):.2f}" if len(tokens) > 1 else ""
         ax.plot(tokens, costs, color=colour, marker=marker, label=arm + power)
     ticks = sorted({grid for _, grid in cells})
@@ -204,7 +208,7 @@ def scaling(rows: list[Row]) -> Any:
     ax.set_ylabel("milliseconds")
     ax.legend(fontsize=9)
     ax.set_title(
-        f"Self-attention of the finest level alone: {first['layers']} layers of {first['architecture']}, batch "
+        f"Self-attention of the finest level alone: layers timed {first['layers']}, {first['architecture']}, batch "
         f"{first['batch']},\n{first['dtype']}, {first['device']}",
         fontsize=10,
     )

@@ -219,7 +219,7 @@ def _scaling_table(which: str, rows: list[Row]) -> str:
         power = power_law([grid**2 for grid in cost], list(cost.values())) if len(cost) > 1 else None
         lines.append(f"| {arm} | " + " | ".join(shown) + (f" | p = {power:.2f} |" if power is not None else " | |"))
     note = (
-        f"{first['layers']} layers of the {which} of the {first['architecture']} architecture, alone, batch "
+        f"Layers of the {which} of the {first['architecture']} architecture (timed: {first['layers']}), alone, batch "
         f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
         f"{first['torch']}; medians of {first['rounds']} rounds, p by least squares over all grids (those of the "
         "finest level). `scripts/scaling.py`, `results/scaling.jsonl`."
