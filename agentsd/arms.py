@@ -167,8 +167,10 @@ def _finest_level_arm(processor: Any) -> Arm:
 
         sites, _ = find_sites(pipe.unet)
         finest = min(site.level for site in sites)
-        chosen = {site.attn for site in sites if site.level == finest}
-        with _replaced(pipe.unet, lambda attn: processor if attn in chosen else None):
+        with _restored(pipe.unet):
+            for site in sites:
+                if site.level == finest:
+                    site.attn.processor = processor
             yield
 
     return Arm(arm)
@@ -217,23 +219,6 @@ def _restored(module: nn.Module) -> Iterator[None]:
             part.__dict__.update(attributes)
 
 
-@contextmanager
-def _replaced(unet: nn.Module, replacement: Callable[[Any], Any]) -> Iterator[None]:
-    """Swap the processors of self-attention layers (those for which `replacement` is not None), then restore them."""
-    layers = [module for name, module in unet.named_modules() if name.endswith(".attn1")]
-    before: list[tuple[Any, Any]] = []
-    try:
-        for layer in layers:
-            new = replacement(layer)
-            if new is not None:
-                before.append((layer, layer.processor))
-                layer.processor = new
-        yield
-    finally:
-        for layer, old in before:
-            layer.processor = old
-
-
 class _Identity:
     def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
@@ -269,10 +254,11 @@ class _Tiled:
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         batch, number, channels = hidden_states.shape
-        side = min(self.side, _side(number))
-        tiles, left = divmod(_side(number), side)
+        whole = _side(number)
+        side = min(self.side, whole)
+        tiles, left = divmod(whole, side)
         if left:
-            raise ValueError(f"a grid of side {_side(number)} is not divided by tiles of side {side}.")
+            raise ValueError(f"a grid of side {whole} is not divided by tiles of side {side}.")
         # [B, rows of tiles, rows of a tile, columns of tiles, columns of a tile, C], and the tiles to the front
         grid = hidden_states.view(batch, tiles, side, tiles, side, channels).transpose(2, 3)
         output: Tensor = AttnProcessor2_0()(attn, grid.reshape(-1, side * side, channels))

@@ -197,9 +197,9 @@ def plots() -> str:
 def scaling_table() -> str:
     """Exponents of the cost of self-attention over the number of tokens."""
     rows = read_rows(ROOT / "results" / "scaling.jsonl")
-    newest_first = {row.get("levels", 1): row for row in rows}
+    last_rows = {row.get("levels", 1): row for row in rows}
     tables = []
-    for levels, last in sorted(newest_first.items()):
+    for levels, last in sorted(last_rows.items()):
         found = [row for row in rows if key_of(row, SCALING) == key_of(last, SCALING)]
         tables.append(_scaling_table("finest level" if levels == 1 else f"{levels} finest levels", found))
     return "\n".join(tables)
