@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,6 +92,21 @@ def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
             yield
 
     return Arm(enter, arm.cycle, f"torch.compile {arm.settings}".strip())
+
+
+def channels_last(arm: Arm) -> Arm:
+    """Return the arm with the UNet's weights in the memory format of `torch.channels_last`; their values stay."""
+
+    @contextmanager
+    def enter(pipe: Any) -> Iterator[None]:
+        pipe.unet.to(memory_format=torch.channels_last)
+        try:
+            with arm.enter(pipe):
+                yield
+        finally:
+            pipe.unet.to(memory_format=torch.contiguous_format)
+
+    return Arm(enter, arm.cycle, f"channels_last {arm.settings}".strip())
 
 
 def no_self_attention_arm(reuse: int = 1) -> Arm:
@@ -432,19 +448,19 @@ def kind_of(arm: str) -> str:
     return "ours" if arm.startswith(("pooled agents", "sampled agents", "reuse ", "paper, ")) else "rival"
 
 
-# The same under torch.compile, for those who ask: compiling takes minutes.
-COMPILED = ", compiled"
+# What anyone can do to a UNet, with or without us, by the words that follow an arm's name.
+TWINS: dict[str, Callable[[Arm], Arm]] = {", compiled": compiled, ", channels last": channels_last}
 
 
-def with_compiled(arms: Mapping[str, Arm], names: Iterable[str]) -> dict[str, Arm]:
-    """Return the arms with a compiled twin of each named one, run arms as run arms.
+def with_twins(arms: Mapping[str, Arm], names: Iterable[str], words: str) -> dict[str, Arm]:
+    """Return the arms with a twin of each named one, run arms as run arms.
 
     Example:
-        >>> list(with_compiled({"stock": Arm(stock)}, ["stock"]))
+        >>> list(with_twins({"stock": Arm(stock)}, ["stock"], ", compiled"))
         ['stock', 'stock, compiled']
     """
     result = dict(arms)
     for name in names:
-        twin = compiled(arms[name])
-        result[name + COMPILED] = replace(arms[name], enter=twin.enter, settings=twin.settings)
+        twin = TWINS[words](arms[name])
+        result[name + words] = replace(arms[name], enter=twin.enter, settings=twin.settings)
     return result

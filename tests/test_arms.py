@@ -12,13 +12,14 @@ from agentsd.arms import (
     STEP_ARMS,
     Arm,
     attention_broadcast_arm,
+    channels_last,
     compiled,
     kv_downsampling_arm,
     no_self_attention_arm,
     stock,
     tgate_arm,
     tiled_attention_arm,
-    with_compiled,
+    with_twins,
 )
 
 SAME = {"stock", "stock A/A"}
@@ -111,11 +112,34 @@ def test_compiled_arms_compile_once_for_all_entries_and_are_undone(name):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("name", ["stock", "reuse 3 + sampled agents"])
+def test_channels_last_arms_change_the_format_alone_and_change_it_back(name):
+    pipe, arm = make_tiny_pipe(), STEP_ARMS[name]
+    before = {key: (value.clone(), value.stride()) for key, value in pipe.unet.state_dict().items()}
+    with arm.enter(pipe):
+        expected = drawn(pipe, RUN_ARMS["stock"], steps=3)
+    with channels_last(arm).enter(pipe):
+        assert pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(drawn(pipe, RUN_ARMS["stock"], steps=3), expected, rtol=1e-2, atol=1e-3)
+    with pytest.raises(RuntimeError, match="stop"), channels_last(Arm(failing)).enter(pipe):
+        pass
+    after = pipe.unet.state_dict()
+    for key, (value, stride) in before.items():
+        assert torch.equal(value, after[key])
+        assert stride == after[key].stride()
+    assert not hasattr(pipe.unet, "_agentsd")
+
+
+def failing(pipe):
+    raise RuntimeError("stop")
+
+
 def test_twins_are_named_and_know_what_they_are():
-    arms = with_compiled({"stock": Arm(stock), "other": Arm(stock)}, ["stock"])
+    arms = with_twins({"stock": Arm(stock), "other": Arm(stock)}, ["stock"], ", compiled")
     assert list(arms) == ["stock", "other", "stock, compiled"]
     assert arms["stock, compiled"].settings == "torch.compile"
-    assert with_compiled(RUN_ARMS, ["T-GATE"])["T-GATE, compiled"].call is RUN_ARMS["T-GATE"].call
+    assert with_twins(RUN_ARMS, ["T-GATE"], ", compiled")["T-GATE, compiled"].call is RUN_ARMS["T-GATE"].call
+    assert with_twins(arms, ["other"], ", channels last")["other, channels last"].settings == "channels_last"
 
 
 def test_settings_tell_arms_of_one_name_apart():

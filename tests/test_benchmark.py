@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from agentsd.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_inputs, random_pipeline, random_unet
-from agentsd.arms import STEP_ARMS, Arm, compiled, with_compiled
+from agentsd.arms import STEP_ARMS, TWINS, Arm, compiled
 from agentsd.rows import read_rows
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
@@ -104,16 +104,22 @@ def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     assert "tomesd 0.5: left out, ImportError: no such rival" in capsys.readouterr().err
 
 
-def test_compiled_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(with_compiled.__globals__, "compiled", lambda arm: compiled(arm, "eager"))
-    words = ["--size", "64", "--compile", "--arms", "stock", "stock, compiled"]
-    rows = run(tmp_path / "speed.jsonl", *words)
-    assert [(row["arm"], row["settings"]) for row in rows] == [("stock", ""), ("stock, compiled", "torch.compile")]
+def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(TWINS, ", compiled", lambda arm: compiled(arm, "eager"))
+    words = ["--compile", "--channels-last", "--arms", "stock", "stock, compiled", "stock, channels last"]
+    rows = run(tmp_path / "speed.jsonl", "--size", "64", *words)
+    assert [(row["arm"], row["settings"]) for row in rows] == [
+        ("stock", ""),
+        ("stock, compiled", "torch.compile"),
+        ("stock, channels last", "channels_last"),
+    ]
     assert main(["--compile", "--list"]) == 0
-    assert "sampled agents, stride 4, compiled" in capsys.readouterr().out.splitlines()
+    listed = capsys.readouterr().out.splitlines()
+    assert "sampled agents, stride 4, compiled" in listed
+    assert not any("channels last" in name for name in listed)
     with pytest.raises(SystemExit):
         main(["--arms", "stock, compiled"])
-    assert "(compiled ones: --compile)" in capsys.readouterr().err
+    assert "(twins: --compile, --channels-last)" in capsys.readouterr().err
 
 
 def test_odd_batches_have_no_guidance(capsys):
