@@ -145,6 +145,16 @@ class AgentConfig:
             stride += 1
         return stride
 
+    def whole_cells(self, height: int, width: int) -> int:
+        """Return how many cells lie whole within a grid: with none, a layer stays stock.
+
+        Example:
+            >>> [AgentConfig(merge_ratio=0.4, stride=4).whole_cells(side, side) for side in (3, 4, 9)]
+            [0, 1, 4]
+        """
+        cell = self.stride if self.uses_ranking else self.cell_stride(height, width)
+        return (height // cell) * (width // cell)
+
     def count_tokens(self, height: int, width: int) -> "TokenCounts | None":
         """Return how many tokens become features and agents on a grid; `None` if nothing is left to do there.
 
@@ -156,11 +166,10 @@ class AgentConfig:
             >>> AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4).count_tokens(64, 64)
             TokenCounts(tokens=4096, features=2458, agents=256)
         """
-        tokens = height * width
-        cell = self.stride if self.uses_ranking else self.cell_stride(height, width)
-        sources = tokens - (height // cell) * (width // cell)
-        if sources == tokens:
+        tokens, cells = height * width, self.whole_cells(height, width)
+        if cells == 0:
             return None
+        sources = tokens - cells
         features = tokens - min(int(self.merge_ratio * tokens), sources)
         agents: int | None = None
         if self.agents != "merge":

@@ -115,9 +115,8 @@ def _counts(layer: LayerReport, config: AgentConfig, left_stock: frozenset[int])
     config = config.at_downsample(layer.downsample)
     counts = config.count_tokens(height, width)
     if counts is None:
-        cell = config.stride if config.uses_ranking else config.cell_stride(height, width)
-        few = min(height, width) < cell
-        reason = f"holds no whole cell of stride {config.stride}" if few else "is so small that nothing would be saved"
+        fits = config.whole_cells(height, width) > 0
+        reason = "is so small that nothing would be saved" if fits else f"holds no whole cell of stride {config.stride}"
         return f"stock (grid {height}x{width} {reason})"
     text = f"grid {height}x{width}, {counts.tokens} tokens -> {counts.features} features"
     wanted = counts.tokens - int(config.merge_ratio * counts.tokens)

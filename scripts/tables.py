@@ -28,12 +28,14 @@ SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_dow
 # What the README shows of the two long tables; docs/benchmarks.md shows all.
 SHORT = (
     "stock",
+    "stock, channels last",
     "tomesd 0.5",
     "DeepCache 3",
     "paper, agent phase",
     "sampled agents, stride 4",
     "reuse 3 + sampled agents",
     "reuse 5 + sampled agents",
+    "reuse 5 + sampled agents, channels last",
 )
 SHORT_DEMO = (
     "stock",
@@ -74,6 +76,7 @@ def fill(text: str) -> str:
         "speed": main_table,
         "speed-others": other_tables,
         "demo": demo_table,
+        "demo-50": lambda: demo_table(name="front-50"),
         "front": front_table,
         "rankings": lambda: demo_table(name="rankings"),
         "sweep": sweep_table,

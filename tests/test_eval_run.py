@@ -183,6 +183,28 @@ def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatc
     assert not list((tmp_path / "run").rglob(".*.partial"))
 
 
+@pytest.mark.parametrize("name", ["results.json", "per_image.csv", "table.md", "grid-ours.png", "report.html"])
+def test_a_kill_while_the_report_is_written_changes_nothing(place, whole, tmp_path, monkeypatch, name):
+    replace_file = os.replace
+
+    def replaced(source, target):
+        if Path(target).name == name:
+            kill_self()
+        replace_file(source, target)
+
+    def killed():
+        monkeypatch.setattr(store.os, "replace", replaced)
+        evaluate(options(place, tmp_path / "run"))
+
+    assert forked(killed) == [-9]
+    assert not (tmp_path / "run" / name).exists()
+    drawn = draws_of(monkeypatch)
+    evaluate(options(place, tmp_path / "run"))
+    assert drawn == []
+    same_results(tmp_path / "run", whole)
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_full_disk_ends_with_code_3_and_loses_nothing(place, whole, tmp_path, monkeypatch, capsys):
     given = options(place, tmp_path / "run")
     synchronise, count = os.fsync, iter(range(10**6))

@@ -247,8 +247,11 @@ def test_run_arms_draw_what_the_front_keeps():
     assert halved.run(lambda *args, num_inference_steps: num_inference_steps, num_inference_steps=25) == 12
 
 
-def test_along_the_committed_front_speed_rises_and_likeness_falls():
-    rows = {row["arm"]: row for row in read_rows(ROOT / "results" / "demo" / "front.jsonl")}
-    for gentler, faster in pairwise(rows[f"preset {name}"] for name in FRONT):
+@pytest.mark.parametrize("name", ["front", "front-50"])
+def test_along_the_committed_fronts_speed_rises_and_likeness_falls(name):
+    rows = {row["arm"]: row for row in read_rows(ROOT / "results" / "demo" / f"{name}.jsonl")}
+    presets = [f"preset {preset}" for preset in FRONT]
+    assert [rows[preset]["settings"] for preset in presets] == [RUN_ARMS[preset].settings for preset in presets]
+    for gentler, faster in pairwise(rows[preset] for preset in presets):
         assert gentler["speedup"] < faster["speedup"]
         assert gentler["psnr_db_median"] > faster["psnr_db_median"]
