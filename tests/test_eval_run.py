@@ -164,20 +164,26 @@ def test_a_second_start_draws_what_is_missing_or_damaged_alone(place, whole, tmp
     assert drawn == []
 
 
-@pytest.mark.parametrize("moment", [1, 3, 10, 21, 38, 47, 52, 56])
-def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatch, moment):
-    replace_file, count = os.replace, iter(range(1, 10**6))
+def kill_a_run(place, folder, monkeypatch, now):
+    """Start a run that is killed instead of putting the first file in its place of which `now(path)` is true."""
+    replace_file = os.replace
 
     def replaced(source, target):
-        if next(count) == moment:
+        if now(Path(target)):
             kill_self()
         replace_file(source, target)
 
     def killed():
         monkeypatch.setattr(store.os, "replace", replaced)
-        evaluate(options(place, tmp_path / "run"))
+        evaluate(options(place, folder))
 
     assert forked(killed) == [-9]
+
+
+@pytest.mark.parametrize("moment", [1, 3, 10, 21, 38, 47, 52, 56])
+def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatch, moment):
+    count = iter(range(1, 10**6))
+    kill_a_run(place, tmp_path / "run", monkeypatch, lambda path: next(count) == moment)
     evaluate(options(place, tmp_path / "run"))
     same_results(tmp_path / "run", whole)
     assert not list((tmp_path / "run").rglob(".*.partial"))
@@ -185,18 +191,7 @@ def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["results.json", "per_image.csv", "table.md", "grid-ours.png", "report.html"])
 def test_a_kill_while_the_report_is_written_changes_nothing(place, whole, tmp_path, monkeypatch, name):
-    replace_file = os.replace
-
-    def replaced(source, target):
-        if Path(target).name == name:
-            kill_self()
-        replace_file(source, target)
-
-    def killed():
-        monkeypatch.setattr(store.os, "replace", replaced)
-        evaluate(options(place, tmp_path / "run"))
-
-    assert forked(killed) == [-9]
+    kill_a_run(place, tmp_path / "run", monkeypatch, lambda path: path.name == name)
     assert not (tmp_path / "run" / name).exists()
     drawn = draws_of(monkeypatch)
     evaluate(options(place, tmp_path / "run"))
