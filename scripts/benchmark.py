@@ -28,9 +28,14 @@ KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
-TWINNED = ("stock", "no self-attention (ceiling)", "paper, agent phase", "sampled agents, stride 4", "DeepCache 3",
-           "reuse 3, no self-attention (ceiling)", "reuse 3 + sampled agents", "reuse 5 + sampled agents",
-           "preset balanced", "preset fast")  # fmt: skip
+# Which arms get twins, by the words of `agentsd.arms.TWINS`; a compiled one takes minutes.
+TWINNED = {
+    ", compiled": ("stock", "paper, agent phase", "sampled agents, stride 4", "reuse 3 + sampled agents",
+                   "preset balanced", "preset fast"),
+    ", channels last": ("stock", "no self-attention (ceiling)", "paper, agent phase", "sampled agents, stride 4",
+                        "DeepCache 3", "reuse 3, no self-attention (ceiling)", "reuse 3 + sampled agents",
+                        "reuse 5 + sampled agents", "preset balanced", "preset fast"),
+}  # fmt: skip
 WARMUP_STEPS = 4
 PROMPT = "a red ring to the left of a small blue cross on a checkered gray background"
 
@@ -47,8 +52,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", nargs="+", metavar="ARM", help="default: all that the kind of measurement has")
-    made.add_argument("--compile", action="store_true", help="also stock and ours under torch.compile (minutes each)")
-    made.add_argument("--channels-last", action="store_true", help="also stock and ours with channels-last weights")
+    twins = partial(made.add_argument, action="append_const", dest="twins", default=[])
+    twins("--compile", const=", compiled", help="also stock and ours under torch.compile (minutes each)")
+    twins("--channels-last", const=", channels last", help="also some arms with channels-last weights")
     made.add_argument("--rounds", type=int, default=4, help="pairs of times for each arm; rows with fewer are redone")
     made.add_argument("--group", type=int, default=3, help="arms that share the stock runs of a round")
     made.add_argument("--again", action="store_true", help="measure also what the output holds already")
@@ -81,9 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 def chosen_arms(args: argparse.Namespace) -> dict[str, Arm]:
     known: Mapping[str, Arm] = RUN_ARMS if args.pipeline else STEP_ARMS
     everything = dict(known)
-    for words, wanted in {", compiled": args.compile, ", channels last": args.channels_last}.items():
-        if wanted:
-            everything = with_twins(everything, [name for name in TWINNED if name in known], words)
+    for words in args.twins:
+        everything = with_twins(everything, [name for name in TWINNED[words] if name in known], words)
     default = [*(CALLS if args.pipeline else STEP_ARMS), *everything.keys() - known.keys()]
     names = dict.fromkeys(["stock", *(args.arms or sorted(default, key=list(everything).index))])
     unknown = [name for name in names if name not in everything]
