@@ -413,12 +413,7 @@ def _front() -> dict[str, RunArm]:
     configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
     arms |= {name: run_arm(Schedule.constant(config)) for name, config in configs.items()}
     arms |= {f"reuse {k}": run_arm(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
-    forecasts: dict[str, float | tuple[float, float]] = {
-        "": 0.0,
-        ", forecast 0.5": 0.5,
-        ", forecast rising": (0.0, 1.0),
-    }
-    for name, forecast in forecasts.items():
+    for name, forecast in {"": 0.0, ", forecast 0.15": 0.15, ", forecast 1": 1.0}.items():
         schedule = Schedule.constant(SAMPLED_8, reuse=3, reuse_forecast=forecast)
         arms[f"reuse 3 + sampled agents{name}"] = run_arm(schedule)
     arms["reuse 5 + sampled agents"] = run_arm(Schedule.constant(SAMPLED_8, reuse=5))

@@ -250,8 +250,8 @@ class Phase:
             `i / n < until`.
         config: Settings for self-attention in the phase; `None` runs stock attention, bit for bit.
         reuse: After how many steps the whole UNet runs again (also if the last time was in the phase before); the steps
-            between reuse its deep features and run the outermost layers only (Ma et al., CVPR 2024, https://arxiv.org/abs/2312.00858).
-            1 runs the whole UNet at every step.
+            between reuse its features and run its outermost layers only (Ma et al., CVPR 2024,
+            https://arxiv.org/abs/2312.00858) or nothing, see `Schedule`. 1 runs the whole UNet at every step.
 
     Raises:
         ValueError: If `until` is outside (0, 1], `config` is neither an `AgentConfig` nor `None`, or `reuse` is no
@@ -281,12 +281,12 @@ class Schedule:
 
     Args:
         phases: One or more `Phase`, `until` strictly rising, the last `until` equal to 1.
-        reuse_depth: How many of the UNet's last layers run at a step that reuses deep features (with the first layers
-            whose outputs they need): 1 is the cheapest.
-        reuse_forecast: How far reused deep features follow their own change, in [0, 1]. A step `d` steps after the full
-            step `b`, before which step `a` was full, starts from `F_b + reuse_forecast * d / (b - a) * (F_b - F_a)`:
-            0 reuses `F_b` as it is (DeepCache), 1 is the straight line through both. Two numbers, (first, last), are
-            its values at the beginning and the end of the run, in a straight line between. Costs no time.
+        reuse_depth: How many of the UNet's last layers run at a step that reuses features (with the first layers whose
+            outputs they need). 0 runs none: what is reused is the prediction itself.
+        reuse_forecast: For which share of the run changes of reused features are taken to go on, in [0, 1]. A step `d`
+            steps after the full step `b`, before which step `a` was full, starts from
+            `F_b + w * d / (b - a) * (F_b - F_a)`, with the weight `w` of `forecast_at`: 0 reuses `F_b` as it is
+            (DeepCache), large values come near the straight line through both. Costs no time.
         last_full: Whether the whole UNet runs at the last step of the run, whatever its phase says: nothing after it
             mends its error.
         guidance_interval: Share of the run, (from, until), in which classifier-free guidance is computed. Outside it
@@ -295,7 +295,8 @@ class Schedule:
 
     Raises:
         ValueError: If there is no phase, the order does not rise, the last phase does not end at 1, `reuse_depth` is no
-            positive integer, `reuse_forecast` lies outside [0, 1], or `guidance_interval` is no interval within [0, 1].
+            integer of at least 0, `reuse_forecast` lies outside [0, 1], or `guidance_interval` is no interval within
+            [0, 1].
 
     Example:
         >>> schedule = Schedule((Phase(0.4, AgentConfig(merge_ratio=0.4)), Phase(1.0, None)))
@@ -305,14 +306,19 @@ class Schedule:
 
     phases: tuple[Phase, ...]
     reuse_depth: int = 1
-    reuse_forecast: float | tuple[float, float] = 0.0
+    reuse_forecast: float = 0.0
     last_full: bool = False
     guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
-        _check_int("reuse_depth", self.reuse_depth, minimum=1)
-        object.__setattr__(self, "reuse_forecast", _forecast(self.reuse_forecast))
+        _check_int("reuse_depth", self.reuse_depth, minimum=0)
+        _check_number("reuse_forecast", self.reuse_forecast)
+        if not 0 <= self.reuse_forecast <= 1:
+            raise ValueError(
+                f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1], a share of the run: 0 reuses features "
+                "unchanged, the larger the longer their changes go on; our presets take 0.15."
+            )
         if not isinstance(self.last_full, bool):
             raise ValueError(f"last_full={self.last_full!r} must be True or False.")
         phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
@@ -326,9 +332,7 @@ class Schedule:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
 
     @classmethod
-    def constant(
-        cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float | tuple[float, float] = 0.0
-    ) -> "Schedule":
+    def constant(cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float = 0.0) -> "Schedule":
         """Return the schedule that holds `config` and `reuse` at every step."""
         return cls((Phase(1.0, config, reuse),), reuse_forecast=reuse_forecast)
 
@@ -339,7 +343,7 @@ class Schedule:
 
     @property
     def reuses(self) -> bool:
-        """Whether any step reuses deep features."""
+        """Whether any step reuses features."""
         return any(phase.reuse > 1 for phase in self.phases)
 
     @property
@@ -347,25 +351,35 @@ class Schedule:
         """Whether reused features follow their own change at any step."""
         return self.reuse_forecast != 0
 
-    def forecast_at(self, index: int, total: int) -> float:
-        """Return how far the features reused at step `index` of `total` follow their own change.
+    def forecast_at(self, index: int, total: int, *, gap: int, distance: int) -> float:
+        """Return how far the features reused at step `index` of `total` follow their own last change.
+
+        `w = (index / total) ** ((gap + distance) / 2 / (reuse_forecast * total))`: from the middle of the stretch in
+        which the change was seen to the middle of the one that it is carried over lie `(gap + distance) / 2` steps, and
+        changes go on the less the more steps those are, and the more the later in the run.
 
         Args:
             index: Step within the run, `0 <= index < total`.
             total: Number of steps in the run.
+            gap: Steps between the last two full steps, at least 1.
+            distance: Steps since the last full step, at least 1.
+
+        Returns:
+            The weight, in [0, 1): 0 leaves the features as they are, 1 would follow the straight line.
 
         Raises:
-            ValueError: If `index` lies outside the run.
+            ValueError: If `index` lies outside the run, or `gap` or `distance` is no positive integer.
 
         Example:
-            >>> Schedule.constant(None, reuse=3, reuse_forecast=(0.0, 1.0)).forecast_at(5, 20)
-            0.25
+            >>> Schedule.constant(None, reuse=3, reuse_forecast=0.1).forecast_at(10, 20, gap=3, distance=1)
+            0.5
         """
         _check_index(index, total)
-        if not isinstance(self.reuse_forecast, tuple):
-            return self.reuse_forecast
-        first, last = self.reuse_forecast
-        return first + (last - first) * index / total
+        _check_int("gap", gap, minimum=1)
+        _check_int("distance", distance, minimum=1)
+        if not self.forecasts:
+            return 0.0
+        return float((index / total) ** ((gap + distance) / 2 / (self.reuse_forecast * total)))
 
     @property
     def skips_guidance(self) -> bool:
@@ -485,21 +499,6 @@ def _interval(value: object) -> tuple[float, float]:
     if not 0 <= shares[0] < shares[1] <= 1:
         raise ValueError(f"guidance_interval={value!r} must rise within [0, 1]; (0, 1) guides at every step.")
     return float(shares[0]), float(shares[1])
-
-
-def _forecast(value: object) -> float | tuple[float, float]:
-    shares = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(shares) != 2:
-        raise ValueError(f"reuse_forecast={value!r} must be one number or two, such as (0.0, 1.0).")
-    for share in shares:
-        _check_number("reuse_forecast", share)
-        if not 0 <= share <= 1:
-            raise ValueError(
-                f"reuse_forecast={value!r} must lie in [0, 1]: 0 reuses features unchanged, 1 continues their last "
-                "change in full."
-            )
-    first, last = float(shares[0]), float(shares[1])
-    return first if first == last else (first, last)
 
 
 def _check_index(index: int, total: int) -> None:

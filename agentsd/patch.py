@@ -16,7 +16,7 @@ from agentsd.plans import Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
-from agentsd.reuse import caches_already, feature_hook_target, max_depth
+from agentsd.reuse import caches_already, feature_hook_target, why_not_reuse
 from agentsd.runtime import (
     KEEPER,
     Runtime,
@@ -120,8 +120,8 @@ def apply(
         preset: Name of a preset, see `agentsd.PRESETS`; the default is `"balanced"`.
         config: Settings for every step, instead of a preset.
         schedule: A schedule of your own, instead of a preset.
-        reuse: Run the whole UNet only every so many steps and its outermost layers between: replaces the preset's.
-        reuse_depth: How many of the last layers run between: replaces the preset's (1, the cheapest).
+        reuse: Run the whole UNet only every so many steps, and between what `reuse_depth` says: replaces the preset's.
+        reuse_depth: How many of the last layers run between, 0 for none: replaces the preset's.
         plan: What `agentsd.plan` found for this device and size: its schedule, with layers left stock where agents
             do not win.
         seed: Seed of the random merge destinations and sampled agents; equal seeds give equal images, whatever ran
@@ -151,7 +151,9 @@ def apply(
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
     pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
-    chosen, refused = fit_reuse(denoiser, chosen, asked=reuse is not None or schedule is not None)
+    chosen, refused = fit_reuse(
+        denoiser, chosen, asked=any(value is not None for value in (schedule, reuse, reuse_depth))
+    )
     candidates, skipped = _find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
         _check_plan(denoiser, plan)
@@ -244,7 +246,7 @@ def choose_schedule(
 
 
 def fit_reuse(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:
-    """Return the schedule that a denoiser can run, and why it lost its reuse of deep features, if it did.
+    """Return the schedule that a denoiser can run, and why it lost its reuse of features, if it did.
 
     Args:
         denoiser: What is to be patched.
@@ -261,8 +263,9 @@ def fit_reuse(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[
     """
     refused = None
     if schedule.reuses and not asked:
-        if max_depth(denoiser) == 0:
-            refused = f"{type(denoiser).__name__} cannot; the preset runs without reuse"
+        problem = why_not_reuse(denoiser, schedule.reuse_depth)
+        if problem is not None:
+            refused = f"{problem}; the preset runs without reuse"
         elif caches_already(denoiser):
             refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
         if refused is not None:
@@ -315,7 +318,7 @@ def _install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]
             layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
         denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
         denoiser.register_forward_hook(after_denoiser_call, always_call=True)
-        if schedule.reuses:
+        if schedule.reuses and schedule.reuse_depth:
             module, sees_input = feature_hook_target(denoiser, schedule.reuse_depth)
             setattr(module, KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
@@ -332,15 +335,12 @@ def _install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]
 
 
 def _check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
-    if schedule.reuses and schedule.reuse_depth > max_depth(denoiser):
-        raise ValueError(
-            f"reuse_depth={schedule.reuse_depth} must be at most {max_depth(denoiser)} for {type(denoiser).__name__} "
-            "(the number of layers in its last up block; 0: it cannot reuse deep features). "
-            "Lower reuse_depth, or set reuse=1."
-        )
+    problem = why_not_reuse(denoiser, schedule.reuse_depth) if schedule.reuses else None
+    if problem is not None:
+        raise ValueError(f"features cannot be reused: {problem}. Lower reuse_depth, or set reuse=1.")
     if schedule.reuses and caches_already(denoiser):
         raise ValueError(
-            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses deep features itself; "
+            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses features itself; "
             "set reuse=1, or call the helper's disable() first."
         )
 

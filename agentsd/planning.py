@@ -90,7 +90,7 @@ def plan(
     _check_target(target, unet)
     chosen = (ratio, preset, config, schedule, reuse, reuse_depth)
     if target_speedup is None:
-        asked = reuse is not None or schedule is not None
+        asked = any(value is not None for value in (schedule, reuse, reuse_depth))
         return _fitted(unet, latent, batch, choose_schedule(*chosen), cache, asked=asked)
     if any(value is not None for value in chosen):
         raise ValueError("target_speedup chooses the schedule; give it without ratio, preset, config, schedule, reuse.")
@@ -220,7 +220,9 @@ def _median_seconds(run: Callable[[], object], device: Any, rounds: int = _STEP_
 
 def _shallow_seconds(unet: Any, depth: int, inputs: dict[str, Any]) -> float:
     sample = inputs["sample"]
-    entering = unet.up_blocks[-1].resnets[-depth].in_channels - unet.down_blocks[0].resnets[0].in_channels
+    entering = unet.config.out_channels
+    if depth:
+        entering = unet.up_blocks[-1].resnets[-depth].in_channels - unet.down_blocks[0].resnets[0].in_channels
     feature = torch.randn(sample.shape[0], entering, *sample.shape[-2:]).to(sample)
     return _median_seconds(lambda: shallow_pass(unet, feature, depth, inputs), unet.device)
 
@@ -246,7 +248,7 @@ def _layer_seconds(site: "Candidate", grid: tuple[int, int], batch: int, setting
 
 
 def _is_outer(unet: Any, name: str, depth: int) -> bool:
-    """Return whether the layer of that name runs at a step that reuses deep features."""
+    """Return whether the layer of that name runs at a step that reuses features."""
     parts = name.split(".")
     if parts[0] == "mid_block":
         return False

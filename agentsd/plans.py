@@ -20,7 +20,7 @@ class LayerTiming:
         level: Halvings of the latent grid before the layer.
         grid: Token grid (height, width).
         layers: How many layers of this shape the UNet has.
-        outer: How many of them run at a step that reuses deep features.
+        outer: How many of them run at a step that reuses features.
         config: The setting that was timed.
         stock_seconds: Median seconds of the stock layer.
         agent_seconds: Median seconds of the layer by the setting.
@@ -49,12 +49,12 @@ class Plan:
         latent: Size of the latents it was made for, (height, width).
         batch: Samples in one UNet call it was made for.
         step_seconds: Measured seconds of a whole stock UNet step.
-        shallow_seconds: Measured seconds of a stock step that reuses deep features; `None` if the schedule has none.
+        shallow_seconds: Measured seconds of a stock step that reuses features; `None` if the schedule has none.
         timings: What was measured, layer shape by layer shape.
         device: Where it was measured, see `device_label`.
         dtype: Type of the UNet's weights.
         architecture: What UNet it fits, see `layer_digest`.
-        reuse_problem: Why the preset's reuse of deep features was dropped; `None` if it was not.
+        reuse_problem: Why the preset's reuse of features was dropped; `None` if it was not.
     """
 
     schedule: Schedule
@@ -112,7 +112,7 @@ class Plan:
                 f"{ratio:.2f}x by {timing.config}: {verdict}"
             )
         if self.reuse_problem is not None:
-            lines.append(f"  deep features not reused: {self.reuse_problem}")
+            lines.append(f"  features not reused: {self.reuse_problem}")
         return "\n".join(lines)
 
 

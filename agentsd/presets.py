@@ -1,6 +1,5 @@
 """Named schedules: the published one and those we recommend."""
 
-from dataclasses import replace
 from types import MappingProxyType
 
 from agentsd.config import AgentConfig, Phase, Schedule
@@ -23,7 +22,7 @@ _SAMPLED_8 = AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=25
 def _reusing(config: AgentConfig, *stretches: tuple[float, int]) -> Schedule:
     # Seldom at first, where reused features do least harm, and at the last step, where they do most.
     phases = tuple(Phase(until, config, reuse) for until, reuse in ((0.25, 5), *stretches))
-    return Schedule(phases, reuse_forecast=(0.0, 1.0), last_full=True)
+    return Schedule(phases, reuse_forecast=0.15, last_full=True)
 
 
 PRESETS = MappingProxyType(
@@ -34,7 +33,7 @@ PRESETS = MappingProxyType(
         "quality": _reusing(_SAMPLED_4, (1.0, 2)),
         "balanced": _reusing(_SAMPLED_4, (1.0, 3)),
         "fast": _reusing(_SAMPLED_8, (0.65, 4), (1.0, 3)),
-        "extreme": replace(_reusing(_SAMPLED_8, (1.0, 5)), reuse_forecast=(0.0, 0.75)),  # too far for straight lines
+        "extreme": _reusing(_SAMPLED_8, (1.0, 5)),
     }
 )
 

@@ -75,9 +75,9 @@ def level_plan(
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step does: by level (a layer whose level is missing runs stock attention), and with deep features.
+    """What a step does: by level (a layer whose level is missing runs stock attention), and with features kept.
 
-    `feature` is the deep feature to start from, `None` at a full step; `keep` says that a full step leaves its own.
+    `feature` is what to start from, `None` at a full step; `keep` says that a full step leaves its own.
     `guided` is false where the unconditional half of the samples is left out.
     """
 
@@ -146,11 +146,11 @@ class StepSlot:
         return metric
 
     def put_feature(self, feature: Tensor) -> None:
-        """Leave the deep feature of a full step."""
+        """Leave the feature of a full step."""
         self._local.feature = feature
 
     def take_feature(self) -> Tensor | None:
-        """Return and forget the deep feature."""
+        """Return and forget the feature."""
         feature: Tensor | None = getattr(self._local, "feature", None)
         self._local.feature = None
         return feature

@@ -34,7 +34,7 @@ class Report:
         layers: Patched layers in execution order.
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns and of the agents that are sampled.
-        reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse deep features, if one did.
+        reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
         active: Whether the patch is still installed; if not, the rest is what it was.
@@ -52,10 +52,7 @@ class Report:
 
     @property
     def _forecast(self) -> str:
-        forecast = self.schedule.reuse_forecast
-        if isinstance(forecast, tuple):
-            return f", forecast from {forecast[0]:g} to {forecast[1]:g} along the run"
-        return f", forecast {forecast:g}" if forecast else ""
+        return f", forecast {self.schedule.reuse_forecast:g}" if self.schedule.forecasts else ""
 
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
@@ -66,9 +63,8 @@ class Report:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
             if phase.reuse > 1:
                 depth = self.schedule.reuse_depth
-                lines.append(
-                    f"      whole UNet every {phase.reuse} steps, its last {depth} layer(s) between{self._forecast}"
-                )
+                between = f"its last {depth} layer(s) between" if depth else "its prediction reused between"
+                lines.append(f"      whole UNet every {phase.reuse} steps, {between}{self._forecast}")
             start = phase.until
             if phase.config is not None:
                 left = dict(self.planned_stock).get(phase.config, frozenset())
@@ -80,7 +76,7 @@ class Report:
             lines.append(f"  guidance from {first:.0%} to {last:.0%} of the run only")
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
         if self.reuse_problem:
-            lines.append(f"  problem: deep features not reused: {self.reuse_problem}")
+            lines.append(f"  problem: features not reused: {self.reuse_problem}")
         if self.guidance_problem:
             lines.append(f"  problem: guidance not left out: {self.guidance_problem}")
         reasons: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
-"""Reusing deep UNet features: a full step leaves the feature that enters the last layers, the steps after start there.
+"""Reusing UNet features: a full step leaves the feature that enters the last layers, the steps after start there.
 
 Idea: Ma, Fang & Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024 (https://arxiv.org/abs/2312.00858).
 What is left of a step is conv_in, the outermost layers and conv_out; there self-attention dominates, so agent attention
-makes these steps cheap.
+makes these steps cheap. With depth 0 nothing is left: the feature is the UNet's prediction.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,8 +30,26 @@ _FORWARD = (
 )
 
 
+def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
+    """Return why a denoiser cannot reuse features at a depth, or `None` if it can.
+
+    Example:
+        >>> why_not_reuse(unet, 0) is None
+        True
+    """
+    from diffusers import UNet2DConditionModel
+
+    name = type(denoiser).__name__
+    if not isinstance(denoiser, UNet2DConditionModel):
+        return f"{name} is no UNet2DConditionModel"
+    most = max_depth(denoiser)
+    if depth > most:
+        return f"reuse_depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
+    return None
+
+
 def max_depth(unet: nn.Module) -> int:
-    """Return the largest `reuse_depth` of a UNet: the number of layers in its last up block; 0 if it cannot reuse."""
+    """Return the largest `reuse_depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D
 
@@ -59,16 +77,27 @@ def caches_already(unet: nn.Module) -> bool:
     return str(getattr(unet.__dict__.get("forward"), "__module__", "")).startswith("DeepCache")
 
 
-def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Return why a call cannot start from a deep feature, or `None` if it can.
+def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
+    """Return why a call cannot start from a feature of an earlier step, or `None` if it can.
 
     Args:
         unet: The UNet.
         arguments: Arguments of its forward by name.
+        depth: How many layers would run.
     """
-    given = {name for name, value in arguments.items() if value is not None}
     if caches_already(unet):
         return "DeepCache is enabled and reuses them itself"
+    if torch.is_grad_enabled() and unet.training:
+        return "the UNet is being trained"
+    if torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in arguments.values()
+    ):
+        return "gradients are taken through the UNet, and features of an earlier step have none"
+    return _obstacle_to_layers(unet, arguments) if depth else None
+
+
+def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
+    given = {name for name, value in arguments.items() if value is not None}
     if _offloads_blocks(unet):
         return "group offloading brings in the weights of whole blocks, and only when a whole block runs"
     if "attention_mask" in given:
@@ -79,12 +108,6 @@ def obstacle(unet: Any, arguments: Mapping[str, Any]) -> str | None:
         return "adapter residuals came by the deprecated argument down_block_additional_residuals"
     if unet.config.addition_embed_type == "image_hint":
         return "the UNet takes an image hint"
-    if torch.is_grad_enabled() and unet.training:
-        return "the UNet is being trained"
-    if torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in arguments.values()
-    ):
-        return "gradients are taken through the UNet, and features of an earlier step have none"
     if any(getattr(unet.up_blocks[-1], name, None) for name in ("s1", "s2", "b1", "b2")) and len(unet.up_blocks) <= 2:
         return "FreeU changes the last up block"
     return None
@@ -104,12 +127,13 @@ def shallow_pass(unet: "UNet2DConditionModel", feature: Tensor, depth: int, argu
     """Run the outermost layers of a UNet on a deep feature of an earlier step.
 
     With `depth` = k: conv_in, the first k - 1 down layers (their outputs are the skips needed), the last k up layers,
-    and the output head, all by the UNet's own submodules.
+    and the output head, all by the UNet's own submodules. With k = 0 nothing runs.
 
     Args:
         unet: The UNet.
-        feature: What entered the k-th last up layer at an earlier full step, [B, C, h, w].
-        depth: k, from 1 to `max_depth(unet)`.
+        feature: What entered the k-th last up layer at an earlier full step, [B, C, h, w]; for k = 0 what the UNet
+            predicted.
+        depth: k, from 0 to `max_depth(unet)`.
         arguments: Arguments of the UNet's forward by name.
 
     Returns:
@@ -117,6 +141,12 @@ def shallow_pass(unet: "UNet2DConditionModel", feature: Tensor, depth: int, argu
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
+    # A copy for depth 0: the feature is kept for the steps to come, and what is returned is the caller's.
+    output = _outer_layers(unet, feature, depth, arguments) if depth else feature.clone()
+    return (output,) if arguments.get("return_dict", True) is False else UNet2DConditionOutput(sample=output)
+
+
+def _outer_layers(unet: Any, feature: Tensor, depth: int, arguments: Mapping[str, Any]) -> Tensor:
     sample: Tensor = arguments["sample"]
     context = arguments["encoder_hidden_states"]
     added = arguments.get("added_cond_kwargs")
@@ -151,8 +181,8 @@ def shallow_pass(unet: "UNet2DConditionModel", feature: Tensor, depth: int, argu
 
         if unet.conv_norm_out is not None:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
-        output = unet.conv_out(hidden)
-    return (output,) if arguments.get("return_dict", True) is False else UNet2DConditionOutput(sample=output)
+        output: Tensor = unet.conv_out(hidden)
+    return output
 
 
 def _skips(

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from agentsd.sites import Candidate, Skipped
 
 _CACHED_CHOICES = 256  # cell patterns and drawn tokens
-_REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its deep features
+_REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its features
 _LONGEST_CHAIN = 32  # functions around a UNet's forward that are looked through
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The deep feature of full step `index`, and its change since the full step `gap` steps before."""
+    """The feature of full step `index`, and its change since the full step `gap` steps before."""
 
     feature: Tensor
     index: int
@@ -44,18 +44,20 @@ class _Kept:
         half = self.feature.shape[0] // 2
         return replace(self, feature=self.feature[half:], change=None if self.change is None else self.change[half:])
 
-    def at(self, index: int, forecast: float) -> Tensor:
-        """Return what to start step `index` from."""
+    def at(self, position: Position, schedule: Schedule) -> Tensor:
+        """Return what to start a step from."""
         if self.change is None:
             return self.feature
-        return torch.add(self.feature, self.change, alpha=forecast * (index - self.index) / self.gap)
+        distance = position.index - self.index
+        weight = schedule.forecast_at(position.index, position.total, gap=self.gap, distance=distance)
+        return torch.add(self.feature, self.change, alpha=weight * distance / self.gap)
 
 
 _Calls: TypeAlias = "list[tuple[Tensor | None, int]]"  # context and number of the calls of a step
 
 
 class _RunFeatures:
-    """Deep features of one run, by call: some pipelines call several times a step, for guidance branches or views.
+    """Features of one run, by call: some pipelines call several times a step, for guidance branches or views.
 
     A call is told by its context, and among calls with one context by their order. A call that is none of the run's,
     such as one to warm up on its first timestep, looks like one more of these: several with one context are taken for
@@ -179,13 +181,14 @@ class Runtime:
             return
         if position.run is not None and (self.schedule.reuses or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
-        levels = self._levels(position, sample)
         guided = self._guided(denoiser, position, arguments)
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments))
+        attends = feature is None or self.schedule.reuse_depth > 0
+        levels = self._levels(position, sample) if attends else {}
         self.slot.write(StepContext(levels, feature, keep, guided))
 
     def end(self, *, failed: bool) -> None:
-        """Keep the deep feature that a full step left, for the steps that follow in its run; none of a failed call."""
+        """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call."""
         self.slot.in_call = False
         feature = self.slot.take_feature()
         context = self.slot.read()
@@ -244,7 +247,7 @@ class Runtime:
         kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
         if self.schedule.is_full(position.index, position.total) or not run.settled:
             return None, not last
-        problem = obstacle(denoiser, arguments) or _replaced_forward(denoiser)
+        problem = obstacle(denoiser, arguments, self.schedule.reuse_depth) or _replaced_forward(denoiser)
         if self.schedule.skips_guidance and kept is not None and _halves(arguments["sample"], kept.feature):
             kept = kept.conditional()  # guidance ends here
         if problem is None and kept is not None and not _fits(kept.feature, arguments["sample"]):
@@ -254,12 +257,12 @@ class Runtime:
         if problem is not None:
             self._cannot_reuse(problem)
         elif kept is not None:
-            return kept.at(position.index, self.schedule.forecast_at(position.index, position.total)), False
+            return kept.at(position, self.schedule), False
         return None, not last
 
     def _cannot_reuse(self, problem: str) -> None:
         self.reuse_problem = problem
-        self.warn_once(f"agentsd cannot reuse deep features: {problem}; the whole UNet runs instead.")
+        self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
 
     def _run(self, number: int, index: int) -> "_RunFeatures":
         runs: list[_RunFeatures] = getattr(self.local, "runs", [])
@@ -271,7 +274,7 @@ class Runtime:
         return run
 
     def forget(self) -> None:
-        """Let go of what calls have left: the runs in progress and their deep features, in every thread."""
+        """Let go of what calls have left: the runs in progress and their features, in every thread."""
         self.local = threading.local()
         self.slot.forget()
 
@@ -443,7 +446,7 @@ def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any)
 
 
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for the UNet's forward: start from the step's deep feature if it has one, else run the original.
+    """Stand in for the UNet's forward: start from the step's feature if it has one, else run the original.
 
     Installed as `functools.partial(scheduled_forward, unet, original)`, which copies and pickles with the UNet; a
     closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
@@ -459,4 +462,6 @@ def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any
         output = type(denoiser).forward(denoiser, *args, **kwargs)
     else:
         output = original(*args, **kwargs)
+    if runtime is not None and context.keep and runtime.schedule.reuse_depth == 0:
+        runtime.slot.put_feature(output[0])
     return output if context.guided else for_both_halves(output)

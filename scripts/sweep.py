@@ -27,7 +27,7 @@ from agentsd.demo import held_out_prompts, model_path
 from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
 from agentsd.metrics import relative_l2
 from agentsd.precision import dtype_name
-from agentsd.presets import PRESETS
+from agentsd.presets import FRONT, PRESETS
 from agentsd.processor import attend, level_plan
 from agentsd.runtime import grid_at
 from agentsd.sites import Candidate, find_sites
@@ -74,45 +74,54 @@ class Setting:
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
 
 
+# Layers at a reused step, and how far features are forecast: not at all, as the presets do, nearly in a straight line.
+DEPTHS, FORECASTS = (1, 0), (0.0, 0.15, 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ReuseSetting:
-    """Which steps of a run reuse deep features, and how far these are forecast; attention is as in `quality`."""
+    """Which steps of a run reuse features, how deep, and how far these are forecast; attention is as in `quality`."""
 
     layout: str
     phases: tuple[tuple[float, int], ...]  # until which share of the run, whole steps every so many
-    forecast: float | tuple[float, float] = 0.0
+    forecast: float = 0.0
     last_full: bool = False
+    depth: int = 1
 
     @property
     def schedule(self) -> Schedule:
         config = PRESETS["quality"].configs[0]
         phases = tuple(Phase(until, config, every) for until, every in self.phases)
-        return Schedule(phases, reuse_forecast=self.forecast, last_full=self.last_full)
+        return Schedule(phases, reuse_depth=self.depth, reuse_forecast=self.forecast, last_full=self.last_full)
 
     @property
     def arm(self) -> RunArm:
         return run_arm(self.schedule)
 
     def __str__(self) -> str:
-        return f"{self.layout}, forecast {self.forecast}"
+        return f"{self.layout}, depth {self.depth}, forecast {self.forecast}"
 
 
 def reuse_settings(steps: int) -> list[ReuseSetting]:
     """Return uniform reuse, the layouts of the presets, and runs of `steps` steps of which a single one reuses."""
     found = [ReuseSetting("no reuse", ((1.0, 1),))]
     for every in (2, 3, 4, 5):
-        for forecast in (0.0, 0.5, (0.0, 1.0)):
-            found.append(ReuseSetting(f"every {every} steps", ((1.0, every),), forecast))
-    for name in ("quality", "balanced", "fast", "extreme"):
+        for depth in DEPTHS:
+            for forecast in FORECASTS:
+                found.append(ReuseSetting(f"every {every} steps", ((1.0, every),), forecast, depth=depth))
+    for name in FRONT:
         schedule = PRESETS[name]
         phases = tuple((phase.until, phase.reuse) for phase in schedule.phases)
-        for forecast in (0.5, schedule.reuse_forecast):
-            found.append(ReuseSetting(f"as {name}", phases, forecast, schedule.last_full))
+        if schedule.reuses:
+            for depth in DEPTHS:
+                layout = f"as {name}"
+                found.append(ReuseSetting(layout, phases, schedule.reuse_forecast, schedule.last_full, depth))
     for step in range(1, steps, max(1, steps // 6)):
         after = ((1.0, 1),) if step < steps - 1 else ()
         phases = ((step / steps, 1), ((step + 1) / steps, 2), *after)
-        for forecast in (0.0, 1.0) if step > 1 else (0.0,):
-            found.append(ReuseSetting(f"step {step} alone", phases, forecast))
+        for depth in DEPTHS:
+            for forecast in FORECASTS[:2] if step > 1 else (0.0,):
+                found.append(ReuseSetting(f"step {step} alone", phases, forecast, depth=depth))
     return found
 
 

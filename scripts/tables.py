@@ -306,22 +306,23 @@ def sweep_table() -> str:
 
 
 def reuse_table() -> str:
-    """What it costs to reuse deep features, by where the whole steps stand and how far features are forecast."""
+    """What it costs to reuse features, by where whole steps stand, what runs between and how far it is forecast."""
     rows = read_rows(ROOT / "results" / "demo" / "reuse.jsonl")
     if not rows:
         return ""
     first = rows[0]
-    lines = ["| reused | whole UNet at steps | forecast | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
+    lines = [
+        "| reused | whole UNet at steps | layers between | forecast | PSNR | SSIM | latent error |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
         full, steps = row["full_steps"], row["steps"]
         others = [step for step in range(steps) if step not in full]
         where = ", ".join(map(str, full)) if len(full) <= steps // 2 else "all"
         if where == "all" and others:
             where += f" but {', '.join(map(str, others))}"
-        forecast = row["forecast"]
-        told = f"{forecast[0]:g} to {forecast[1]:g}" if isinstance(forecast, list) else f"{forecast:g}"
         figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
-        lines.append(f"| {row['layout']} | {where} | {told} | {figures} |")
+        lines.append(f"| {row['layout']} | {where} | {row['depth']} | {row['forecast']:g} | {figures} |")
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `quality`; against the stock picture "

@@ -60,9 +60,10 @@ def eager():
     return run(unet)[0]
 
 
-@pytest.mark.parametrize("patch_first", [True, False])
-def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first):
-    reusing = Schedule.constant(SAMPLE, reuse=3)  # other tokens are drawn at every step
+@pytest.mark.parametrize(("patch_first", "depth"), [(True, 1), (False, 1), (True, 0)])
+def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first, depth):
+    # Other tokens are drawn at every step.
+    reusing = Schedule((Phase(1.0, SAMPLE, 3),), reuse_depth=depth, reuse_forecast=0.2)
     unet, twin, counter = make_tiny_unet(), make_tiny_unet(), CompileCounterWithBackend("eager")
     agentsd.apply(twin, schedule=reusing)
     if patch_first:

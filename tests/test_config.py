@@ -194,13 +194,22 @@ def test_another_reuse_joins_phases_that_differ_in_nothing_else():
     assert [phase.until for phase in PRESETS["paper"].with_reuse(3).phases] == [0.4, 1.0]
 
 
-def test_a_forecast_rises_in_a_straight_line():
-    rising = Schedule.constant(None, reuse=2, reuse_forecast=[0.2, 1.0])
-    assert [rising.forecast_at(step, 4) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-    assert rising == Schedule.constant(None, reuse=2, reuse_forecast=(0.2, 1.0))
-    assert Schedule.constant(None, reuse=2, reuse_forecast=0.5).forecast_at(3, 4) == 0.5
-    with pytest.raises(ValueError, match="index=4 must lie in"):
-        rising.forecast_at(4, 4)
+def test_a_forecast_fades_with_distance_and_rises_along_the_run():
+    def weight(index, total, gap, distance, forecast=0.15):
+        return Schedule.constant(None, reuse=2, reuse_forecast=forecast).forecast_at(
+            index, total, gap=gap, distance=distance
+        )
+
+    # Three steps of twenty, where 0.15 of the run is three steps: the weight is the share of the run itself.
+    assert [weight(i, 20, 3, 3) for i in (5, 10, 15)] == pytest.approx([0.25, 0.5, 0.75])
+    assert weight(10, 20, 3, 3) == pytest.approx(weight(10, 20, 5, 1)) == pytest.approx(weight(20, 40, 6, 6))
+    assert weight(10, 20, 3, 1) > weight(10, 20, 3, 2) > weight(10, 20, 6, 2) > 0
+    assert weight(10, 20, 3, 2, forecast=0.3) == pytest.approx(weight(10, 20, 3, 2) ** 0.5)
+    assert weight(10, 20, 3, 2, forecast=0.0) == 0.0
+    assert weight(0, 20, 3, 2) == 0.0
+    for wrong in ({"index": 20}, {"gap": 0}, {"distance": -1}, {"gap": 1.5}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))}={next(iter(wrong.values()))} must"):
+            weight(**{"index": 10, "total": 20, "gap": 3, "distance": 1, **wrong})
 
 
 def test_ratio_replaces_the_merge_ratio_of_every_phase():

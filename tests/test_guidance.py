@@ -19,8 +19,9 @@ from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacl
 POOL = AgentConfig(agents="pool", stride=4)
 
 
-def interval(start, end, config=None, reuse=1, forecast=0.0):
-    return Schedule((Phase(1.0, config, reuse),), guidance_interval=(start, end), reuse_forecast=forecast)
+def interval(start, end, config=None, reuse=1, forecast=0.0, depth=1):
+    phases = (Phase(1.0, config, reuse),)
+    return Schedule(phases, depth, reuse_forecast=forecast, guidance_interval=(start, end))
 
 
 class Batches:
@@ -94,33 +95,34 @@ def test_a_run_without_guidance_is_left_alone():
         assert "problem" not in str(patch.report())
 
 
-@pytest.mark.parametrize("forecast", [0.0, 0.5])
-def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast):
+@pytest.mark.parametrize(("forecast", "depth"), [(0.0, 1), (0.5, 1), (0.5, 0)])
+def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
     pipe = make_tiny_pipe()
     with (
-        agentsd.apply(pipe, schedule=interval(0.5, 1.0, POOL, 3, forecast)) as patch,
+        agentsd.apply(pipe, schedule=interval(0.5, 1.0, POOL, 3, forecast, depth)) as patch,
         Batches(pipe.unet) as batches,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error", UserWarning)
         first = draw(pipe, steps=8, guidance_scale=5.0)
-        assert batches.seen == [1] * 4 + [2] * 4
-        assert batches.full == [0, 3, 4, 6]
+        assert batches.seen == ([1] * 4 + [2] * 4 if depth else [1, 1, 2, 2])
+        assert batches.full == ([0, 3, 4, 6] if depth else [0, 1, 2, 3])
         assert draw(pipe, steps=8, guidance_scale=5.0).equal(first)
         assert patch.report().reuse_problem is None
 
 
-def test_reuse_goes_on_with_the_conditional_half_where_guidance_ends():
+@pytest.mark.parametrize("depth", [0, 1])
+def test_reuse_goes_on_with_the_conditional_half_where_guidance_ends(depth):
     pipe = make_tiny_pipe()
     with (
-        agentsd.apply(pipe, schedule=interval(0.0, 0.5, None, 3, 0.5)),
+        agentsd.apply(pipe, schedule=interval(0.0, 0.5, None, 3, 0.5, depth)),
         Batches(pipe.unet) as batches,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("error", UserWarning)
         draw(pipe, steps=8, guidance_scale=5.0)
-    assert batches.seen == [2] * 4 + [1] * 4
-    assert batches.full == [0, 3, 6]
+    assert batches.seen == ([2] * 4 + [1] * 4 if depth else [2, 2, 1])
+    assert batches.full == ([0, 3, 6] if depth else [0, 1, 2])
 
 
 def test_image_to_image_and_several_pictures():

@@ -674,7 +674,7 @@ def test_gligen():
     with agentsd.apply(unet, schedule=Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)))) as patch:
         reused = run()
         assert patch.report().reuse_problem is None
-        with pytest.warns(UserWarning, match="cannot reuse deep features: GLIGEN objects were given"):
+        with pytest.warns(UserWarning, match="cannot reuse features: GLIGEN objects were given"):
             assert torch.equal(run(gligen=objects), patched)
     assert not torch.allclose(reused[3], run()[3])
 

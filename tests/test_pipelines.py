@@ -104,24 +104,25 @@ class TestEveryKind:
     @kinds
     def test_reuse(self, kind):
         if not kind.kind.reuse:
-            with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0 .* cannot reuse deep features"):
+            with pytest.raises(ValueError, match=r"features cannot be reused: UNet\w+ is no UNet2DConditionModel"):
                 agentsd.apply(kind.pipe, reuse=2)
             with agentsd.apply(kind.pipe) as patch:  # the default preset asks for reuse
                 assert not torch.equal(kind.run(), kind.stock)
-                assert "cannot; the preset runs without reuse" in str(patch.report())
+                assert "is no UNet2DConditionModel; the preset runs without reuse" in str(patch.report())
         else:
             schedule = Schedule.constant(POOL)
             with agentsd.apply(kind.pipe, schedule=schedule):
                 whole = kind.run()
-            middle = []
-            hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_: middle.append(1))
-            with agentsd.apply(kind.pipe, schedule=schedule.with_reuse(2)) as patch:
-                reused = kind.run_patched()
-                assert patch.report().reuse_problem is None
-            hook.remove()
-            assert len(middle) == (kind.calls + 1) // 2
-            assert torch.isfinite(reused).all()
-            assert not torch.equal(reused, whole)
+            for depth in (0, 1):
+                middle = []
+                hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_, seen=middle: seen.append(1))
+                with agentsd.apply(kind.pipe, schedule=Schedule((Phase(1.0, POOL, 2),), reuse_depth=depth)) as patch:
+                    reused = kind.run_patched()
+                    assert patch.report().reuse_problem is None
+                hook.remove()
+                assert len(middle) == (kind.calls + 1) // 2
+                assert torch.isfinite(reused).all()
+                assert not torch.equal(reused, whole)
         assert torch.equal(kind.run(), kind.stock)
 
 
@@ -180,7 +181,7 @@ class TestRivals:
         patch = agentsd.apply(tiny_pipe, config=POOL, reuse=2)
         alone = draw(tiny_pipe)
         helper.enable()
-        with pytest.warns(UserWarning, match="cannot reuse deep features: DeepCache is enabled"):
+        with pytest.warns(UserWarning, match="cannot reuse features: DeepCache is enabled"):
             both = draw(tiny_pipe)
         assert "DeepCache" in patch.report().reuse_problem
         wanted = make_tiny_pipe()

@@ -184,7 +184,7 @@ def test_unets_that_want_more_inputs_are_planned(changes, quick):
 def test_a_controlnet_is_planned(quick):
     plan = agentsd.plan(controlnet()[0].controlnet, 128, 128, cache=False)
     assert not plan.schedule.reuses
-    assert "deep features not reused: ControlNetModel cannot" in str(plan)
+    assert "features not reused: ControlNetModel is no UNet2DConditionModel" in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +207,26 @@ def test_an_unknown_ip_adapter_is_named():
 
 
 def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
-    unet = make_one_level_unet()
-    plan = agentsd.plan(unet, preset="fast", cache=False)
-    with agentsd.apply(unet, preset="fast") as preset:
+    net = controlnet()[0].controlnet
+    plan = agentsd.plan(net, 128, 128, preset="fast", cache=False)
+    with agentsd.apply(net, preset="fast") as preset:
         assert plan.schedule == preset.schedule
         said = preset.report().reuse_problem
-    with agentsd.apply(unet, plan=plan) as patch:
+    with agentsd.apply(net, plan=plan) as patch:
         assert patch.report().reuse_problem == said
-    assert said.startswith("UNet2DConditionModel cannot")
+    assert said == "ControlNetModel is no UNet2DConditionModel; the preset runs without reuse"
+    with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no"):
+        agentsd.plan(net, 128, 128, preset="fast", reuse=2, cache=False)
+
+
+def test_a_step_that_runs_nothing_is_predicted_to_cost_next_to_nothing(quick):
+    unet = make_tiny_unet()
+    schedule = Schedule((Phase(1.0, None, 4),), reuse_depth=0, last_full=True)
+    plan = agentsd.plan(unet, schedule=schedule, cache=False)
+    assert 0 < plan.shallow_seconds < plan.step_seconds / 10
+    assert plan.predicted_speedup(9) == pytest.approx(9 / 3, rel=0.2)
     with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0"):
-        agentsd.plan(unet, preset="fast", reuse=2, cache=False)
+        agentsd.plan(make_one_level_unet(), preset="fast", reuse_depth=1, cache=False)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Deep feature reuse: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
+"""Feature reuse: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
 
 import copy
 import gc
@@ -8,6 +8,7 @@ import pytest
 import torch
 from DeepCache import DeepCacheSDHelper
 from diffusers import (
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -21,9 +22,11 @@ import agentsd
 from agentsd import AgentConfig, Phase, Schedule
 from agentsd.reuse import max_depth, obstacle
 from agentsd.runtime import _Kept
+from agentsd.steps import Position
 
 # Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
 DEPTHS = pytest.mark.parametrize(("layers", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
+DEPTHS_AND_NONE = pytest.mark.parametrize(("layers", "depth"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)])
 POOL = AgentConfig(agents="pool", stride=4)
 
 
@@ -89,7 +92,7 @@ def test_whole_unet_runs_every_third_call(scheduler):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
-@pytest.mark.parametrize(("forecast", "last_full"), [(0.5, False), (1.0, False), ((0.25, 0.75), True)])
+@pytest.mark.parametrize(("forecast", "last_full"), [(0.1, False), (1.0, False), (0.25, True)])
 def test_forecast_follows_the_last_change(forecast, last_full, guidance):
     pipe = make_tiny_pipe()
     schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), reuse_forecast=forecast, last_full=last_full)
@@ -113,26 +116,27 @@ def test_forecast_follows_the_last_change(forecast, last_full, guidance):
     reusing = [(2, 1, 0), (3, 1, 0), (5, 4, 1), (6, 4, 1)][: 3 if last_full else 4]
     assert sorted(started) == [index for index, _, _ in reusing]
     for index, last, before in reusing:
-        first, end = forecast if isinstance(forecast, tuple) else (forecast, forecast)
-        share = first + (end - first) * index / 7
+        share = (index / 7) ** ((index - last + last - before) / 2 / (forecast * 7))
         expected = kept[last] + share * (index - last) / (last - before) * (kept[last] - kept[before])
         torch.testing.assert_close(started[index], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_forecast_starts_anew_in_every_run():
     pipe = make_tiny_pipe()
-    with agentsd.apply(pipe, schedule=Schedule.constant(POOL, reuse=2, reuse_forecast=0.5)):
+    with agentsd.apply(pipe, schedule=Schedule.constant(POOL, reuse=2, reuse_forecast=0.2)):
         first = draw(pipe, steps=5)
         other = draw(pipe, steps=5, prompt="another prompt")
         assert draw(pipe, steps=5).equal(first)
         assert not other.equal(first)
 
 
-def test_forecast_of_a_straight_line_is_exact():
+def test_what_has_not_changed_yet_is_reused_as_it_is():
     feature, slope = torch.randn(2, 3), torch.randn(2, 3)
-    kept = _Kept(feature, 4, change=2 * slope, gap=2)
-    torch.testing.assert_close(kept.at(7, 1.0), feature + 3 * slope)
-    assert _Kept(feature, 4).at(7, 1.0) is feature
+    schedule = Schedule.constant(None, reuse=4, reuse_forecast=1.0)
+    weight = schedule.forecast_at(7, 8, gap=2, distance=3)
+    forecast = _Kept(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
+    torch.testing.assert_close(forecast, feature + 3 * weight * slope)
+    assert _Kept(feature, 4).at(Position(7, 8), schedule) is feature
 
 
 def test_a_refused_patch_leaves_the_one_before():
@@ -145,13 +149,13 @@ def test_a_refused_patch_leaves_the_one_before():
     assert draw(pipe).equal(patched)
 
 
-@pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half", (0.0, 2.0), (0.5,), (0.1, 0.2, 0.3), (0.0, "1")])
+@pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half", (0.0, 1.0), None, True])
 def test_forecast_must_be_a_share(forecast):
     with pytest.raises(ValueError, match="reuse_forecast="):
         Schedule.constant(None, reuse=2, reuse_forecast=forecast)
 
 
-@DEPTHS
+@DEPTHS_AND_NONE
 @pytest.mark.parametrize("keywords", [False, True])
 def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
     """With the same input at every step nothing is lost: what is reused is what would have been computed."""
@@ -171,6 +175,71 @@ def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
     assert torch.equal(outputs[0], stock)
     for output in outputs[1:]:
         torch.testing.assert_close(output, stock)
+
+
+@pytest.mark.parametrize("return_dict", [False, True])
+def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
+    unet = make_tiny_unet()
+    context, timesteps = torch.randn(2, 77, 32), torch.tensor([900, 700, 500, 300, 100])
+    samples = torch.randn(5, 2, 4, 16, 16)
+    layers = []
+    for module in (unet.conv_in, unet.time_embedding, unet.conv_out):
+        module.register_forward_hook(lambda *_: layers.append(1))
+    schedule = Schedule((Phase(1.0, POOL, 2),), reuse_depth=0, reuse_forecast=0.3)
+
+    def run():
+        for t, sample in zip(timesteps, samples, strict=True):
+            layers.clear()
+            output = unet(sample, t, context, return_dict=return_dict)
+            yield output.sample if return_dict else output[0], len(layers)
+
+    with torch.no_grad(), agentsd.apply(unet, schedule=Schedule.constant(POOL)):
+        whole = [output for output, _ in run()]
+    with torch.no_grad(), agentsd.apply(unet, schedule=schedule) as patch:
+        outputs, ran = zip(*run(), strict=True)
+        assert "whole UNet every 2 steps, its prediction reused between, forecast 0.3" in str(patch.report())
+    assert ran == (3, 0, 3, 0, 3)
+    for index in (0, 2, 4):
+        assert torch.equal(outputs[index], whole[index])
+    assert torch.equal(outputs[1], whole[0])
+    weight = 0.6 ** ((2 + 1) / 2 / (0.3 * 5))
+    torch.testing.assert_close(outputs[3], whole[2] + weight / 2 * (whole[2] - whole[0]))
+
+
+def test_a_prediction_that_the_caller_changes_is_not_the_one_kept():
+    unet = make_tiny_unet()
+    sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3, 0)):
+        first, *others = (unet(sample, t, context).sample for t in torch.tensor([900, 600, 300]))
+        expected = first.clone()
+        with agentsd.apply(unet, schedule=reuse(3, 0)):
+            for t in torch.tensor([900, 600, 300]):
+                output = unet(sample, t, context).sample
+                assert torch.equal(output, expected)
+                output.zero_()
+    assert all(torch.equal(other, expected) for other in others)
+
+
+def test_depth_zero_wants_nothing_of_the_last_up_block():
+    """Two layers in a first down block and two in the last up block: no layer can run alone."""
+    unet = make_tiny_unet(
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    )
+    assert max_depth(unet) == 0
+    with agentsd.apply(unet, schedule=reuse(2, 0)) as patch:
+        assert patch.schedule.reuses
+    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0 for this UNet2DConditionModel"):
+        agentsd.apply(unet, schedule=reuse(2, 1))
+
+
+def test_a_controlnet_has_no_prediction_to_reuse():
+    net = ControlNetModel.from_unet(make_tiny_unet())
+    with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no UNet2DConditionModel"):
+        agentsd.apply(net, schedule=reuse(2, 0))
+    with agentsd.apply(net, preset="balanced") as patch:
+        assert not patch.schedule.reuses
+        assert "features not reused: ControlNetModel is no UNet2DConditionModel; the preset runs" in str(patch.report())
 
 
 def test_agents_and_reuse_together_change_the_layers_that_run():
@@ -224,7 +293,8 @@ def _stop(pipe, step, timestep, kwargs):
     return kwargs
 
 
-def test_two_pipes_take_turns_on_one_unet():
+@pytest.mark.parametrize("depth", [0, 1])
+def test_two_pipes_take_turns_on_one_unet(depth):
     unet = make_tiny_unet()
     context = torch.randn(1, 77, 32)
     inputs = [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
@@ -233,22 +303,23 @@ def test_two_pipes_take_turns_on_one_unet():
     def steps(which):
         return [unet(inputs[which], t, context).sample for t in runs[which]]
 
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)):
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)):
         apart = [steps(0), steps(1)]
     runs = [run.clone() for run in runs]
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)):
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)):
         turns = [[unet(inputs[i], runs[i][k], context).sample for i in range(2)] for k in range(4)]
     for k in range(4):
         for i in range(2):
             assert torch.equal(turns[k][i], apart[i][k])
 
 
-def test_one_call_per_guidance_branch():
+@pytest.mark.parametrize("depth", [0, 1])
+def test_one_call_per_guidance_branch(depth):
     """Modular pipelines call the UNet for each guidance branch; every branch must reuse its own feature."""
     unet = make_tiny_unet()
     sample = torch.randn(1, 4, 16, 16)
     contexts = torch.randn(2, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
         together = [unet(sample.expand(2, -1, -1, -1), t, contexts).sample for t in torch.tensor([900, 600, 300])]
         apart = [[unet(sample, t, contexts[i : i + 1]).sample for i in range(2)] for t in torch.tensor([900, 600, 300])]
         assert (calls.full, calls.all) == (2 + 4, 3 + 6)
@@ -313,7 +384,7 @@ def test_timesteps_in_no_order_are_no_run():
 def test_a_bare_number_is_reported():
     unet = make_tiny_unet()
     with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)) as patch:
-        with pytest.warns(UserWarning, match="cannot reuse deep features: the timestep is a number"):
+        with pytest.warns(UserWarning, match="cannot reuse features: the timestep is a number"):
             unet(torch.randn(1, 4, 16, 16), 900, torch.randn(1, 77, 32))
         assert "the timestep is a number" in str(patch.report())
 
@@ -371,7 +442,7 @@ class TestMemory:
         assert not patch.active
 
 
-@DEPTHS
+@DEPTHS_AND_NONE
 def test_controlnet_residuals_reach_the_layers_that_run(layers, depth):
     unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
@@ -388,7 +459,7 @@ def test_controlnet_residuals_reach_the_layers_that_run(layers, depth):
     torch.testing.assert_close(outputs[1], stock)
 
 
-@DEPTHS
+@DEPTHS_AND_NONE
 def test_adapter_residuals_reach_the_layers_that_run(layers, depth):
     unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
@@ -431,13 +502,15 @@ def test_calls_that_cannot_reuse_run_the_whole_unet_and_are_reported():
     ],
 )
 def test_obstacles(arguments, reason):
-    found = obstacle(make_tiny_unet(), {"sample": torch.zeros(1, 4, 16, 16), **arguments})
+    arguments = {"sample": torch.zeros(1, 4, 16, 16), **arguments}
+    found = obstacle(make_tiny_unet(), arguments, 1)
     assert found is None if reason is None else reason in found
+    assert obstacle(make_tiny_unet(), arguments, 0) is None  # no layer runs that would have to know of them
 
 
 def test_training_and_freeu_on_the_last_block_are_obstacles():
     unet = make_tiny_unet()
-    assert obstacle(unet.train(), {}) == "the UNet is being trained"
+    assert [obstacle(unet.train(), {}, depth) for depth in (0, 1)] == ["the UNet is being trained"] * 2
     small = make_tiny_unet(
         block_out_channels=(16, 32),
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -445,7 +518,8 @@ def test_training_and_freeu_on_the_last_block_are_obstacles():
         attention_head_dim=(2, 4),
     )
     small.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    assert obstacle(small, {}) == "FreeU changes the last up block"
+    assert obstacle(small, {}, 0) is None
+    assert obstacle(small, {}, 1) == "FreeU changes the last up block"
 
 
 def test_batch_that_changes_within_a_run_runs_the_whole_unet():
