@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.config import AgentConfig, Schedule
+from agentsd.config import AgentConfig, Phase, Schedule
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
 from agentsd.processor import SITE, Site
@@ -315,6 +315,8 @@ STEP_ARMS = MappingProxyType(
         "reuse 5, no self-attention (ceiling)": no_self_attention_arm(reuse=5),
         "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3)),
         "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5)),
+        "prediction reuse 3 + sampled agents": agent_arm(Schedule((Phase(1.0, SAMPLED_8, 3),), reuse_depth=0)),
+        "prediction reuse 5 + sampled agents": agent_arm(Schedule((Phase(1.0, SAMPLED_8, 5),), reuse_depth=0)),
         "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=3)),
         "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=5)),
     }
@@ -413,10 +415,11 @@ def _front() -> dict[str, RunArm]:
     configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
     arms |= {name: run_arm(Schedule.constant(config)) for name, config in configs.items()}
     arms |= {f"reuse {k}": run_arm(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
-    for name, forecast in {"": 0.0, ", forecast 0.15": 0.15, ", forecast 1": 1.0}.items():
-        schedule = Schedule.constant(SAMPLED_8, reuse=3, reuse_forecast=forecast)
-        arms[f"reuse 3 + sampled agents{name}"] = run_arm(schedule)
-    arms["reuse 5 + sampled agents"] = run_arm(Schedule.constant(SAMPLED_8, reuse=5))
+    for every in (3, 5):
+        for forecast, told in {0.0: "", 0.2: ", forecast 0.2"}.items():
+            for depth, what in {1: "reuse", 0: "prediction reuse"}.items():
+                schedule = Schedule((Phase(1.0, SAMPLED_8, every),), depth, forecast)
+                arms[f"{what} {every} + sampled agents{told}"] = run_arm(schedule)
     for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
         for name in ("quality", "balanced"):
             arms[f"preset {name}, guidance {words}"] = run_arm(replace(PRESETS[name], guidance_interval=interval))
@@ -440,7 +443,8 @@ def kind_of(arm: str) -> str:
         return "fewer"
     if arm.startswith("preset "):
         return "paper" if arm == "preset paper" else "preset"
-    return "ours" if arm.startswith(("pooled agents", "sampled agents", "reuse ", "paper, ")) else "rival"
+    ours = ("pooled agents", "sampled agents", "reuse ", "prediction reuse ", "paper, ")
+    return "ours" if arm.startswith(ours) else "rival"
 
 
 # What anyone can do to a UNet, with or without us, by the words that follow an arm's name.

@@ -317,7 +317,7 @@ class Schedule:
         if not 0 <= self.reuse_forecast <= 1:
             raise ValueError(
                 f"reuse_forecast={self.reuse_forecast!r} must lie in [0, 1], a share of the run: 0 reuses features "
-                "unchanged, the larger the longer their changes go on; our presets take 0.15."
+                "unchanged, the larger the longer their changes go on; our presets take 0.2."
             )
         if not isinstance(self.last_full, bool):
             raise ValueError(f"last_full={self.last_full!r} must be True or False.")

@@ -300,8 +300,7 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
         raise ValueError(_load_advice(settings.model, source, reason)) from error
     if settings.scheduler is not None:
-        name, changes = SCHEDULERS[settings.scheduler]
-        pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changes)
+        set_scheduler(pipe, settings.scheduler)
     accepted = inspect.signature(type(pipe).__call__).parameters
     for name in _call_arguments([settings]):
         if name not in accepted:
@@ -310,6 +309,20 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
     if slow is not None:
         warnings.warn(slow, UserWarning, stacklevel=2)
     return pipe.to(device)
+
+
+def set_scheduler(pipe: Any, name: str) -> None:
+    """Put one of `SCHEDULERS` in the place of a pipeline's scheduler, with the model's own settings.
+
+    Example:
+        >>> set_scheduler(pipe, "euler")
+        >>> type(pipe.scheduler).__name__
+        'EulerDiscreteScheduler'
+    """
+    import diffusers
+
+    kind, changes = SCHEDULERS[name]
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **changes)
 
 
 def generate(pipe: Any, pictures: Sequence[Settings]) -> list[Image.Image]:

@@ -20,9 +20,10 @@ _SAMPLED_8 = AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=25
 
 
 def _reusing(config: AgentConfig, *stretches: tuple[float, int]) -> Schedule:
-    # Seldom at first, where reused features do least harm, and at the last step, where they do most.
-    phases = tuple(Phase(until, config, reuse) for until, reuse in ((0.25, 5), *stretches))
-    return Schedule(phases, reuse_forecast=0.15, last_full=True)
+    # Whole steps are few at first, where what is reused does least harm, more and more later, and one is the last.
+    # What is reused is the prediction: at equal time more whole steps are worth more than layers run between them.
+    phases = tuple(Phase(until, config, reuse) for until, reuse in stretches)
+    return Schedule(phases, reuse_depth=0, reuse_forecast=0.2, last_full=True)
 
 
 PRESETS = MappingProxyType(
@@ -30,10 +31,10 @@ PRESETS = MappingProxyType(
         "paper": _PAPER,
         # Few agents early leave next to no trace in the picture; its error is that of the last quarter.
         "gentle": Schedule((Phase(0.75, _SAMPLED_8), Phase(1.0, _SAMPLED_2))),
-        "quality": _reusing(_SAMPLED_4, (1.0, 2)),
-        "balanced": _reusing(_SAMPLED_4, (1.0, 3)),
-        "fast": _reusing(_SAMPLED_8, (0.65, 4), (1.0, 3)),
-        "extreme": _reusing(_SAMPLED_8, (1.0, 5)),
+        "quality": _reusing(_SAMPLED_4, (0.25, 5), (0.75, 2), (1.0, 1)),
+        "balanced": _reusing(_SAMPLED_4, (0.25, 5), (1.0, 2)),
+        "fast": _reusing(_SAMPLED_8, (0.25, 5), (0.5, 4), (0.8, 3), (1.0, 2)),
+        "extreme": _reusing(_SAMPLED_8, (0.25, 6), (0.5, 5), (0.75, 4), (1.0, 3)),
     }
 )
 

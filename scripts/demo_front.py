@@ -32,6 +32,7 @@ from agentsd.front import (
     pairs,
     replace_file,
 )
+from agentsd.generate import SCHEDULERS, set_scheduler
 from agentsd.precision import dtype_name
 
 WARMUP_STEPS = 4
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--steps", type=int, default=25)
     made.add_argument("--guidance-scale", type=float, default=4.0)
+    made.add_argument("--scheduler", choices=list(SCHEDULERS), help="the model's own: DDIM")
     made.add_argument("--batch", type=int, default=4, help="prompts a call")
     made.add_argument("--group", type=int, default=3, help="arms that share the stock call of a pair")
     made.add_argument(
@@ -65,6 +67,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = model_path()
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)
+    own = {} if args.scheduler is None else {"scheduler": args.scheduler}
+    for name in own.values():
+        set_scheduler(pipe, name)
     prompts = held_out_prompts(args.prompts, seed=args.seed)
     parts = chunks(prompts, args.batch)
     arms = {name: RUN_ARMS[name] for name in args.arms if name != "stock"}
@@ -75,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         "batch": args.batch,
         "dtype": args.dtype,
         "seed": args.seed,
+        **own,
         **environment(args.device),
     }
     store = Store(args.work, setup)
@@ -120,6 +126,7 @@ def report(
             "arm": name,
             "settings": "" if name == "stock" else arms[name].settings,
             "prompts": len(wanted),
+            "scheduler": type(pipe.scheduler).__name__,
             "steps": args.steps,
             "guidance_scale": args.guidance_scale,
             "batch": args.batch,

@@ -75,7 +75,7 @@ class Setting:
 
 
 # Layers at a reused step, and how far features are forecast: not at all, as the presets do, nearly in a straight line.
-DEPTHS, FORECASTS = (1, 0), (0.0, 0.15, 1.0)
+DEPTHS, FORECASTS = (1, 0), (0.0, 0.2, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from agentsd.arms import kind_of
 from agentsd.bench import power_law
 from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL
+from agentsd.generate import SCHEDULERS
 from agentsd.rows import Row, key_of, newest, read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,8 @@ SHORT = (
     "reuse 3 + sampled agents",
     "reuse 5 + sampled agents",
     "reuse 5 + sampled agents, channels last",
+    "prediction reuse 3 + sampled agents",
+    "prediction reuse 5 + sampled agents",
 )
 SHORT_DEMO = (
     "stock",
@@ -78,6 +81,7 @@ def fill(text: str) -> str:
         "demo": demo_table,
         "demo-50": lambda: demo_table(name="front-50"),
         "front": front_table,
+        "schedulers": schedulers_table,
         "rankings": lambda: demo_table(name="rankings"),
         "sweep": sweep_table,
         "reuse": reuse_table,
@@ -279,6 +283,28 @@ def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
         f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
         f"without VAE decoding, median of {first['rounds']} paired ratios with {spread(first['rounds'])}; likeness to "
         f"the stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
+
+
+def schedulers_table() -> str:
+    """Presets under other schedulers than the demo model's own, beside stock with fewer steps and deep features."""
+    rows = {name: read_rows(ROOT / "results" / "demo" / f"front-{name}.jsonl") for name in SCHEDULERS}
+    rows = {name: found for name, found in rows.items() if found}
+    if not rows:
+        return ""
+    lines = ["| scheduler | arm | speed-up | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
+    for name, found in rows.items():
+        for row in (row for row in found if row["arm"] != "stock"):
+            figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.3f} | {row['latent_l2_median']:.3f}"
+            lines.append(f"| {name} | {row['arm']} | {speed_cell(row)} | {figures} |")
+    first = next(iter(rows.values()))[0]
+    note = (
+        f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} steps, guidance "
+        f"{first['guidance_scale']:g}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
+        f"{first['torch']}; speed-up of the pipeline call without VAE decoding, median of {first['rounds']} paired "
+        f"ratios with {spread(first['rounds'])}; likeness to stock of the same seed and scheduler, medians. "
+        "`scripts/demo_front.py --scheduler`, `results/demo/front-*.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 

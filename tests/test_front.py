@@ -222,9 +222,13 @@ def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model
     assert alike["stock"] is alike["stock A/A"] is None
     assert alike["stock, steps / 2"] is not None
     for row in rows:
+        assert row["scheduler"] == "DDIMScheduler"
         assert len(row["seconds"]) == len(row["stock_seconds"]) == 2
         assert len(row["psnr_db"]) == len(row["ssim"]) == len(row["right_each"]) == 3
         assert row["size"] == 64
+    other = run("stock", "stock, steps / 2", more=["--scheduler", "euler"])  # nothing kept is taken for it
+    assert [row["scheduler"] for row in other] == ["EulerDiscreteScheduler"] * 2
+    assert other[1]["psnr_db_median"] != alike["stock, steps / 2"]
 
 
 def test_the_demo_front_times_the_first_prompts_and_draws_all(tmp_path, tiny_model, capsys):

@@ -124,6 +124,18 @@ def test_a_speed_up_without_its_baseline_is_refused(root):
         tables["speed_table"]([ROW, {**ROW, "threads": 8}])
 
 
+def test_schedulers_stand_below_one_another(root):
+    shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
+             "guidance_scale": 4.0}  # fmt: skip
+    assert tables["schedulers_table"]() == ""
+    for name in ("pndm", "euler-a", "50"):
+        write(root, {**ROW, **shown}, {**arm(name), **shown}, name=f"demo/front-{name}")
+    lines = tables["schedulers_table"]().splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| euler-a", "euler-a"], ["| pndm", "pndm"]]
+    assert lines[2].endswith("| 2.00x [1.90, 2.10] | 31.2 dB | 0.988 | 0.100 |")
+    assert "8 held-out prompts, 20 steps, guidance 4" in lines[-1]
+
+
 def test_every_rival_has_its_match_or_none(root):
     def row(name, speedup, psnr, ssim, right):
         each = [1] * right + [0] * (32 - right)
