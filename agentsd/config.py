@@ -282,7 +282,8 @@ class Schedule:
     Args:
         phases: One or more `Phase`, `until` strictly rising, the last `until` equal to 1.
         reuse_depth: How many of the UNet's last layers run at a step that reuses features (with the first layers whose
-            outputs they need). 0 runs none: what is reused is the prediction itself.
+            outputs they need). 0 runs none: what is reused is the prediction itself, but for schedulers that draw fresh
+            noise at every step (Euler ancestral, LCM, SDEs), which the last layer has to see.
         reuse_forecast: For which share of the run changes of reused features are taken to go on, in [0, 1]. A step `d`
             steps after the full step `b`, before which step `a` was full, starts from
             `F_b + w * d / (b - a) * (F_b - F_a)`, with the weight `w` of `forecast_at`: 0 reuses `F_b` as it is

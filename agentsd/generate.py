@@ -36,7 +36,7 @@ SCHEDULERS: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType
         "heun": ("HeunDiscreteScheduler", {}),
         "lcm": ("LCMScheduler", {}),
         "lms": ("LMSDiscreteScheduler", {}),
-        "pndm": ("PNDMScheduler", {}),
+        "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),  # PLMS, as in Stable Diffusion's own settings
         "unipc": ("UniPCMultistepScheduler", {}),
     }
 )

@@ -24,7 +24,7 @@ from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
 from agentsd.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
 from agentsd.processor import SITE, attend, level_plan
-from agentsd.reuse import caches_already, shallow_pass
+from agentsd.reuse import caches_already, draws_noise, max_depth, shallow_pass
 from agentsd.runtime import grid_at
 
 if TYPE_CHECKING:
@@ -91,11 +91,11 @@ def plan(
     chosen = (ratio, preset, config, schedule, reuse, reuse_depth)
     if target_speedup is None:
         asked = any(value is not None for value in (schedule, reuse, reuse_depth))
-        return _fitted(unet, latent, batch, choose_schedule(*chosen), cache, asked=asked)
+        return _fitted(target, latent, batch, choose_schedule(*chosen), cache, asked=asked)
     if any(value is not None for value in chosen):
         raise ValueError("target_speedup chooses the schedule; give it without ratio, preset, config, schedule, reuse.")
     steps = DEFAULT_STEPS if steps is None else steps
-    plans = [_fitted(unet, latent, batch, preset_schedule(name), cache, asked=False) for name in FRONT]
+    plans = [_fitted(target, latent, batch, preset_schedule(name), cache, asked=False) for name in FRONT]
     reached = {name: made.predicted_speedup(steps) for name, made in zip(FRONT, plans, strict=True)}
     for name, made in zip(FRONT, plans, strict=True):
         if reached[name] >= target_speedup:
@@ -141,8 +141,11 @@ def _check_target(target: Any, unet: Any) -> None:
         )
 
 
-def _fitted(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
+def _fitted(target: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
+    unet = denoiser_of(target)
     schedule, refused = fit_reuse(unet, schedule, asked=asked)
+    if schedule.reuse_depth == 0 and max_depth(unet) and draws_noise(getattr(target, "scheduler", None)):
+        schedule = replace(schedule, reuse_depth=1)  # as it will run
     return replace(_plan(unet, latent, batch, schedule, cache), reuse_problem=refused)
 
 

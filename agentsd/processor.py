@@ -77,13 +77,15 @@ def level_plan(
 class StepContext:
     """What a step does: by level (a layer whose level is missing runs stock attention), and with features kept.
 
-    `feature` is what to start from, `None` at a full step; `keep` says that a full step leaves its own.
+    `feature` is what to start from, `None` at a full step; `keep` says that a full step leaves its own. `depth` is how
+    many layers run on a feature.
     `guided` is false where the unconditional half of the samples is left out.
     """
 
     levels: Mapping[int, LevelPlan] = field(default_factory=dict)
     feature: Tensor | None = None
     keep: bool = False
+    depth: int = 1
     guided: bool = True
 
 

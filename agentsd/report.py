@@ -35,6 +35,7 @@ class Report:
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns and of the agents that are sampled.
         reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
+        noise_problem: Why a step ran the last layer where the schedule asked to reuse the prediction, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
         active: Whether the patch is still installed; if not, the rest is what it was.
@@ -46,6 +47,7 @@ class Report:
     skipped: tuple[tuple[str, str], ...]
     seed: int
     reuse_problem: str | None = None
+    noise_problem: str | None = None
     guidance_problem: str | None = None
     planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
     active: bool = True
@@ -77,6 +79,8 @@ class Report:
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
         if self.reuse_problem:
             lines.append(f"  problem: features not reused: {self.reuse_problem}")
+        if self.noise_problem:
+            lines.append(f"  prediction not reused, but the feature that enters the last layer: {self.noise_problem}")
         if self.guidance_problem:
             lines.append(f"  problem: guidance not left out: {self.guidance_problem}")
         reasons: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ from agentsd.config import AgentConfig, Schedule
 from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
 from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
-from agentsd.reuse import bind_arguments, obstacle, shallow_pass
+from agentsd.reuse import bind_arguments, draws_noise, max_depth, obstacle, shallow_pass
 from agentsd.steps import Position, StepReader, shares_memory
 from agentsd.tokens import CellPattern, cell_pattern, draw_tokens
 
@@ -123,6 +123,7 @@ class Runtime:
         self.plan = plan
         self.sample: tuple[int, int] | None = None
         self.reuse_problem: str | None = None
+        self.noise_problem: str | None = None
         self.guidance_problem: str | None = None
         self._fresh()
 
@@ -182,10 +183,11 @@ class Runtime:
         if position.run is not None and (self.schedule.reuses or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
         guided = self._guided(denoiser, position, arguments)
-        feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments))
-        attends = feature is None or self.schedule.reuse_depth > 0
+        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.reuses else 0
+        feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments), depth)
+        attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
-        self.slot.write(StepContext(levels, feature, keep, guided))
+        self.slot.write(StepContext(levels, feature, keep, depth, guided))
 
     def end(self, *, failed: bool) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call."""
@@ -234,7 +236,30 @@ class Runtime:
                 found.append(pipe)
         return found
 
-    def _reuse(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> tuple[Tensor | None, bool]:
+    def _depth(self, denoiser: nn.Module, timestep: object) -> int:
+        """Return how many layers run on a reused feature: one in the place of none where noise is drawn anew."""
+        if self.schedule.reuse_depth or max_depth(denoiser) == 0:
+            return self.schedule.reuse_depth
+        problem = self._fresh_noise(timestep)
+        if problem is None:
+            return 0
+        self.noise_problem = problem
+        self.warn_once(
+            f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
+            "instead, as reuse_depth=1 says without this warning."
+        )
+        return 1
+
+    def _fresh_noise(self, timestep: object) -> str | None:
+        """Return that the scheduler in use draws noise of which an earlier prediction knows nothing, if it does."""
+        for pipe in self._driving(timestep) or list(self.pipes):
+            if draws_noise(getattr(pipe, "scheduler", None)):
+                return f"{type(pipe.scheduler).__name__} adds fresh noise at every step, of which it knows nothing"
+        return None
+
+    def _reuse(
+        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int
+    ) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
         if not self.schedule.reuses:
             return None, False
@@ -247,7 +272,9 @@ class Runtime:
         kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
         if self.schedule.is_full(position.index, position.total) or not run.settled:
             return None, not last
-        problem = obstacle(denoiser, arguments, self.schedule.reuse_depth) or _replaced_forward(denoiser)
+        problem = obstacle(denoiser, arguments, depth) or _replaced_forward(denoiser)
+        if problem is None and depth == 0:
+            problem = self._fresh_noise(arguments.get("timestep"))
         if self.schedule.skips_guidance and kept is not None and _halves(arguments["sample"], kept.feature):
             kept = kept.conditional()  # guidance ends here
         if problem is None and kept is not None and not _fits(kept.feature, arguments["sample"]):
@@ -414,7 +441,7 @@ def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
     """Leave the deep feature of a full step: the input of the last up block, or the output of one of its layers."""
     slot: StepSlot | None = module.__dict__.get(KEEPER)
-    if slot is not None and slot.read().keep:
+    if slot is not None and slot.read().keep and slot.read().depth:
         if output is None:
             output = args[0] if args else kwargs["hidden_states"]
         slot.put_feature(output[0] if isinstance(output, tuple) else output)
@@ -457,11 +484,11 @@ def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any
         args, kwargs = (), conditional_half(bind_arguments(args, kwargs))
     if runtime is not None and context.feature is not None:
         arguments = bind_arguments(args, kwargs)
-        output = shallow_pass(denoiser, context.feature, runtime.schedule.reuse_depth, arguments)
+        output = shallow_pass(denoiser, context.feature, context.depth, arguments)
     elif original is None:
         output = type(denoiser).forward(denoiser, *args, **kwargs)
     else:
         output = original(*args, **kwargs)
-    if runtime is not None and context.keep and runtime.schedule.reuse_depth == 0:
+    if runtime is not None and context.keep and context.depth == 0:
         runtime.slot.put_feature(output[0])
     return output if context.guided else for_both_halves(output)

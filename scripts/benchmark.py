@@ -34,7 +34,8 @@ TWINNED = {
                    "preset balanced", "preset fast"),
     ", channels last": ("stock", "no self-attention (ceiling)", "paper, agent phase", "sampled agents, stride 4",
                         "DeepCache 3", "reuse 3, no self-attention (ceiling)", "reuse 3 + sampled agents",
-                        "reuse 5 + sampled agents", "preset balanced", "preset fast"),
+                        "reuse 5 + sampled agents", "prediction reuse 3 + sampled agents",
+                        "prediction reuse 5 + sampled agents", "preset balanced", "preset fast"),
 }  # fmt: skip
 WARMUP_STEPS = 4
 PROMPT = "a red ring to the left of a small blue cross on a checkered gray background"

@@ -74,8 +74,8 @@ class Setting:
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items())
 
 
-# Layers at a reused step, and how far features are forecast: not at all, as the presets do, nearly in a straight line.
-DEPTHS, FORECASTS = (1, 0), (0.0, 0.2, 1.0)
+# Layers at a reused step, and how far features are forecast: not at all, and as the presets do.
+DEPTHS, FORECASTS = (1, 0), (0.0, 0.2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,8 @@ def reuse_settings(steps: int) -> list[ReuseSetting]:
     for step in range(1, steps, max(1, steps // 6)):
         after = ((1.0, 1),) if step < steps - 1 else ()
         phases = ((step / steps, 1), ((step + 1) / steps, 2), *after)
-        for depth in DEPTHS:
-            for forecast in FORECASTS[:2] if step > 1 else (0.0,):
-                found.append(ReuseSetting(f"step {step} alone", phases, forecast, depth=depth))
+        for forecast in FORECASTS if step > 1 else (0.0,):
+            found.append(ReuseSetting(f"step {step} alone", phases, forecast, depth=0))
     return found
 
 

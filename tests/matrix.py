@@ -342,7 +342,12 @@ KINDS = (
     Kind("T2I-Adapter", "StableDiffusionAdapterPipeline", t2i_adapter),
     Kind("IP-Adapter", "any with `load_ip_adapter`", ip_adapter, note="load it before or after `apply`"),
     Kind("LoRA", "any with `load_lora_weights`", lora, note="load, switch and unload it before or after `apply`"),
-    Kind("LCM", "LatentConsistencyModelPipeline", latent_consistency),
+    Kind(
+        "LCM",
+        "LatentConsistencyModelPipeline",
+        latent_consistency,
+        note="draws fresh noise at every step: with `reuse_depth=0` (the presets) one layer runs at reused steps",
+    ),
     Kind("SD-Turbo", "StableDiffusionPipeline", turbo, steps=4, note="a run of few steps has little to reuse"),
     Kind(
         "PAG",

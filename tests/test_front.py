@@ -228,7 +228,7 @@ def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model
         assert row["size"] == 64
     other = run("stock", "stock, steps / 2", more=["--scheduler", "euler"])  # nothing kept is taken for it
     assert [row["scheduler"] for row in other] == ["EulerDiscreteScheduler"] * 2
-    assert other[1]["psnr_db_median"] != alike["stock, steps / 2"]
+    assert len(list((tmp_path / "work").iterdir())) == 2
 
 
 def test_the_demo_front_times_the_first_prompts_and_draws_all(tmp_path, tiny_model, capsys):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -10,13 +11,16 @@ from DeepCache import DeepCacheSDHelper
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
-from tiny import draw, make_tiny_pipe, make_tiny_unet
+from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
@@ -218,6 +222,60 @@ def test_a_prediction_that_the_caller_changes_is_not_the_one_kept():
                 assert torch.equal(output, expected)
                 output.zero_()
     assert all(torch.equal(other, expected) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "changes", "noisy"),
+    [
+        (EulerAncestralDiscreteScheduler, {}, True),
+        (LCMScheduler, {}, True),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}, True),
+        (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}, False),
+        (EulerDiscreteScheduler, {}, False),
+    ],
+)
+def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
+    pipe = make_tiny_pipe()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
+    pictures = {}
+    for depth in (0, 1):
+        with agentsd.apply(pipe, schedule=reuse(3, depth)) as patch, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pictures[depth] = draw(pipe, steps=6)
+            told = [str(warning.message) for warning in caught if "agentsd" in str(warning.message)]
+            text = f"{scheduler.__name__} adds fresh noise at every step"
+            assert [text in message for message in told] == [True] * (noisy and depth == 0)
+            assert (text in str(patch.report())) == (noisy and depth == 0)
+            assert (patch.report().noise_problem is not None) == (noisy and depth == 0)
+    assert torch.equal(pictures[0], pictures[1]) == noisy
+
+
+def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
+    pipe = make_tiny_pipe()
+    calm, noisy = (kind.from_config(pipe.scheduler.config) for kind in (EulerDiscreteScheduler, LCMScheduler))
+    with agentsd.apply(pipe.unet, schedule=reuse(3, 0)) as patch:
+        for known in (False, True):
+            for pipe.scheduler in (calm, noisy):
+                patch.attach(pipe) if known else None
+                layers = []
+                hook = pipe.unet.conv_out.register_forward_hook(lambda *_, seen=layers: seen.append(1))
+                draw(pipe, steps=6)
+                hook.remove()
+                assert len(layers) == (6 if known and pipe.scheduler is noisy else 2)
+
+
+def test_where_no_layer_can_run_alone_noise_changes_nothing():
+    pipe = make_tiny_pipe()
+    pipe.unet = make_one_level_unet()
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    assert max_depth(pipe.unet) == 0
+    layers = []
+    pipe.unet.conv_out.register_forward_hook(lambda *_: layers.append(1))
+    with agentsd.apply(pipe, schedule=reuse(3, 0)) as patch:
+        with pytest.warns(UserWarning, match="cannot reuse features: LCMScheduler adds fresh noise"):
+            draw(pipe, steps=6)
+        assert len(layers) == 6
+        assert "features not reused: LCMScheduler adds fresh noise" in str(patch.report())
 
 
 def test_depth_zero_wants_nothing_of_the_last_up_block():
