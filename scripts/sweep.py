@@ -119,8 +119,7 @@ def reuse_settings(steps: int) -> list[ReuseSetting]:
     for step in range(1, steps, max(1, steps // 6)):
         after = ((1.0, 1),) if step < steps - 1 else ()
         phases = ((step / steps, 1), ((step + 1) / steps, 2), *after)
-        for forecast in FORECASTS if step > 1 else (0.0,):
-            found.append(ReuseSetting(f"step {step} alone", phases, forecast, depth=0))
+        found.append(ReuseSetting(f"step {step} alone", phases, FORECASTS[-1], depth=0))
     return found
 
 

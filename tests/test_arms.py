@@ -156,6 +156,8 @@ def test_cycles_follow_the_interval():
         "reuse 5, no self-attention (ceiling)": 5,
         "reuse 3 + sampled agents": 3,
         "reuse 5 + sampled agents": 5,
+        "prediction reuse 3 + sampled agents": 3,
+        "prediction reuse 5 + sampled agents": 5,
         "reuse 3 + sampled agents, two levels": 3,
         "reuse 5 + sampled agents, two levels": 5,
     }

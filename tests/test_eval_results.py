@@ -37,7 +37,7 @@ def test_other_keys_need_another_schema_version(tmp_path):
 
 
 @pytest.mark.skipif(not COMMITTED.is_dir(), reason="evaluations are in the repository only")
-@pytest.mark.parametrize("name", ["coco200", "eval-demo"])
+@pytest.mark.parametrize("name", ["coco64", "eval-demo"])
 class TestCommitted:
     def test_the_figures_have_this_schema(self, name):
         check_keys(read_json(COMMITTED / name / "results.json"))

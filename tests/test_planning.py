@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from matrix import KINDS, controlnet, lora
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
@@ -217,6 +218,16 @@ def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
     assert said == "ControlNetModel is no UNet2DConditionModel; the preset runs without reuse"
     with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no"):
         agentsd.plan(net, 128, 128, preset="fast", reuse=2, cache=False)
+
+
+def test_a_scheduler_that_draws_fresh_noise_is_planned_with_the_layer_that_will_run(quick):
+    pipe = make_tiny_pipe()
+    schedule = Schedule((Phase(1.0, POOL, 3),), reuse_depth=0)
+    assert agentsd.plan(pipe, schedule=schedule, cache=False).schedule == schedule
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    plan = agentsd.plan(pipe, schedule=schedule, cache=False)
+    assert plan.schedule == replace(schedule, reuse_depth=1)
+    assert [timing.outer for timing in plan.timings] == [1, 0]
 
 
 def test_a_step_that_runs_nothing_is_predicted_to_cost_next_to_nothing(quick):
