@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.config import AgentConfig, Phase, Schedule
+from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
 from agentsd.processor import SITE, Site
@@ -315,8 +315,8 @@ STEP_ARMS = MappingProxyType(
         "reuse 5, no self-attention (ceiling)": no_self_attention_arm(reuse=5),
         "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3)),
         "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5)),
-        "prediction reuse 3 + sampled agents": agent_arm(Schedule((Phase(1.0, SAMPLED_8, 3),), reuse_depth=0)),
-        "prediction reuse 5 + sampled agents": agent_arm(Schedule((Phase(1.0, SAMPLED_8, 5),), reuse_depth=0)),
+        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3, reuse_depth=0)),
+        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5, reuse_depth=0)),
         "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=3)),
         "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=5)),
     }
@@ -418,7 +418,7 @@ def _front() -> dict[str, RunArm]:
     for every in (3, 5):
         for forecast, told in {0.0: "", 0.2: ", forecast 0.2"}.items():
             for depth, what in {1: "reuse", 0: "prediction reuse"}.items():
-                schedule = Schedule((Phase(1.0, SAMPLED_8, every),), depth, forecast)
+                schedule = Schedule.constant(SAMPLED_8, reuse=every, reuse_depth=depth, reuse_forecast=forecast)
                 arms[f"{what} {every} + sampled agents{told}"] = run_arm(schedule)
     for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
         for name in ("quality", "balanced"):

@@ -333,9 +333,11 @@ class Schedule:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0, None) for stock attention.")
 
     @classmethod
-    def constant(cls, config: AgentConfig | None, *, reuse: int = 1, reuse_forecast: float = 0.0) -> "Schedule":
+    def constant(
+        cls, config: AgentConfig | None, *, reuse: int = 1, reuse_depth: int = 1, reuse_forecast: float = 0.0
+    ) -> "Schedule":
         """Return the schedule that holds `config` and `reuse` at every step."""
-        return cls((Phase(1.0, config, reuse),), reuse_forecast=reuse_forecast)
+        return cls((Phase(1.0, config, reuse),), reuse_depth, reuse_forecast)
 
     @property
     def configs(self) -> tuple[AgentConfig, ...]:

@@ -16,7 +16,7 @@ from agentsd.plans import Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.processor import SITE, AgentAttnProcessor, Site
 from agentsd.report import LayerReport, Report
-from agentsd.reuse import caches_already, feature_hook_target, max_depth, why_not_reuse
+from agentsd.reuse import caches_already, depth_under_noise, feature_hook_target, why_not_reuse
 from agentsd.runtime import (
     KEEPER,
     Runtime,
@@ -319,8 +319,8 @@ def _install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]
         denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
         denoiser.register_forward_hook(after_denoiser_call, always_call=True)
         # With depth 0 too, should the scheduler turn out to draw fresh noise.
-        depth = schedule.reuse_depth or min(max_depth(denoiser), 1)
-        if schedule.reuses and depth:
+        depth = depth_under_noise(denoiser, schedule.reuse_depth) if schedule.reuses else 0
+        if depth:
             module, sees_input = feature_hook_target(denoiser, depth)
             setattr(module, KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook

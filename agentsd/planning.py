@@ -24,7 +24,7 @@ from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
 from agentsd.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
 from agentsd.processor import SITE, attend, level_plan
-from agentsd.reuse import caches_already, draws_noise, max_depth, shallow_pass
+from agentsd.reuse import caches_already, depth_under_noise, draws_noise, shallow_pass
 from agentsd.runtime import grid_at
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def _check_target(target: Any, unet: Any) -> None:
 def _fitted(target: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
     unet = denoiser_of(target)
     schedule, refused = fit_reuse(unet, schedule, asked=asked)
-    if schedule.reuse_depth == 0 and max_depth(unet) and draws_noise(getattr(target, "scheduler", None)):
-        schedule = replace(schedule, reuse_depth=1)  # as it will run
+    if schedule.reuses and draws_noise(getattr(target, "scheduler", None)):  # as it will run
+        schedule = replace(schedule, reuse_depth=depth_under_noise(unet, schedule.reuse_depth))
     return replace(_plan(unet, latent, batch, schedule, cache), reuse_problem=refused)
 
 

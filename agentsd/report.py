@@ -52,21 +52,18 @@ class Report:
     planned_stock: tuple[tuple[AgentConfig, frozenset[int]], ...] = ()
     active: bool = True
 
-    @property
-    def _forecast(self) -> str:
-        return f", forecast {self.schedule.reuse_forecast:g}" if self.schedule.forecasts else ""
-
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
         if not self.active:
             lines[0] += "; REMOVED or replaced by a later apply since, this is what it was"
+        forecast = f", forecast {self.schedule.reuse_forecast:g}" if self.schedule.forecasts else ""
         start = 0.0
         for phase in self.schedule.phases:
             lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.config)}")
             if phase.reuse > 1:
                 depth = self.schedule.reuse_depth
                 between = f"its last {depth} layer(s) between" if depth else "its prediction reused between"
-                lines.append(f"      whole UNet every {phase.reuse} steps, {between}{self._forecast}")
+                lines.append(f"      whole UNet every {phase.reuse} steps, {between}{forecast}")
             start = phase.until
             if phase.config is not None:
                 left = dict(self.planned_stock).get(phase.config, frozenset())

@@ -81,6 +81,16 @@ def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
     return None
 
 
+def depth_under_noise(unet: nn.Module, depth: int) -> int:
+    """Return how many layers run at a reused step whose scheduler draws fresh noise: one in the place of none.
+
+    Example:
+        >>> depth_under_noise(unet, 0), depth_under_noise(unet, 2)
+        (1, 2)
+    """
+    return depth or min(max_depth(unet), 1)
+
+
 def max_depth(unet: nn.Module) -> int:
     """Return the largest `reuse_depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
     from diffusers import UNet2DConditionModel

@@ -17,7 +17,7 @@ from agentsd.config import AgentConfig, Schedule
 from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
 from agentsd.plans import Plan
 from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
-from agentsd.reuse import bind_arguments, draws_noise, max_depth, obstacle, shallow_pass
+from agentsd.reuse import bind_arguments, depth_under_noise, draws_noise, obstacle, shallow_pass
 from agentsd.steps import Position, StepReader, shares_memory
 from agentsd.tokens import CellPattern, cell_pattern, draw_tokens
 
@@ -238,17 +238,19 @@ class Runtime:
 
     def _depth(self, denoiser: nn.Module, timestep: object) -> int:
         """Return how many layers run on a reused feature: one in the place of none where noise is drawn anew."""
-        if self.schedule.reuse_depth or max_depth(denoiser) == 0:
-            return self.schedule.reuse_depth
-        problem = self._fresh_noise(timestep)
+        asked = self.schedule.reuse_depth
+        problem = None if asked else self._fresh_noise(timestep)
         if problem is None:
+            return asked
+        depth = depth_under_noise(denoiser, asked)
+        if depth == 0:  # no layer can run alone, and the step will be whole
             return 0
         self.noise_problem = problem
         self.warn_once(
             f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
             "instead, as reuse_depth=1 says without this warning."
         )
-        return 1
+        return depth
 
     def _fresh_noise(self, timestep: object) -> str | None:
         """Return that the scheduler in use draws noise of which an earlier prediction knows nothing, if it does."""

@@ -67,9 +67,6 @@ def main(argv: list[str] | None = None) -> int:
     folder = model_path()
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
     pipe.to(args.device).set_progress_bar_config(disable=True)
-    own = {} if args.scheduler is None else {"scheduler": args.scheduler}
-    for name in own.values():
-        set_scheduler(pipe, name)
     prompts = held_out_prompts(args.prompts, seed=args.seed)
     parts = chunks(prompts, args.batch)
     arms = {name: RUN_ARMS[name] for name in args.arms if name != "stock"}
@@ -80,9 +77,11 @@ def main(argv: list[str] | None = None) -> int:
         "batch": args.batch,
         "dtype": args.dtype,
         "seed": args.seed,
-        **own,
         **environment(args.device),
     }
+    if args.scheduler is not None:
+        set_scheduler(pipe, args.scheduler)
+        setup["scheduler"] = args.scheduler
     store = Store(args.work, setup)
     tell(f"kept in {store.folder}")
 

@@ -272,19 +272,29 @@ def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        psnr = "equal" if row["psnr_db_median"] is None else f"{row['psnr_db_median']:.1f} dB"
         accuracy = row["attribute_accuracy"]
         shares = " | ".join(f"{accuracy[group]:.0%}" if group in accuracy else "" for group in ("singles", "pairs"))
-        likeness = f"{psnr} | {row['ssim_median']:.3f} | {row['latent_l2_median']:.3f}"
-        lines.append(f"| {row['arm']} | {speed_cell(row)} | {likeness} | {shares} |")
+        lines.append(f"| {row['arm']} | {speed_cell(row)} | {likeness_cells(row)} | {shares} |")
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
-        f"{first['threads']} threads of {first['device']}, torch {first['torch']}; speed-up of the pipeline call "
-        f"without VAE decoding, median of {first['rounds']} paired ratios with {spread(first['rounds'])}; likeness to "
+        f"{how_timed(first)}; likeness to "
         f"the stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def likeness_cells(row: Row) -> str:
+    psnr = "equal" if row["psnr_db_median"] is None else f"{row['psnr_db_median']:.1f} dB"
+    return f"{psnr} | {row['ssim_median']:.3f} | {row['latent_l2_median']:.3f}"
+
+
+def how_timed(row: Row) -> str:
+    """Where a row of the front was timed, and what."""
+    return (
+        f"{row['threads']} threads of {row['device']}, torch {row['torch']}; speed-up of the pipeline call without VAE "
+        f"decoding, median of {row['rounds']} paired ratios with {spread(row['rounds'])}"
+    )
 
 
 def schedulers_table() -> str:
@@ -296,14 +306,12 @@ def schedulers_table() -> str:
     lines = ["| scheduler | arm | speed-up | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
     for name, found in rows.items():
         for row in (row for row in found if row["arm"] != "stock"):
-            figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.3f} | {row['latent_l2_median']:.3f}"
-            lines.append(f"| {name} | {row['arm']} | {speed_cell(row)} | {figures} |")
+            lines.append(f"| {name} | {row['arm']} | {speed_cell(row)} | {likeness_cells(row)} |")
     first = next(iter(rows.values()))[0]
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} steps, guidance "
-        f"{first['guidance_scale']:g}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
-        f"{first['torch']}; speed-up of the pipeline call without VAE decoding, median of {first['rounds']} paired "
-        f"ratios with {spread(first['rounds'])}; likeness to stock of the same seed and scheduler, medians. "
+        f"{first['guidance_scale']:g}, {first['dtype']}, {how_timed(first)}; likeness to stock of the same seed and "
+        "scheduler, medians. "
         "`scripts/demo_front.py --scheduler`, `results/demo/front-*.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])

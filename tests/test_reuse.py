@@ -256,7 +256,8 @@ def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
     with agentsd.apply(pipe.unet, schedule=reuse(3, 0)) as patch:
         for known in (False, True):
             for pipe.scheduler in (calm, noisy):
-                patch.attach(pipe) if known else None
+                if known:
+                    patch.attach(pipe)
                 layers = []
                 hook = pipe.unet.conv_out.register_forward_hook(lambda *_, seen=layers: seen.append(1))
                 draw(pipe, steps=6)
@@ -264,7 +265,7 @@ def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
                 assert len(layers) == (6 if known and pipe.scheduler is noisy else 2)
 
 
-def test_where_no_layer_can_run_alone_noise_changes_nothing():
+def test_where_no_layer_can_run_alone_fresh_noise_makes_every_step_whole():
     pipe = make_tiny_pipe()
     pipe.unet = make_one_level_unet()
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
@@ -279,7 +280,7 @@ def test_where_no_layer_can_run_alone_noise_changes_nothing():
 
 
 def test_depth_zero_wants_nothing_of_the_last_up_block():
-    """Two layers in a first down block and two in the last up block: no layer can run alone."""
+    """Its last up block is of a kind whose layers cannot run alone."""
     unet = make_tiny_unet(
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
