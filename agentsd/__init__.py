@@ -1,18 +1,18 @@
 """Agent attention for diffusers pipelines: training-free, per step, exactly reversible."""
 
-from agentsd.config import AgentConfig as AgentConfig
-from agentsd.config import Phase as Phase
-from agentsd.config import Schedule as Schedule
 from agentsd.patch import Patch as Patch
 from agentsd.patch import apply as apply
 from agentsd.patch import remove as remove
 from agentsd.patch import report as report
 from agentsd.pipeline import AgentPipeline as AgentPipeline
-from agentsd.planning import plan as plan
-from agentsd.plans import Plan as Plan
+from agentsd.planning.measuring import plan as plan
+from agentsd.planning.plans import Plan as Plan
 from agentsd.presets import DEFAULT_PRESET as DEFAULT_PRESET
 from agentsd.presets import FRONT as FRONT
 from agentsd.presets import PRESETS as PRESETS
 from agentsd.presets import preset_schedule as preset_schedule
+from agentsd.schedule import AgentConfig as AgentConfig
+from agentsd.schedule import Phase as Phase
+from agentsd.schedule import Schedule as Schedule
 
 __version__ = "0.1.0"

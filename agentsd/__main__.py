@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     info.add_argument("--json", action="store_true", help="write the same as JSON")
     options = parser.parse_args(arguments)
 
-    from agentsd.info import collect, describe
+    from agentsd.cli.info import collect, describe
 
     facts = collect()
     sys.stdout.write((json.dumps(facts, indent=2) if options.json else describe(facts)) + "\n")

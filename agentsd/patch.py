@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from agentsd.config import AgentConfig, Schedule
-from agentsd.plans import Plan, device_label, is_offloaded, layer_digest
+from agentsd.planning.plans import Plan, device_label, is_offloaded, layer_digest
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
-from agentsd.processor import SITE, AgentAttnProcessor, Site
-from agentsd.report import LayerReport, Report
-from agentsd.reuse import caches_already, depth_under_noise, feature_hook_target, why_not_reuse
-from agentsd.runtime import (
+from agentsd.schedule import AgentConfig, Schedule
+from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
+from agentsd.unet.report import LayerReport, Report
+from agentsd.unet.reuse import caches_already, depth_under_noise, feature_hook_target, why_not_reuse
+from agentsd.unet.runtime import (
     KEEPER,
     Runtime,
     after_denoiser_call,
@@ -29,7 +29,7 @@ from agentsd.runtime import (
 )
 
 if TYPE_CHECKING:
-    from agentsd.sites import Candidate, Skipped
+    from agentsd.unet.sites import Candidate, Skipped
 
 _HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 _REPLACED = "processor replaced by other code: not patched any more"
@@ -300,7 +300,7 @@ def _why_not_a_transformer(transformer: Any) -> str:
 
 
 def _find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
-    from agentsd.sites import find_sites
+    from agentsd.unet.sites import find_sites
 
     candidates, skipped = find_sites(denoiser)
     if not candidates:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from agentsd.config import AgentConfig, Schedule
 from agentsd.patch import Patch, apply
-from agentsd.plans import Plan
-from agentsd.report import Report
+from agentsd.planning.plans import Plan
+from agentsd.schedule import AgentConfig, Schedule
+from agentsd.unet.report import Report
 
 
 class AgentPipeline:

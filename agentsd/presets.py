@@ -2,7 +2,7 @@
 
 from types import MappingProxyType
 
-from agentsd.config import AgentConfig, Phase, Schedule
+from agentsd.schedule import AgentConfig, Phase, Schedule
 
 DEFAULT_PRESET = "balanced"
 

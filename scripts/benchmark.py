@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-from agentsd.architectures import ARCHITECTURES, random_inputs, random_pipeline, random_unet
-from agentsd.arms import RUN_ARMS, STEP_ARMS, Arm, RunArm, with_twins
-from agentsd.bench import environment, interleave, peak_memory, speedup
-from agentsd.precision import dtype_name
-from agentsd.rows import append_row, key_of, newest, read_rows
+from agentsd.bench.architectures import ARCHITECTURES, random_inputs, random_pipeline, random_unet
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, Arm, RunArm, with_twins
+from agentsd.bench.precision import dtype_name
+from agentsd.bench.rows import append_row, key_of, newest, read_rows
+from agentsd.bench.timing import environment, interleave, peak_memory, speedup
 
 # What tells a measurement from others. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
-# Which arms get twins, by the words of `agentsd.arms.TWINS`; a compiled one takes minutes.
+# Which arms get twins, by the words of `agentsd.bench.arms.TWINS`; a compiled one takes minutes.
 TWINNED = {
     ", compiled": ("stock", "paper, agent phase", "sampled agents, stride 4", "reuse 3 + sampled agents",
                    "preset balanced", "preset fast"),

@@ -15,11 +15,8 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from agentsd.arms import RUN_ARMS, RunArm
-from agentsd.bench import environment
-from agentsd.demo import held_out_prompts, model_path, parse_caption
-from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
-from agentsd.front import (
+from agentsd.bench.arms import RUN_ARMS, RunArm
+from agentsd.bench.front import (
     Chunk,
     Store,
     chunks,
@@ -32,8 +29,11 @@ from agentsd.front import (
     pairs,
     replace_file,
 )
-from agentsd.generate import SCHEDULERS, set_scheduler
-from agentsd.precision import dtype_name
+from agentsd.bench.precision import dtype_name
+from agentsd.bench.timing import environment
+from agentsd.demo import held_out_prompts, model_path, parse_caption
+from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
+from agentsd.pictures.generate import SCHEDULERS, set_scheduler
 
 WARMUP_STEPS = 4
 

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from agentsd.bench.front import digest_of
+from agentsd.bench.precision import dtype_name
 from agentsd.demo import MODEL_PATH
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
-from agentsd.demo.pool import save_atomically
 from agentsd.demo.render import render_batch
-from agentsd.front import digest_of
-from agentsd.precision import dtype_name
+from agentsd.demo.training.pool import save_atomically
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "demo"
 

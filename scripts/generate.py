@@ -17,10 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 import agentsd
-from agentsd.bench import environment as describe_environment
-from agentsd.compare import compare, side_by_side, warm_up
-from agentsd.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
-from agentsd.generate import (
+from agentsd.bench.timing import environment as describe_environment
+from agentsd.patch import apply
+from agentsd.pictures.compare import compare, side_by_side, warm_up
+from agentsd.pictures.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
+from agentsd.pictures.generate import (
     DEMO,
     DTYPES,
     SCHEDULERS,
@@ -35,7 +36,6 @@ from agentsd.generate import (
     resolve,
     with_model_defaults,
 )
-from agentsd.patch import apply
 from agentsd.presets import DEFAULT_PRESET, PRESETS
 
 

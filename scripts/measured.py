@@ -1,12 +1,12 @@
-"""Write agentsd/measured.json, the figures that `python -m agentsd info` tells, from results/demo/front.jsonl."""
+"""Write agentsd/cli/measured.json, the figures that `python -m agentsd info` tells, from results/demo/front.jsonl."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
 
-from agentsd.info import MEASURED, read_measured, summarise
-from agentsd.rows import read_rows
+from agentsd.bench.rows import read_rows
+from agentsd.cli.info import MEASURED, read_measured, summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = "results/demo/front.jsonl"
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.check:
         if new != read_measured():
-            print("out of date: agentsd/measured.json; run scripts/measured.py", file=sys.stderr)
+            print("out of date: agentsd/cli/measured.json; run scripts/measured.py", file=sys.stderr)
             return 1
         return 0
     MEASURED.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import torch
 
 import agentsd
-from agentsd.architectures import ARCHITECTURES, random_inputs, random_unet
-from agentsd.bench import environment, interleave, speedup
-from agentsd.precision import dtype_name
-from agentsd.rows import append_row
+from agentsd.bench.architectures import ARCHITECTURES, random_inputs, random_unet
+from agentsd.bench.precision import dtype_name
+from agentsd.bench.rows import append_row
+from agentsd.bench.timing import environment, interleave, speedup
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentsd.arms import kind_of
-from agentsd.bench import power_law
-from agentsd.rows import Row, key_of, read_rows
+from agentsd.bench.arms import kind_of
+from agentsd.bench.rows import Row, key_of, read_rows
+from agentsd.bench.timing import power_law
 
 ROOT = Path(__file__).resolve().parent.parent
 PANELS = (

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from agentsd import PRESETS, AgentConfig
-from agentsd.architectures import ARCHITECTURES, random_attention
-from agentsd.bench import environment, interleave, power_law, speedup
-from agentsd.precision import dtype_name
-from agentsd.processor import LevelPlan, attend, level_plan
-from agentsd.rows import Row, append_row, key_of, newest, read_rows
+from agentsd.bench.architectures import ARCHITECTURES, random_attention
+from agentsd.bench.precision import dtype_name
+from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
+from agentsd.bench.timing import environment, interleave, power_law, speedup
+from agentsd.unet.processor import LevelPlan, attend, level_plan
 
 KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "levels", "layers",
        "device", "threads", "torch", "diffusers")  # fmt: skip

@@ -21,16 +21,27 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.arms import RUN_ARMS, RunArm, run_arm
-from agentsd.bench import environment
+from agentsd.bench.arms import RUN_ARMS, RunArm, run_arm
+from agentsd.bench.front import (
+    Chunk,
+    Store,
+    chunks,
+    collect,
+    decode,
+    digest_of,
+    drawer,
+    likeness,
+    measure,
+    replace_file,
+)
+from agentsd.bench.metrics import relative_l2
+from agentsd.bench.precision import dtype_name
+from agentsd.bench.timing import environment
 from agentsd.demo import held_out_prompts, model_path
-from agentsd.front import Chunk, Store, chunks, collect, decode, digest_of, drawer, likeness, measure, replace_file
-from agentsd.metrics import relative_l2
-from agentsd.precision import dtype_name
 from agentsd.presets import FRONT, PRESETS
-from agentsd.processor import attend, level_plan
-from agentsd.runtime import grid_at
-from agentsd.sites import Candidate, find_sites
+from agentsd.unet.processor import attend, level_plan
+from agentsd.unet.runtime import grid_at
+from agentsd.unet.sites import Candidate, find_sites
 
 AXES: dict[str, tuple] = {
     "broadcast_exponent": (0.3, 0.5, 0.7, 1.0),

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from scipy.stats import binomtest
 
-from agentsd.arms import kind_of
-from agentsd.bench import power_law
+from agentsd.bench.arms import kind_of
+from agentsd.bench.rows import Row, key_of, newest, read_rows
+from agentsd.bench.timing import power_law
 from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL
-from agentsd.generate import SCHEDULERS
-from agentsd.rows import Row, key_of, newest, read_rows
+from agentsd.pictures.generate import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/benchmarks.md")

@@ -14,8 +14,8 @@ import pathlib
 import torch
 
 from agentsd.demo import MODEL_PATH
-from agentsd.demo.diffusion import STAGES
-from agentsd.demo.training import POOL_SCENES, train_demo
+from agentsd.demo.training.diffusion import STAGES
+from agentsd.demo.training.stages import POOL_SCENES, train_demo
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-import agentsd.processor
+import agentsd.unet.processor
 from agentsd import AgentConfig, Phase, Schedule
 
 AGENTS = AgentConfig(stride=4)

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import draw, make_tiny_pipe
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from agentsd.arms import (
+from agentsd.bench.arms import (
     RUN_ARMS,
     STEP_ARMS,
     Arm,

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentsd import AgentConfig
-from agentsd.attention import agent_attention
-from agentsd.processor import attend, cut_tokens, level_plan
+from agentsd.attention.agent import agent_attention
+from agentsd.unet.processor import attend, cut_tokens, level_plan
 
 
 @st.composite

@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from agentsd import bench
-from agentsd.bench import environment, interleave, peak_memory, speedup
+from agentsd.bench import timing
+from agentsd.bench.timing import environment, interleave, peak_memory, speedup
 
 
 def test_order_turns_every_round_and_warmup_is_not_timed():
@@ -18,7 +18,7 @@ def test_order_turns_every_round_and_warmup_is_not_timed():
 
 def test_entering_and_leaving_is_not_timed(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     @contextmanager
     def slow_to_enter():
@@ -35,7 +35,7 @@ def test_entering_and_leaving_is_not_timed(monkeypatch):
 def test_abba_cancels_drift_that_fools_a_plain_order(monkeypatch):
     """A machine that slows by 1% a run: true ratio 2."""
     clock, runs = [0.0], [0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
 
     def run(name):
         runs[0] += 1
@@ -74,7 +74,7 @@ def test_errors(call, text):
         call()
 
 
-@pytest.mark.skipif(not bench.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.skipif(not timing.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_sees_a_passing_allocation_and_forgets_it():
     size = 256 * 2**20
     quiet = peak_memory(lambda: None)

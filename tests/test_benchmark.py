@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from agentsd.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_inputs, random_pipeline, random_unet
-from agentsd.arms import STEP_ARMS, TWINS, Arm, compiled
-from agentsd.rows import read_rows
+from agentsd.bench.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_inputs, random_pipeline, random_unet
+from agentsd.bench.arms import STEP_ARMS, TWINS, Arm, compiled
+from agentsd.bench.rows import read_rows
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 TINY = {
@@ -37,9 +37,9 @@ main = script["main"]
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
-    monkeypatch.setattr("agentsd.architectures.TEXT_ENCODERS", {"sd15": (CLIP,)})
-    monkeypatch.setattr("agentsd.architectures.VAE", TINY_VAE)
+    monkeypatch.setattr("agentsd.bench.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
+    monkeypatch.setattr("agentsd.bench.architectures.TEXT_ENCODERS", {"sd15": (CLIP,)})
+    monkeypatch.setattr("agentsd.bench.architectures.VAE", TINY_VAE)
 
 
 def run(output, *words, code=0):
@@ -163,14 +163,14 @@ def test_a_random_pipeline_draws_finite_pictures(monkeypatch):
     )
     xl = {**TINY, "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 64,
           "projection_class_embeddings_input_dim": 32 + 6 * 8}  # fmt: skip
-    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {"sdxl": xl})
-    monkeypatch.setattr("agentsd.architectures.TEXT_ENCODERS", {"sdxl": (CLIP, {**CLIP, "projection_dim": 32})})
+    monkeypatch.setattr("agentsd.bench.architectures.ARCHITECTURES", {"sdxl": xl})
+    monkeypatch.setattr("agentsd.bench.architectures.TEXT_ENCODERS", {"sdxl": (CLIP, {**CLIP, "projection_dim": 32})})
     pipe = random_pipeline("sdxl")
     pictures = pipe("a red ring", num_inference_steps=2, height=64, width=64, output_type="pt").images
     assert torch.isfinite(pictures).all()
 
 
 def test_random_inputs_fit_the_architecture(monkeypatch):
-    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {"tiny": TINY})
+    monkeypatch.setattr("agentsd.bench.architectures.ARCHITECTURES", {"tiny": TINY})
     unet = random_unet("tiny")
     assert unet(**random_inputs(unet, 16, 24, 3)).sample.shape == (3, 4, 16, 24)

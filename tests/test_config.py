@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agentsd import DEFAULT_PRESET, PRESETS, AgentConfig, Phase, Schedule, preset_schedule
-from agentsd.config import TokenCounts
+from agentsd.schedule import TokenCounts
 
 
 @pytest.mark.parametrize(

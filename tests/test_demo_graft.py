@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agentsd.demo.diffusion import build_unet
-from agentsd.demo.graft import graft
+from agentsd.demo.training.diffusion import build_unet
+from agentsd.demo.training.graft import graft
 
 INNER = (40, 48, 48)  # nine shifts of four latent channels need at least 36
 

@@ -23,9 +23,6 @@ from agentsd.demo.attributes import (
 )
 from agentsd.demo.captions import caption, grammar_words, parse_caption
 from agentsd.demo.checksums import broken_files
-from agentsd.demo.diffusion import Stage, Trainer, build_scheduler, build_unet, sample
-from agentsd.demo.muon import Muon
-from agentsd.demo.pool import FOCUS, build_pool, draw_batch, thumbnails
 from agentsd.demo.scenes import COMBOS, combo_index, sample_scenes
 from agentsd.demo.text import (
     QUESTIONS,
@@ -35,7 +32,10 @@ from agentsd.demo.text import (
     pretrain_text_encoder,
     token_ids,
 )
-from agentsd.demo.training import assemble, export, text_function
+from agentsd.demo.training.diffusion import Stage, Trainer, build_scheduler, build_unet, sample
+from agentsd.demo.training.muon import Muon
+from agentsd.demo.training.pool import FOCUS, build_pool, draw_batch, thumbnails
+from agentsd.demo.training.stages import assemble, export, text_function
 from agentsd.demo.vae import build_vae, decode, encode, normalise_latents, to_pictures, to_tensor, train_vae
 
 

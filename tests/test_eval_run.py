@@ -30,7 +30,7 @@ from evaluation_runs import (
 from PIL import Image
 
 import agentsd.evaluation.run as module
-from agentsd import bench
+from agentsd.bench import timing as bench_timing
 from agentsd.evaluation import measures, store, timing
 from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import picture_seed, scheduler_settings
@@ -313,7 +313,7 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
     assert all(1 <= fewer <= 2 for fewer in steps.values())
     taken = read_json(tmp_path / "run" / "timing.json")
     assert taken["order"] == "ABBA"
-    assert taken["environment"] == bench.environment() | {"threads": 1, "dtype": "float32"}
+    assert taken["environment"] == bench_timing.environment() | {"threads": 1, "dtype": "float32"}
     assert taken["arms"]["stock"]["attention"] == ["AttnProcessor2_0"]
     assert "AgentAttnProcessor" in taken["arms"]["ours"]["attention"]
     assert not any(row["compiled"] for row in taken["arms"].values())
@@ -356,11 +356,13 @@ def test_on_cuda_the_environment_names_driver_cuda_and_cudnn(tmp_path, monkeypat
     path = tmp_path / "version"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(bench, "Path", lambda name: path if name == "/proc/driver/nvidia/version" else Path(name))
+    monkeypatch.setattr(
+        bench_timing, "Path", lambda name: path if name == "/proc/driver/nvidia/version" else Path(name)
+    )
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.version, "cuda", "12.6")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90501)
-    on_cpu, on_cuda = bench.environment("cpu"), bench.environment("cuda:0")
+    on_cpu, on_cuda = bench_timing.environment("cpu"), bench_timing.environment("cuda:0")
     assert {name: on_cuda.get(name, "none") for name in on_cuda.keys() - on_cpu.keys()} == {
         "driver": driver, "cuda": "12.6", "cudnn": 90501,
     }  # fmt: skip
@@ -382,7 +384,7 @@ def test_on_cuda_times_name_the_backends_of_fused_attention(monkeypatch):
 def test_equal_time_counts_what_a_call_costs_without_steps(monkeypatch, tiny_pipe, fixed):
     """The speed-up alone would say 12 or 18 of 20 steps where the fixed cost is 1 or 20 s."""
     now = [0.0]
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(bench_timing.time, "perf_counter", lambda: now[0])
     arms = base_arms(["ours:steps=10"], 20)  # stands for an arm that takes the time of 10 of stock's steps
 
     def draw(arm, places):
@@ -463,7 +465,7 @@ def made_up_times(pipe, arms, draw, plan):
     return {
         "prompts": plan.prompts,
         "batch": plan.batch,
-        "environment": bench.environment(),
+        "environment": bench_timing.environment(),
         "arms": {arm.name: row | memory for arm in arms},
     }
 
@@ -852,7 +854,7 @@ def test_the_coco_protocol_pins_its_captions(tmp_path):
 def test_ids_must_differ(tiny_pipe):
     from agentsd.evaluation.captions import Prompt
     from agentsd.evaluation.drawing import Painter
-    from agentsd.generate import Settings
+    from agentsd.pictures.generate import Settings
 
     with pytest.raises(ValueError, match=r"image_id='7' occurs twice"):
         Painter(tiny_pipe, [Prompt(0, 7, "a"), Prompt(1, "7", "b")], Settings(prompt=""))

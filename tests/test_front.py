@@ -10,10 +10,22 @@ import pytest
 import torch
 from tiny import make_tiny_pipe
 
-from agentsd.arms import RUN_ARMS, RunArm, stock
-from agentsd.front import Chunk, Sample, Store, chunks, collect, digest_of, identity, likeness, measure, pairs, visits
+from agentsd.bench.arms import RUN_ARMS, RunArm, stock
+from agentsd.bench.front import (
+    Chunk,
+    Sample,
+    Store,
+    chunks,
+    collect,
+    digest_of,
+    identity,
+    likeness,
+    measure,
+    pairs,
+    visits,
+)
+from agentsd.bench.rows import read_rows
 from agentsd.presets import FRONT
-from agentsd.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"

@@ -14,9 +14,9 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import make_tiny_pipe
 
 import agentsd
-from agentsd.compare import Comparison, compare, side_by_side
-from agentsd.files import plan_files, read_record, write_picture
-from agentsd.generate import (
+from agentsd.pictures.compare import Comparison, compare, side_by_side
+from agentsd.pictures.files import plan_files, read_record, write_picture
+from agentsd.pictures.generate import (
     DEMO,
     SCHEDULERS,
     Settings,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
-from agentsd.config import AgentConfig
-from agentsd.processor import LevelPlan, attend
-from agentsd.tokens import cell_pattern, rank_tokens
+from agentsd.attention.tokens import cell_pattern, rank_tokens
+from agentsd.schedule import AgentConfig
+from agentsd.unet.processor import LevelPlan, attend
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
 TOLERANCE = 1e-4

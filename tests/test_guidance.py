@@ -14,7 +14,7 @@ from tiny import draw, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle
+from agentsd.unet.guidance import conditional_half, for_both_halves, guidance_obstacle
 
 POOL = AgentConfig(agents="pool", stride=4)
 

@@ -9,8 +9,8 @@ import pytest
 
 import agentsd
 from agentsd.__main__ import main
-from agentsd.info import MEASURED, collect, current_figures, describe, read_measured, summarise
-from agentsd.rows import read_rows
+from agentsd.bench.rows import read_rows
+from agentsd.cli.info import MEASURED, collect, current_figures, describe, read_measured, summarise
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "results" / "demo" / "front.jsonl"

@@ -23,7 +23,7 @@ from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import PRESETS, AgentConfig, Phase, Schedule
-from agentsd.processor import AgentAttnProcessor
+from agentsd.unet.processor import AgentAttnProcessor
 
 REUSING = Schedule.constant(POOL, reuse=3)
 CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])

@@ -1,149 +1,106 @@
-"""Modules import downwards only, and `import agentsd` stays light."""
+"""Folders import downwards only, modules never in a circle, and `import agentsd` stays light."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "agentsd"
 
-# A module imports from lower layers, and within its own layer only what it names here.
+# From the lowest to the highest. What stands on one line may import each other, but no module in a circle.
 LAYERS = (
-    {
-        "config": (),
-        "plans": ("config",),
-        "presets": ("config",),
-        "report": ("config",),
-        "attention": (),
-        "tokens": (),
-        "steps": (),
-        "precision": (),
-    },
-    {
-        "processor": (),
-        "guidance": (),
-        "reuse": (),
-        "sites": ("processor",),
-        "runtime": ("guidance", "processor", "reuse", "sites"),
-    },
-    {"patch": (), "pipeline": ("patch",)},
-    {
-        "metrics": (),
-        "bench": (),
-        "rows": (),
-        "front": ("arms", "bench", "metrics", "rows"),
-        "rankings": (),
-        "arms": ("rankings",),
-        "architectures": (),
-        "planning": ("architectures", "bench", "metrics"),
-        "generate": (),
-        "compare": ("bench", "generate", "metrics"),
-        "files": ("generate",),
-        "visual": (),
-        "info": (),
-        "__main__": ("info",),
-    },
-    {
-        "evaluation.captions": (),
-        "evaluation.statistics": (),
-        "evaluation.inception": (),
-        "evaluation.features": ("evaluation.inception",),
-        "evaluation.clip_score": ("evaluation.inception", "evaluation.statistics"),
-    },
-    {
-        "evaluation.options": (),
-        "evaluation.store": (),
-        "evaluation.arms": ("evaluation.store",),
-        "evaluation.manifest": ("evaluation.store",),
-        "evaluation.processes": ("evaluation.store",),
-        "evaluation.reference": ("evaluation.store",),
-        "evaluation.drawing": ("evaluation.arms", "evaluation.manifest"),
-        "evaluation.results": ("evaluation.arms", "evaluation.reference", "evaluation.store"),
-        "evaluation.timing": ("evaluation.arms",),
-        "evaluation.measures": (
-            "evaluation.arms",
-            "evaluation.drawing",
-            "evaluation.manifest",
-            "evaluation.reference",
-            "evaluation.store",
-        ),
-        "evaluation.tables": ("evaluation.results",),
-        "evaluation.report": ("evaluation.arms", "evaluation.results", "evaluation.store", "evaluation.tables"),
-        "evaluation.run": (
-            "evaluation.arms",
-            "evaluation.drawing",
-            "evaluation.manifest",
-            "evaluation.measures",
-            "evaluation.options",
-            "evaluation.processes",
-            "evaluation.reference",
-            "evaluation.report",
-            "evaluation.results",
-            "evaluation.store",
-            "evaluation.timing",
-        ),
-    },
+    ("attention", "schedule"),
+    ("presets",),
+    ("planning.plans",),
+    ("unet",),
+    ("patch",),
+    ("bench.precision",),
+    ("demo",),
+    ("bench",),
+    ("planning",),
+    ("pictures",),
+    ("pipeline", "cli", "evaluation", "vision"),
+    ("__main__",),
 )
-TOOLS = 3  # the first layer that reads the version and finds the demo model
-LEVEL = {name: level for level, modules in enumerate(LAYERS) for name in modules}
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
-def imports(path: Path) -> set[str]:
-    """Names of all agentsd modules that a file imports, anywhere in it; `__init__` is agentsd itself."""
+def place(module: str) -> str:
+    """The entry of `LAYERS` that a module belongs to."""
+    return module if module in RANK else module.partition(".")[0]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    del found[""]  # agentsd itself gathers names from everywhere
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path, *, at_import: bool = False) -> set[str]:
+    """Names of the agentsd modules that a file imports, anywhere in it or only `at_import`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.If)
+        for node in ast.walk(outer)
+        if node is not outer
+    }
+    for node in ast.walk(tree):
+        if at_import and id(node) in inner:
+            continue
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno} imports relatively"
-            package = node.module in ("agentsd", "agentsd.evaluation")
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if package else [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
         for name in names:
-            head, _, rest = (name or "").partition(".")
+            head, _, rest = name.partition(".")
+            while head == "agentsd" and rest and rest not in MODULES:
+                rest = rest.rpartition(".")[0]
             if head == "agentsd":
-                module, _, part = rest.partition(".")
-                if module == "evaluation":
-                    found.add(f"evaluation.{part.partition('.')[0]}")
-                    continue
-                exists = (PACKAGE / f"{module}.py").is_file() or (PACKAGE / module).is_dir()
-                found.add(module if module and exists else "__init__")
+                found.add(rest)
     return found
 
 
-MODULES = sorted(
-    prefix + path.stem
-    for folder, prefix in ((PACKAGE, ""), (PACKAGE / "evaluation", "evaluation."))
-    for path in folder.glob("*.py")
-    if path.stem != "__init__"
-)
-
-
 def test_every_module_has_a_layer():
-    assert set(MODULES) == set(LEVEL)
+    assert not [name for name in MODULES if place(name) not in RANK]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name in LEVEL])
-def test_modules_import_downwards_only(name):
-    level = LEVEL[name]
-    for other in imports(PACKAGE / f"{name.replace('.', '/')}.py"):
-        if level >= TOOLS and other in ("__init__", "demo"):
-            continue  # the tools read the version and find the demo model
-        assert other in LEVEL, f"{name} imports {other}"
-        assert LEVEL[other] < level or other in LAYERS[level][name], f"{name} imports {other}, which is not below it"
+@pytest.mark.parametrize("name", MODULES)
+def test_folders_import_downwards_only(name):
+    for other in imports(MODULES[name]) - {""}:  # the version is read from agentsd itself
+        assert RANK[place(other)] <= RANK[place(name)], f"{name} imports {other}, which is above it"
 
 
-def test_the_layer_check_sees_imports(tmp_path):
+def test_no_circles():
+    graph = {name: imports(path, at_import=True) - {"", name} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {error.args[1]}")
+
+
+def test_the_check_sees_imports(tmp_path):
     file = tmp_path / "sample.py"
     file.write_text(
-        "from agentsd import patch, apply\ndef f():\n    import agentsd.tokens\n    from agentsd.demo.text import x\n"
+        "from agentsd import patch, apply\n"
+        "def f():\n    import agentsd.attention.tokens\n    from agentsd.demo.text import x\n"
     )
-    assert imports(file) == {"patch", "__init__", "tokens", "demo"}
-    file.write_text("from agentsd.evaluation import captions\nfrom agentsd.evaluation.features import Extractor\n")
-    assert imports(file) == {"evaluation.captions", "evaluation.features"}
+    assert imports(file) == {"patch", "", "attention.tokens", "demo.text"}
+    assert imports(file, at_import=True) == {"patch", ""}
 
 
 def test_importing_agentsd_is_light():

@@ -7,7 +7,7 @@ from tiny import make_one_level_unet
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import agentsd
-from agentsd.attention import agent_attention
+from agentsd.attention.agent import agent_attention
 
 TOKENS, AGENTS = 1024, 64  # 32 x 32, one agent per 4 x 4
 

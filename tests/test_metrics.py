@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from agentsd.metrics import psnr, relative_l2, ssim
+from agentsd.bench.metrics import psnr, relative_l2, ssim
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ class TestPackage:
     def test_the_wheel_holds_the_package_and_the_model_and_nothing_else(self, wheel):
         path, names, _ = wheel
         modules = {file.relative_to(ROOT).as_posix() for file in (ROOT / "agentsd").rglob("*.py")}
-        wanted = modules | model_files() | {"agentsd/py.typed", "agentsd/measured.json"}
+        wanted = modules | model_files() | {"agentsd/py.typed", "agentsd/cli/measured.json"}
         assert wanted <= names, sorted(wanted - names)
         info = f"agentsd-{agentsd.__version__}.dist-info/"
         others = {name for name in names - wanted if not name.startswith(info)}

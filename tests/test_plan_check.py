@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from test_benchmark import TINY
 
-from agentsd.architectures import ARCHITECTURES
+from agentsd.bench.architectures import ARCHITECTURES
+from agentsd.bench.rows import read_rows
 from agentsd.presets import DEFAULT_PRESET
-from agentsd.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 main = runpy.run_path(str(ROOT / "scripts" / "plan_check.py"))["main"]
 
 
 def test_rows_hold_prediction_and_measurement(tmp_path, monkeypatch):
-    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
+    monkeypatch.setattr("agentsd.bench.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
     output = tmp_path / "plans.jsonl"
     words = ["--size", "128", "192", "--preset", "balanced", "paper", "--rounds", "2", "--dtype", "float32"]
     assert main([*words, "--device", "cpu", "--output", str(output)]) == 0

@@ -11,9 +11,9 @@ from matrix import KINDS, controlnet, lora
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-import agentsd.planning
+import agentsd.planning.measuring
 from agentsd import FRONT, AgentConfig, Phase, Plan, Schedule
-from agentsd.plans import LayerTiming
+from agentsd.planning.plans import LayerTiming
 
 POOL = AgentConfig(agents="pool", stride=4, max_downsample=2)
 FINE = LayerTiming(0, (64, 64), 5, 1, POOL, 0.4, 0.1)
@@ -79,7 +79,7 @@ def test_measurements_are_kept_and_used(tmp_path, monkeypatch):
     first = agentsd.plan(unet, config=POOL)
     (path,) = (tmp_path / "plans").iterdir()
     assert len(json.loads(path.read_text())) == 3  # the step and two layer shapes
-    monkeypatch.setattr(agentsd.planning, "interleave", None)  # any measurement would fail now
+    monkeypatch.setattr(agentsd.planning.measuring, "interleave", None)  # any measurement would fail now
     assert agentsd.plan(unet, config=POOL) == first
     monkeypatch.undo()
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
@@ -98,7 +98,7 @@ def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
         name = next(name for name in FRONT if agentsd.PRESETS[name] == schedule)
         return replace(made(timings=(replace(FINE, layers=0),)), step_seconds=speeds[name])
 
-    monkeypatch.setattr(agentsd.planning, "_plan", fake)
+    monkeypatch.setattr(agentsd.planning.measuring, "_plan", fake)
     monkeypatch.setattr(Plan, "predicted_speedup", lambda self, steps=50: self.step_seconds)
     pipe = make_tiny_pipe()
     assert agentsd.plan(pipe, target_speedup=1.3).step_seconds == 1.5
@@ -315,11 +315,11 @@ def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
     real = agentsd.planning._layer_seconds
 
     def other_plan_meanwhile(*arguments):
-        monkeypatch.setattr(agentsd.planning, "_layer_seconds", real)
+        monkeypatch.setattr(agentsd.planning.measuring, "_layer_seconds", real)
         agentsd.plan(unet, config=replace(POOL, stride=8))
         return real(*arguments)
 
-    monkeypatch.setattr(agentsd.planning, "_layer_seconds", other_plan_meanwhile)
+    monkeypatch.setattr(agentsd.planning.measuring, "_layer_seconds", other_plan_meanwhile)
     agentsd.plan(unet, config=POOL)
     (path,) = (tmp_path / "plans").iterdir()
     assert len(json.loads(path.read_text())) == 5  # the step, and two layer shapes by two settings
@@ -399,7 +399,7 @@ def test_plan_for_another_batch_warns_once(quick):
     ],
 )
 def test_arguments_are_checked_before_measuring(arguments, text, monkeypatch):
-    monkeypatch.setattr(agentsd.planning, "interleave", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(agentsd.planning.measuring, "interleave", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(ValueError, match=text):
         agentsd.plan(make_tiny_pipe(), cache=False, **arguments)
 

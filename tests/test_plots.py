@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsd.arms import RUN_ARMS
+from agentsd.bench.arms import RUN_ARMS
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "plots.py"

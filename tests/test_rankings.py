@@ -7,9 +7,9 @@ from probe import unet_inputs
 from tiny import make_tiny_unet
 
 import agentsd
-from agentsd import processor
-from agentsd.rankings import SharedRanking, rank_in_windows, ranked_by, ranking_free
-from agentsd.tokens import cell_pattern, rank_tokens
+from agentsd.attention.tokens import cell_pattern, rank_tokens
+from agentsd.bench.rankings import SharedRanking, rank_in_windows, ranked_by, ranking_free
+from agentsd.unet import processor
 
 
 def pattern_of(side, stride=2, seed=0):
@@ -53,7 +53,7 @@ def test_layers_of_a_grid_share_one_for_so_many_calls(calls, rankings, monkeypat
         made.append(metric.shape)
         return rank_tokens(metric, pattern)
 
-    monkeypatch.setattr("agentsd.rankings.rank_tokens", count)
+    monkeypatch.setattr("agentsd.bench.rankings.rank_tokens", count)
     unet = make_tiny_unet()
     sample, text = unet_inputs()
     config = agentsd.AgentConfig(stride=4, max_downsample=1)

@@ -24,9 +24,9 @@ from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.reuse import max_depth, obstacle
-from agentsd.runtime import _Kept
-from agentsd.steps import Position
+from agentsd.unet.reuse import max_depth, obstacle
+from agentsd.unet.runtime import _Kept
+from agentsd.unet.steps import Position
 
 # Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
 DEPTHS = pytest.mark.parametrize(("layers", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from agentsd.rows import append_row, key_of, newest, read_rows
+from agentsd.bench.rows import append_row, key_of, newest, read_rows
 
 
 def test_rows_are_appended_and_read_back(tmp_path):

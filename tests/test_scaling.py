@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_benchmark import TINY
 
-from agentsd.architectures import ARCHITECTURES, random_attention
-from agentsd.bench import power_law
-from agentsd.rows import read_rows
+from agentsd.bench.architectures import ARCHITECTURES, random_attention
+from agentsd.bench.rows import read_rows
+from agentsd.bench.timing import power_law
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "scaling.py"
 script = runpy.run_path(str(SCRIPT))
@@ -17,7 +17,7 @@ script = runpy.run_path(str(SCRIPT))
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("agentsd.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
+    monkeypatch.setattr("agentsd.bench.architectures.ARCHITECTURES", {**ARCHITECTURES, "sd15": TINY})
     words = ["--dtype", "float32", "--device", "cpu", "--rounds", "2", "--output", str(tmp_path / "scaling.jsonl")]
 
     def call(*more, code=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentsd.steps import Position, StepReader
+from agentsd.unet.steps import Position, StepReader
 
 TIMESTEPS = torch.tensor([900, 700, 700, 500, 100])  # a repeated one, as Heun has
 

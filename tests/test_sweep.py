@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_pipe
 
-from agentsd.arms import RUN_ARMS
-from agentsd.front import Chunk, drawer
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.front import Chunk, drawer
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 script = runpy.run_path(str(SCRIPT))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agentsd.rows import read_rows
+from agentsd.bench.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agentsd.tokens
-from agentsd.tokens import (
+import agentsd.attention.tokens
+from agentsd.attention.tokens import (
     add_rows,
     cell_edges,
     cell_pattern,
@@ -108,7 +108,7 @@ def test_rows_are_taken_and_added_sample_by_sample(batch, number, picked, seed):
 
 def test_ranking_in_blocks_equals_ranking_at_once(monkeypatch):
     tokens, pattern, whole = ranked(12, 10, 2, 0)
-    monkeypatch.setattr(agentsd.tokens, "_MAX_SIMILARITIES", 7 * 2 * 30)
+    monkeypatch.setattr(agentsd.attention.tokens, "_MAX_SIMILARITIES", 7 * 2 * 30)
     blocks = rank_tokens(tokens, pattern)
     assert torch.equal(blocks.order, whole.order)
     assert torch.equal(blocks.target, whole.target)

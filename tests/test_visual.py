@@ -9,9 +9,9 @@ from tiny import draw
 
 import agentsd
 from agentsd import AgentConfig
-from agentsd.processor import attend
-from agentsd.tokens import sample_tokens
-from agentsd.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
+from agentsd.attention.tokens import sample_tokens
+from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
+from agentsd.unet.processor import attend
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
 MERGED_AGENTS = AgentConfig(merge_ratio=0.4, agent_ratio=0.9, stride=4)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from agentsd.demo.pool import THUMBNAIL, Pool, thumbnails
+from agentsd.bench.precision import cpu_autocast
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import COMBOS, Scene, combo_index, sample_scenes
-from agentsd.precision import cpu_autocast
+from agentsd.demo.training.pool import THUMBNAIL, Pool, thumbnails
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from agentsd.arms import RUN_ARMS
-from agentsd.config import Schedule
+from agentsd.bench.arms import RUN_ARMS
 from agentsd.evaluation.store import slug
-from agentsd.generate import labelled_schedule
 from agentsd.patch import apply
+from agentsd.pictures.generate import labelled_schedule
 from agentsd.presets import DEFAULT_PRESET, PRESETS
+from agentsd.schedule import Schedule
 
 STOCK = "stock"
 CONTROL = "stock A/A"
@@ -31,7 +31,7 @@ class EvaluationArm:
         role: `"stock"`, its `"control"`, a `"candidate"`, or stock of `"equal time"`.
         steps: Denoising steps.
         schedule: Schedule of ours; `None` is stock attention.
-        rival: Name in `agentsd.arms.RUN_ARMS` instead.
+        rival: Name in `agentsd.bench.arms.RUN_ARMS` instead.
         noise: Which of the independent noises of each prompt to start from; 0 is that of stock.
         equals: For `"equal time"`: the candidates whose time it has; empty if the user chose the steps.
 

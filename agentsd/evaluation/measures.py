@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentsd.bench.metrics import psnr, relative_l2, ssim
 from agentsd.evaluation.arms import STOCK
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.clip_score import load_clip
@@ -16,7 +17,6 @@ from agentsd.evaluation.features import Extractor, FeatureExtractor, demo_extrac
 from agentsd.evaluation.manifest import digest
 from agentsd.evaluation.reference import Reference
 from agentsd.evaluation.store import Array, Store, UnfinishedError, chunks
-from agentsd.metrics import psnr, relative_l2, ssim
 
 LIKENESS = "likeness"
 ATTRIBUTES = "attributes"

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.store import read_arrays
-from agentsd.generate import DEMO
+from agentsd.pictures.generate import DEMO
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

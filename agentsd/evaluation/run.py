@@ -23,7 +23,7 @@ from agentsd.evaluation.report import write_report
 from agentsd.evaluation.results import SCHEMA_VERSION, Real, Rows, arm_results, speed_figures, stamps
 from agentsd.evaluation.store import Store, UnfinishedError, read_json, write_bytes, write_json
 from agentsd.evaluation.timing import LAYOUT, TimingPlan, equal_time_steps, time_arms
-from agentsd.generate import DEMO, choose_device, load_pipeline
+from agentsd.pictures.generate import DEMO, choose_device, load_pipeline
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from agentsd.bench import environment, interleave, peak_memory, peak_reserved, speedup
+from agentsd.bench.timing import environment, interleave, peak_memory, peak_reserved, speedup
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.statistics import spread_of
-from agentsd.plans import is_compiled
+from agentsd.planning.plans import is_compiled
 
 logger = logging.getLogger(__name__)
 

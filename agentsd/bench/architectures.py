@@ -150,7 +150,7 @@ def random_attention(
     _check(architecture)
     from diffusers import UNet2DConditionModel
 
-    from agentsd.sites import find_sites
+    from agentsd.unet.sites import find_sites
 
     with torch.device("meta"):
         sites, _ = find_sites(UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture]))

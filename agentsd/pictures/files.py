@@ -10,7 +10,7 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from agentsd.generate import Settings
+from agentsd.pictures.generate import Settings
 
 _CHUNK = "agentsd"  # keyword of the PNG text chunk
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from agentsd.architectures import random_inputs
-from agentsd.bench import environment, interleave
-from agentsd.config import AgentConfig, Schedule
+from agentsd.bench.architectures import random_inputs
+from agentsd.bench.timing import environment, interleave
 from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
-from agentsd.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
+from agentsd.planning.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import FRONT, preset_schedule
-from agentsd.processor import SITE, attend, level_plan
-from agentsd.reuse import caches_already, depth_under_noise, draws_noise, shallow_pass
-from agentsd.runtime import grid_at
+from agentsd.schedule import AgentConfig, Schedule
+from agentsd.unet.processor import SITE, attend, level_plan
+from agentsd.unet.reuse import caches_already, depth_under_noise, draws_noise, shallow_pass
+from agentsd.unet.runtime import grid_at
 
 if TYPE_CHECKING:
-    from agentsd.sites import Candidate
+    from agentsd.unet.sites import Candidate
 
 _LAYER_BUDGET = 0.5  # seconds for one layer shape and setting, both arms together
 _STEP_ROUNDS = 3
@@ -151,7 +151,7 @@ def _fitted(target: Any, latent: tuple[int, int], batch: int, schedule: Schedule
 
 @torch.inference_mode()
 def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool) -> Plan:
-    from agentsd.sites import find_sites
+    from agentsd.unet.sites import find_sites
 
     sites, _ = find_sites(unet)
     if not sites:

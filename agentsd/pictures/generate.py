@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agentsd.config import AgentConfig, Phase, Schedule
+from agentsd.bench.precision import slow_dtype_warning
 from agentsd.patch import choose_schedule
-from agentsd.precision import slow_dtype_warning
 from agentsd.presets import DEFAULT_PRESET, with_ratio
+from agentsd.schedule import AgentConfig, Phase, Schedule
 
 DEMO = "demo"
 DEMO_STEPS = 50

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from agentsd.demo.muon import Muon
-from agentsd.demo.pool import Pool, draw_batch
-from agentsd.precision import cpu_autocast
+from agentsd.bench.precision import cpu_autocast
+from agentsd.demo.training.muon import Muon
+from agentsd.demo.training.pool import Pool, draw_batch
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -41,7 +41,7 @@ class Stage:
         minutes: Compute time to fill when ``steps`` is 0; the first steps are timed to set the number.
         ema: Decay of the averaged weights, approached from below at the start of the stage.
         warmup: Steps of rising learning rate.
-        focus: Share of timesteps drawn from ``agentsd.demo.pool.FOCUS`` instead of from all.
+        focus: Share of timesteps drawn from ``agentsd.demo.training.pool.FOCUS`` instead of from all.
         noise: Standard deviation of the noise.
     """
 

@@ -20,7 +20,7 @@ class AgentConfig:
     (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874; merging: Bolya & Hoffman, https://arxiv.org/abs/2303.17604).
     Sampled agents are tokens that bring their own key and value instead of gathering:
     `O = softmax(Q K_A^T d^-0.5) V_A` (downsampled keys: Smith et al., https://arxiv.org/abs/2402.13573; drawn anew at
-    every step and recentred, see `agentsd.tokens.sample_tokens`, here).
+    every step and recentred, see `agentsd.attention.tokens.sample_tokens`, here).
 
     Args:
         merge_ratio: Share of the grid's tokens merged into similar ones before attention, in [0, 1). At most

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agentsd.config import AgentConfig, Schedule
+from agentsd.schedule import AgentConfig, Schedule
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agentsd.config import AgentConfig, Schedule
+from agentsd.schedule import AgentConfig, Schedule
 
 _MARGIN = 1.03  # medians of two equal layers differ by as much on a quiet machine
 

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from agentsd.demo.checksums import write_checksums
-from agentsd.demo.diffusion import (
+from agentsd.demo.text import (
+    build_text_encoder,
+    build_tokenizer,
+    pretrain_text_encoder,
+    token_ids,
+    write_slow_tokenizer_files,
+)
+from agentsd.demo.training.diffusion import (
     FINEST_GRID,
     INNER_CHANNELS,
     STAGES,
@@ -22,15 +29,8 @@ from agentsd.demo.diffusion import (
     build_scheduler,
     build_unet,
 )
-from agentsd.demo.graft import graft
-from agentsd.demo.pool import Pool, build_pool
-from agentsd.demo.text import (
-    build_text_encoder,
-    build_tokenizer,
-    pretrain_text_encoder,
-    token_ids,
-    write_slow_tokenizer_files,
-)
+from agentsd.demo.training.graft import graft
+from agentsd.demo.training.pool import Pool, build_pool
 from agentsd.demo.vae import normalise_latents, reconstruction_psnr, train_vae
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agentsd import processor
-from agentsd.tokens import CellPattern, Ranking, rank_tokens
+from agentsd.attention.tokens import CellPattern, Ranking, rank_tokens
+from agentsd.unet import processor
 
 Ranker = Callable[[Tensor, CellPattern], Ranking]
 
@@ -32,7 +32,7 @@ def rank_in_windows(metric: Tensor, pattern: CellPattern, side: int = 16) -> Ran
         ValueError: If the windows do not tile the grid.
 
     Example:
-        >>> from agentsd.tokens import cell_pattern
+        >>> from agentsd.attention.tokens import cell_pattern
         >>> rank_in_windows(torch.randn(1, 64, 8), cell_pattern(8, 8, 2), side=4).order.shape
         torch.Size([1, 48])
     """
@@ -62,7 +62,7 @@ class SharedRanking:
     """One ranking for all layers of a grid and for `calls` calls of the UNet in a row.
 
     Example:
-        >>> from agentsd.tokens import cell_pattern
+        >>> from agentsd.attention.tokens import cell_pattern
         >>> shared, pattern = SharedRanking(calls=1), cell_pattern(4, 4, 2)
         >>> shared.start_call()
         >>> shared(torch.randn(1, 16, 8), pattern) is shared(torch.randn(1, 16, 8), pattern)
@@ -106,7 +106,7 @@ def ranking_free(metric: Tensor, pattern: CellPattern) -> Ranking:
     """Return an arbitrary ranking at next to no cost: no cheaper one can be faster. For speed alone, not for pictures.
 
     Example:
-        >>> from agentsd.tokens import cell_pattern
+        >>> from agentsd.attention.tokens import cell_pattern
         >>> ranking_free(torch.randn(1, 16, 8), cell_pattern(4, 4, 2)).order.shape
         torch.Size([1, 12])
     """

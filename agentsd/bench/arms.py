@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.config import AgentConfig, Schedule
+from agentsd.bench.rankings import Ranker, SharedRanking, rank_in_windows, ranked_by, ranking_free
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
-from agentsd.processor import SITE, Site
-from agentsd.rankings import Ranker, SharedRanking, rank_in_windows, ranked_by, ranking_free
+from agentsd.schedule import AgentConfig, Schedule
+from agentsd.unet.processor import SITE, Site
 
 Enter = Callable[[Any], AbstractContextManager[Any]]
 
@@ -179,7 +179,7 @@ def tiled_attention_arm(side: int) -> Arm:
 def _finest_level_arm(processor: Any) -> Arm:
     @contextmanager
     def arm(pipe: Any) -> Iterator[None]:
-        from agentsd.sites import find_sites
+        from agentsd.unet.sites import find_sites
 
         sites, _ = find_sites(pipe.unet)
         finest = min(site.level for site in sites)

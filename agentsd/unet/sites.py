@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from torch import nn
 
-from agentsd.processor import AgentAttnProcessor
+from agentsd.unet.processor import AgentAttnProcessor
 
 _STANDARD = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentsd.arms import RunArm, stock
-from agentsd.bench import interleave, speedup
-from agentsd.metrics import psnr, relative_l2, ssim
-from agentsd.rows import Row
+from agentsd.bench.arms import RunArm, stock
+from agentsd.bench.metrics import psnr, relative_l2, ssim
+from agentsd.bench.rows import Row
+from agentsd.bench.timing import interleave, speedup
 
 STOCK = "stock"
 _LATENTS = "latents"

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from agentsd.config import AgentConfig, Schedule
-from agentsd.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
-from agentsd.plans import Plan
-from agentsd.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
-from agentsd.reuse import bind_arguments, depth_under_noise, draws_noise, obstacle, shallow_pass
-from agentsd.steps import Position, StepReader, shares_memory
-from agentsd.tokens import CellPattern, cell_pattern, draw_tokens
+from agentsd.attention.tokens import CellPattern, cell_pattern, draw_tokens
+from agentsd.planning.plans import Plan
+from agentsd.schedule import AgentConfig, Schedule
+from agentsd.unet.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
+from agentsd.unet.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
+from agentsd.unet.reuse import bind_arguments, depth_under_noise, draws_noise, obstacle, shallow_pass
+from agentsd.unet.steps import Position, StepReader, shares_memory
 
 if TYPE_CHECKING:
-    from agentsd.sites import Candidate, Skipped
+    from agentsd.unet.sites import Candidate, Skipped
 
 _CACHED_CHOICES = 256  # cell patterns and drawn tokens
 _REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its features

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agentsd.attention import agent_attention
-from agentsd.config import AgentConfig, TokenCounts
-from agentsd.tokens import (
+from agentsd.attention.agent import agent_attention
+from agentsd.attention.tokens import (
     CellPattern,
     TokenMap,
     cell_pattern,
@@ -21,6 +20,7 @@ from agentsd.tokens import (
     rank_tokens,
     sample_tokens,
 )
+from agentsd.schedule import AgentConfig, TokenCounts
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.config import AgentConfig
+from agentsd.attention.tokens import cell_edges
 from agentsd.patch import denoiser_of
-from agentsd.processor import SITE, LevelPlan, cut_tokens, split_heads
-from agentsd.runtime import Runtime
-from agentsd.tokens import cell_edges
+from agentsd.schedule import AgentConfig
+from agentsd.unet.processor import SITE, LevelPlan, cut_tokens, split_heads
+from agentsd.unet.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -378,7 +378,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("agentsd.visual draws with matplotlib; pip install 'agentsd[notebooks]'.") from error
+        raise ImportError("agentsd.pictures.visual draws with matplotlib; pip install 'agentsd[notebooks]'.") from error
     return plt
 
 

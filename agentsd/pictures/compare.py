@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from agentsd.bench import interleave
-from agentsd.generate import Settings, generate
-from agentsd.metrics import psnr, ssim
+from agentsd.bench.metrics import psnr, ssim
+from agentsd.bench.timing import interleave
 from agentsd.patch import apply
+from agentsd.pictures.generate import Settings, generate
 
 _WARMUP_STEPS = 4
 _WARMUP_RUNS = 2

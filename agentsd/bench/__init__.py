@@ -1,0 +1,1 @@
+"""The laboratory of speed: arms, timing, architectures with random weights, rows and fronts."""

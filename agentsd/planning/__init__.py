@@ -1,0 +1,1 @@
+"""Which layers gain on this device: plans as data and how they are measured."""
