@@ -9,10 +9,10 @@ from torch import nn
 import agentsd.unet.processor
 from agentsd import AgentConfig, Phase, Schedule
 
-AGENTS = AgentConfig(stride=4)
-POOL = AgentConfig(agents="pool", stride=4)
-SAMPLE = AgentConfig(agents="sample", stride=4)
-MERGE = AgentConfig(merge_ratio=0.5, agent_ratio=None, stride=2)
+AGENTS = MergedTokens(stride=4)
+POOL = PooledAgents(stride=4)
+SAMPLE = SampledKeys(stride=4)
+MERGE = MergedTokens(merge_ratio=0.5, agent_ratio=None, stride=2)
 OFF = Schedule((Phase(1.0, None),))
 MIXED = Schedule((Phase(0.25, AGENTS), Phase(0.6, MERGE), Phase(1.0, None)))
 

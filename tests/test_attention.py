@@ -92,7 +92,7 @@ class TestSampledAgents:
     @pytest.mark.parametrize(("height", "width", "merge_ratio"), [(8, 8, 0.0), (9, 7, 0.0), (8, 8, 0.5)])
     def test_equals_the_formula(self, height, width, merge_ratio):
         attn = Attention(12, heads=2, dim_head=6)
-        config = AgentConfig(agents="sample", stride=3, merge_ratio=merge_ratio)
+        config = SampledKeys(stride=3, merge_ratio=merge_ratio)
         tokens = torch.randn(2, height * width, 12, generator=torch.Generator().manual_seed(0))
         plan = level_plan(height, width, config)
         with torch.no_grad():
@@ -111,5 +111,5 @@ class TestSampledAgents:
         tokens = torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             attn.to_q.weight.zero_()
-            found = attend(attn, tokens, None, level_plan(8, 8, AgentConfig(agents="sample", stride=4)))
+            found = attend(attn, tokens, None, level_plan(8, 8, SampledKeys(stride=4)))
             torch.testing.assert_close(found, attn(tokens))

@@ -46,41 +46,41 @@ from agentsd.schedule import TokenCounts
 )
 def test_bad_settings_say_what_is_wrong(fields, text):
     with pytest.raises(ValueError, match=text):
-        AgentConfig(**fields)
+        MergedTokens(**fields)
 
 
 def test_settings_are_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
-        AgentConfig().stride = 2
+        MergedTokens().stride = 2
     with pytest.raises(TypeError):
-        AgentConfig(0.4)
+        MergedTokens(0.4)
 
 
 @pytest.mark.parametrize(
     ("config", "grid", "counts"),
     [
-        (AgentConfig(merge_ratio=0.4, agent_ratio=0.95), (64, 64), TokenCounts(4096, 2458, 256)),
-        (AgentConfig(merge_ratio=0.3, agent_ratio=0.95), (13, 17), TokenCounts(221, 155, 12)),
-        (AgentConfig(merge_ratio=0.9, agent_ratio=None, stride=2), (8, 8), TokenCounts(64, 16, None)),
-        (AgentConfig(agents="pool", stride=8), (64, 64), TokenCounts(4096, 4096, 64)),
-        (AgentConfig(agents="pool", stride=4), (9, 5), TokenCounts(45, 45, 6)),
-        (AgentConfig(agents="pool", stride=4, max_agents=256), (64, 64), TokenCounts(4096, 4096, 256)),
-        (AgentConfig(agents="pool", stride=4, max_agents=256), (192, 192), TokenCounts(36864, 36864, 256)),
-        (AgentConfig(agents="pool", stride=2, max_agents=6), (9, 5), TokenCounts(45, 45, 6)),
-        (AgentConfig(agents="pool", stride=8, min_agents=64), (64, 64), TokenCounts(4096, 4096, 64)),
-        (AgentConfig(agents="pool", stride=8, min_agents=64), (32, 32), TokenCounts(1024, 1024, 64)),
-        (AgentConfig(agents="pool", stride=8, min_agents=64), (8, 8), TokenCounts(64, 64, 16)),
-        (AgentConfig(agents="sample", stride=4), (9, 5), TokenCounts(45, 45, 6)),
-        (AgentConfig(agents="sample", stride=8, min_agents=64), (7, 64), TokenCounts(448, 448, 66)),
-        (AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=64), (20, 20), TokenCounts(400, 400, 49)),
-        (AgentConfig(agents="sample", stride=2, merge_ratio=0.6), (4, 4), TokenCounts(16, 7, 4)),
-        (AgentConfig(), (3, 64), None),
+        (MergedTokens(merge_ratio=0.4, agent_ratio=0.95), (64, 64), TokenCounts(4096, 2458, 256)),
+        (MergedTokens(merge_ratio=0.3, agent_ratio=0.95), (13, 17), TokenCounts(221, 155, 12)),
+        (MergedTokens(merge_ratio=0.9, agent_ratio=None, stride=2), (8, 8), TokenCounts(64, 16, None)),
+        (PooledAgents(stride=8), (64, 64), TokenCounts(4096, 4096, 64)),
+        (PooledAgents(stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (PooledAgents(stride=4, max_agents=256), (64, 64), TokenCounts(4096, 4096, 256)),
+        (PooledAgents(stride=4, max_agents=256), (192, 192), TokenCounts(36864, 36864, 256)),
+        (PooledAgents(stride=2, max_agents=6), (9, 5), TokenCounts(45, 45, 6)),
+        (PooledAgents(stride=8, min_agents=64), (64, 64), TokenCounts(4096, 4096, 64)),
+        (PooledAgents(stride=8, min_agents=64), (32, 32), TokenCounts(1024, 1024, 64)),
+        (PooledAgents(stride=8, min_agents=64), (8, 8), TokenCounts(64, 64, 16)),
+        (SampledKeys(stride=4), (9, 5), TokenCounts(45, 45, 6)),
+        (SampledKeys(stride=8, min_keys=64), (7, 64), TokenCounts(448, 448, 66)),
+        (SampledKeys(stride=8, min_keys=64, max_keys=64), (20, 20), TokenCounts(400, 400, 49)),
+        (SampledKeys(stride=2, merge_ratio=0.6), (4, 4), TokenCounts(16, 7, 4)),
+        (MergedTokens(), (3, 64), None),
         # The cells that the border cuts off keep agents too: no longer fewer than half of the features.
-        (AgentConfig(agents="pool", stride=4, merge_ratio=0.8), (5, 5), TokenCounts(25, 5, None)),
-        (AgentConfig(agents="pool", stride=4, merge_ratio=0.8), (8, 8), TokenCounts(64, 13, 4)),
-        (AgentConfig(agents="pool", stride=2, merge_ratio=0.4), (4, 4), TokenCounts(16, 10, 4)),
-        (AgentConfig(agent_ratio=0.51, stride=2), (3, 3), None),
-        (AgentConfig(merge_ratio=0.1, agent_ratio=None, stride=2), (3, 3), None),
+        (PooledAgents(stride=4, merge_ratio=0.8), (5, 5), TokenCounts(25, 5, None)),
+        (PooledAgents(stride=4, merge_ratio=0.8), (8, 8), TokenCounts(64, 13, 4)),
+        (PooledAgents(stride=2, merge_ratio=0.4), (4, 4), TokenCounts(16, 10, 4)),
+        (MergedTokens(agent_ratio=0.51, stride=2), (3, 3), None),
+        (MergedTokens(merge_ratio=0.1, agent_ratio=None, stride=2), (3, 3), None),
     ],
 )
 def test_token_counts(config, grid, counts):
@@ -111,7 +111,7 @@ def test_bad_phases(until, config):
 
 @given(st.integers(1, 100), st.integers(1, 1000))
 def test_phase_ends_without_rounding(percent, total):
-    first = AgentConfig(merge_ratio=0.1)
+    first = MergedTokens(merge_ratio=0.1)
     phases = (Phase(percent / 100, first),) if percent == 100 else (Phase(percent / 100, first), Phase(1.0, None))
     schedule = Schedule(phases)
     assert [schedule.at(i, total) is first for i in range(total)] == [i * 100 < percent * total for i in range(total)]
@@ -121,7 +121,7 @@ def test_phase_ends_without_rounding(percent, total):
     ("stride", "strides"), [(8, [8, 4, 2, 2]), (4, [4, 2, 2, 2]), (2, [2, 2, 2, 2]), (6, [6, 3, 2, 2])]
 )
 def test_coarser_levels_have_smaller_cells(stride, strides):
-    config = AgentConfig(agents="pool", stride=stride, max_downsample=8)
+    config = PooledAgents(stride=stride, max_downsample=8)
     levels = [config.at_downsample(factor) for factor in (1, 2, 4, 8)]
     assert [level.stride for level in levels] == strides
     assert [
@@ -138,7 +138,7 @@ def test_coarser_levels_have_smaller_cells(stride, strides):
 )
 def test_settings_that_are_accepted_hold_at_every_level(stride, most, merge_ratio, agent_ratio):
     try:
-        config = AgentConfig(stride=stride, max_downsample=most, merge_ratio=merge_ratio, agent_ratio=agent_ratio)
+        config = MergedTokens(stride=stride, max_downsample=most, merge_ratio=merge_ratio, agent_ratio=agent_ratio)
     except ValueError:
         return
     for factor in (1, 2, 4, 8):
@@ -153,8 +153,8 @@ def test_index_outside_the_run():
 
 def test_paper_preset_is_the_published_schedule():
     schedule = preset_schedule("paper")
-    early = AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4, broadcast_exponent=0.3, shortcut=0.075)
-    late = AgentConfig(merge_ratio=0.4, agent_ratio=None, stride=2)
+    early = MergedTokens(merge_ratio=0.4, agent_ratio=0.95, stride=4, broadcast_exponent=0.3, shortcut=0.075)
+    late = MergedTokens(merge_ratio=0.4, agent_ratio=None, stride=2)
     assert [schedule.at(i, 50) for i in range(50)] == [early] * 20 + [late] * 30
     # PLMS calls the UNet 51 times for 50 steps; the published code switches after its call 20.
     assert [schedule.at(i, 51) for i in range(51)] == [early] * 21 + [late] * 30
@@ -182,9 +182,9 @@ def test_presets_run_the_whole_unet_seldom_at_first_and_at_the_last_step(name, f
 def test_the_last_step_is_full_only_if_asked():
     phases = (Phase(1.0, None, 3),)
     assert [Schedule(phases).is_full(i, 6) for i in range(6)] == [True, False, False] * 2
-    assert [Schedule(phases, last_full=True).is_full(i, 6) for i in (3, 4, 5)] == [True, False, True]
+    assert [Schedule(phases, skipping=Skipping(depth=1, forecast=0.0)).is_full(i, 6) for i in (3, 4, 5)] == [True, False, True]
     with pytest.raises(ValueError, match="last_full=1 must be True or False"):
-        Schedule(phases, last_full=1)
+        Schedule(phases, skipping=Skipping(depth=1, forecast=0.0, last_full=1))
 
 
 def test_another_reuse_joins_phases_that_differ_in_nothing_else():
@@ -196,7 +196,7 @@ def test_another_reuse_joins_phases_that_differ_in_nothing_else():
 
 def test_a_forecast_fades_with_distance_and_rises_along_the_run():
     def weight(index, total, gap, distance, forecast=0.15):
-        return Schedule.constant(None, reuse=2, reuse_forecast=forecast).forecast_at(
+        return Schedule.constant(None, every=2, skipping=Skipping(depth=1, forecast=forecast, last_full=False)).forecast_at(
             index, total, gap=gap, distance=distance
         )
 
@@ -228,7 +228,7 @@ def test_ratio_replaces_the_merge_ratio_of_every_phase():
 @example(2, "merge", 0.0, 0.51, 3, 3)
 def test_agents_pay_on_every_grid(stride, agents, merge, ratio, height, width):
     try:
-        config = AgentConfig(stride=stride, agents=agents, merge_ratio=merge, agent_ratio=ratio)
+        config = MergedTokens(stride=stride, merge_ratio=merge, agent_ratio=ratio)
     except ValueError:
         return
     counts = config.count_tokens(height, width)

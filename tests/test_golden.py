@@ -23,14 +23,7 @@ def load(path):
 
 def config_of(path, params):
     """The published rule `2 * agents < features` is stated as agent_ratio=None, not left to a size test."""
-    return AgentConfig(
-        merge_ratio=params["merge_ratio"],
-        agent_ratio=params["agent_ratio"] if path.name.startswith("agents") else None,
-        stride=params["stride"],
-        broadcast_exponent=params["broadcast_exponent"],
-        shortcut=params["shortcut"],
-        randomize=params["randomize"],
-    )
+    return MergedTokens(merge_ratio=params["merge_ratio"], agent_ratio=params["agent_ratio"] if path.name.startswith("agents") else None, stride=params["stride"], broadcast_exponent=params["broadcast_exponent"], shortcut=params["shortcut"], randomize=params["randomize"])
 
 
 def attention_layer(arrays, heads):

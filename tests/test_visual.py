@@ -14,7 +14,7 @@ from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_ma
 from agentsd.unet.processor import attend
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
-MERGED_AGENTS = AgentConfig(merge_ratio=0.4, agent_ratio=0.9, stride=4)
+MERGED_AGENTS = MergedTokens(merge_ratio=0.4, agent_ratio=0.9, stride=4)
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +26,14 @@ def _no_window():
 
 
 def recorded(pipe, config, **arguments):
-    with agentsd.apply(pipe, config=config), record(pipe) as seen:
+    with agentsd.apply(pipe, config), record(pipe) as seen:
         draw(pipe, steps=1, **arguments)
     return seen[0]
 
 
 class TestRecord:
     def test_sees_the_calls_that_the_schedule_changes_and_leaves_nothing(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         before, patched = snapshot(tiny_pipe.unet), draw(tiny_pipe)
         with record(tiny_pipe) as seen:
             assert torch.equal(draw(tiny_pipe), patched)
@@ -42,7 +42,7 @@ class TestRecord:
         assert_same(before, snapshot(tiny_pipe.unet))
 
     def test_of_another_layer(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, config=AgentConfig(stride=4, max_downsample=2))
+        patch = agentsd.apply(tiny_pipe, MergedTokens(stride=4, max_downsample=2))
         name = patch.report().layers[1].name
         with record(tiny_pipe.unet, name) as seen:
             draw(tiny_pipe, steps=2)
@@ -50,7 +50,7 @@ class TestRecord:
         assert {(each.plan.height, each.plan.width) for each in seen} == {(8, 8)}
 
     def test_ends_with_an_error(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, config=AGENTS)
+        agentsd.apply(tiny_pipe, AGENTS)
         before = snapshot(tiny_pipe.unet)
         with pytest.raises(RuntimeError, match="stop"), record(tiny_pipe):
             raise RuntimeError("stop")
@@ -191,7 +191,7 @@ class TestDrawings:
             draw_map(torch.ones(9), seen, PICTURE.permute(1, 2, 0).numpy())
 
     def test_merging_call_by_call(self, tiny_pipe):
-        with agentsd.apply(tiny_pipe, config=MERGE), record(tiny_pipe) as seen:
+        with agentsd.apply(tiny_pipe, MERGE), record(tiny_pipe) as seen:
             draw(tiny_pipe, steps=3)
         axes = draw_merging(seen, PICTURE)
         assert [each.get_title() for each in axes] == [f"call {i}: 256 to 128" for i in range(3)]

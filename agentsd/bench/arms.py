@@ -15,13 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agentsd.attention.settings import Attention, PooledAgents, SampledKeys
 from agentsd.bench.rankings import Ranker, SharedRanking, rank_in_windows, ranked_by, ranking_free
 from agentsd.patch import apply
 from agentsd.presets import PRESETS
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.schedule import Schedule, Skipping
 from agentsd.unet.processor import SITE, Site
 
 Enter = Callable[[Any], AbstractContextManager[Any]]
+# Cached features as they are, without a forecast: of the last layer, as DeepCache does, or of the prediction.
+COPIED_LAYER = Skipping(depth=1, forecast=0.0, last_full=False)
+COPIED_PREDICTION = Skipping(depth=0, forecast=0.0, last_full=False)
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ def unfused_arm() -> Arm:
 
 def agent_arm(schedule: Schedule) -> Arm:
     """Return the arm that applies a schedule of ours."""
-    cycle = max(phase.reuse for phase in schedule.phases)
-    return Arm(lambda pipe: apply(pipe, schedule=schedule), cycle, repr(schedule))
+    cycle = max(phase.every for phase in schedule.phases)
+    return Arm(lambda pipe: apply(pipe, schedule), cycle, schedule.to_json())
 
 
 def ranking_arm(schedule: Schedule, ranker: Callable[[], Ranker]) -> Arm:
@@ -76,10 +80,10 @@ def ranking_arm(schedule: Schedule, ranker: Callable[[], Ranker]) -> Arm:
 
     @contextmanager
     def enter(pipe: Any) -> Iterator[None]:
-        with apply(pipe, schedule=schedule), ranked_by(pipe.unet, ranker()):
+        with apply(pipe, schedule), ranked_by(pipe.unet, ranker()):
             yield
 
-    return Arm(enter, settings=repr(schedule))
+    return Arm(enter, settings=schedule.to_json())
 
 
 def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
@@ -109,13 +113,13 @@ def channels_last(arm: Arm) -> Arm:
     return Arm(enter, arm.cycle, f"channels_last {arm.settings}".strip())
 
 
-def no_self_attention_arm(reuse: int = 1) -> Arm:
+def no_self_attention_arm(every: int = 1) -> Arm:
     """Return the arm without any self-attention: the ceiling of every attention method, not a picture anyone wants."""
-    schedule = Schedule.constant(None, reuse=reuse)
+    schedule = Schedule.constant(None, every, skipping=COPIED_LAYER)
 
     @contextmanager
     def enter(pipe: Any) -> Iterator[None]:
-        with apply(pipe, schedule=schedule):
+        with apply(pipe, schedule):
             carried = [module.__dict__.get(SITE) for module in pipe.unet.modules()]
             sites = [site for site in carried if isinstance(site, Site)]
             before = [site.original for site in sites]
@@ -127,7 +131,7 @@ def no_self_attention_arm(reuse: int = 1) -> Arm:
                 for site, original in zip(sites, before, strict=True):
                     site.original = original
 
-    return Arm(enter, reuse, repr(schedule) if reuse > 1 else "")
+    return Arm(enter, every, schedule.to_json() if every > 1 else "")
 
 
 def tomesd_arm(ratio: float) -> Arm:
@@ -289,9 +293,9 @@ def _side(number: int) -> int:
     return side
 
 
-SAMPLED_4, SAMPLED_8 = (PRESETS[name].configs[0] for name in ("quality", "fast"))
+SAMPLED_4, SAMPLED_8 = (SampledKeys(stride=stride, min_keys=64, max_keys=256) for stride in (4, 8))
 _TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
-_PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
+_PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].attentions
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
 STEP_ARMS = MappingProxyType(
@@ -305,20 +309,20 @@ STEP_ARMS = MappingProxyType(
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
-        "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
+        "pooled agents, stride 4": agent_arm(Schedule.constant(PooledAgents())),
         "sampled agents, stride 4": agent_arm(Schedule.constant(SAMPLED_4)),
         "sampled agents, stride 8": agent_arm(Schedule.constant(SAMPLED_8)),
         "DeepCache 3": deepcache_arm(3),
         "DeepCache 5": deepcache_arm(5),
-        "reuse 3": agent_arm(Schedule.constant(None, reuse=3)),
-        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(reuse=3),
-        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(reuse=5),
-        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3)),
-        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5)),
-        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3, reuse_depth=0)),
-        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5, reuse_depth=0)),
-        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=3)),
-        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=5)),
+        "reuse 3": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
+        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(every=3),
+        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(every=5),
+        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)),
+        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)),
+        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)),
+        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)),
+        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)),
+        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)),
     }
 )
 
@@ -407,18 +411,20 @@ def _front() -> dict[str, RunArm]:
         "ranking in windows": lambda: rank_in_windows,
     }
     arms |= {f"paper, {name}": _as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
-    configs = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (4, 8)}
-    configs["sampled agents, stride 2"] = AgentConfig(agents="sample", stride=2)
-    configs["sampled agents, stride 4"] = SAMPLED_4
-    configs["sampled agents, stride 8"] = SAMPLED_8
-    configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
-    configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
-    arms |= {name: run_arm(Schedule.constant(config)) for name, config in configs.items()}
-    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
+    settings: dict[str, Attention]
+    settings = {f"pooled agents, stride {stride}": PooledAgents(stride=stride) for stride in (4, 8)}
+    settings["sampled agents, stride 2"] = SampledKeys(stride=2)
+    settings["sampled agents, stride 4"] = SAMPLED_4
+    settings["sampled agents, stride 8"] = SAMPLED_8
+    settings["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
+    settings["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
+    arms |= {name: run_arm(Schedule.constant(setting)) for name, setting in settings.items()}
+    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, k, skipping=COPIED_LAYER)) for k in (2, 3, 5)}
     for every in (3, 5):
         for forecast, told in {0.0: "", 0.2: ", forecast 0.2"}.items():
             for depth, what in {1: "reuse", 0: "prediction reuse"}.items():
-                schedule = Schedule.constant(SAMPLED_8, reuse=every, reuse_depth=depth, reuse_forecast=forecast)
+                skipping = Skipping(depth=depth, forecast=forecast, last_full=False)
+                schedule = Schedule.constant(SAMPLED_8, every, skipping=skipping)
                 arms[f"{what} {every} + sampled agents{told}"] = run_arm(schedule)
     for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
         for name in ("quality", "balanced"):

@@ -77,7 +77,7 @@ def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
         return f"{name} is no UNet2DConditionModel"
     most = max_depth(denoiser)
     if depth > most:
-        return f"reuse_depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
+        return f"depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
     return None
 
 
@@ -92,7 +92,7 @@ def depth_under_noise(unet: nn.Module, depth: int) -> int:
 
 
 def max_depth(unet: nn.Module) -> int:
-    """Return the largest `reuse_depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
+    """Return the largest `depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D
 

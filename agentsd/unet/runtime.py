@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern, cell_pattern, draw_tokens
 from agentsd.planning.plans import Plan
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.schedule import Schedule
 from agentsd.unet.guidance import conditional_half, for_both_halves, guidance_obstacle, is_twice
 from agentsd.unet.processor import SITE, AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
 from agentsd.unet.reuse import bind_arguments, depth_under_noise, draws_noise, obstacle, shallow_pass
@@ -180,10 +181,10 @@ class Runtime:
         if position is None or not getattr(self.local, "enabled", True):
             self.slot.write(StepContext())
             return
-        if position.run is not None and (self.schedule.reuses or self.schedule.skips_guidance):
+        if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
         guided = self._guided(denoiser, position, arguments)
-        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.reuses else 0
+        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments), depth)
         attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
@@ -202,7 +203,7 @@ class Runtime:
             fresh = _Kept(feature.detach().clone(), run.index)
             before = run.kept.get(run.call)
             alike = before is not None and before.index < fresh.index and _fits(before.feature, fresh.feature)
-            if self.schedule.forecasts and before is not None and alike:
+            if self.schedule.skipping.forecast and before is not None and alike:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             run.kept[run.call] = fresh
@@ -238,7 +239,7 @@ class Runtime:
 
     def _depth(self, denoiser: nn.Module, timestep: object) -> int:
         """Return how many layers run on a reused feature: one in the place of none where noise is drawn anew."""
-        asked = self.schedule.reuse_depth
+        asked = self.schedule.skipping.depth
         problem = None if asked else self._fresh_noise(timestep)
         if problem is None:
             return asked
@@ -248,7 +249,7 @@ class Runtime:
         self.noise_problem = problem
         self.warn_once(
             f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
-            "instead, as reuse_depth=1 says without this warning."
+            "instead, as Skipping(depth=1) says without this warning."
         )
         return depth
 
@@ -263,7 +264,7 @@ class Runtime:
         self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int
     ) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
-        if not self.schedule.reuses:
+        if not self.schedule.skips_steps:
             return None, False
         run: _RunFeatures | None = self.local.run
         if run is None:
@@ -308,11 +309,12 @@ class Runtime:
         self.slot.forget()
 
     def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
-        config = self.schedule.at(position.index, position.total)
+        attention = self.schedule.at(position.index, position.total)
         levels: dict[int, LevelPlan] = {}
-        if config is None:
+        if attention is None:
             return levels
-        index = position.index if config.randomize else None
+        random = not isinstance(attention, PooledAgents) and attention.randomize
+        index = position.index if random else None
 
         def pattern(height: int, width: int, stride: int) -> CellPattern:
             return self._pattern(index, height, width, stride, sample.device)
@@ -322,18 +324,18 @@ class Runtime:
 
         for level in sorted({site.level for site in self.sites}):
             downsample = 2 ** (level - self.finest)
-            if downsample > config.max_downsample or level in self.left_stock(config):
+            if downsample > attention.max_downsample or level in self.left_stock(attention):
                 continue
             height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
-            here = config.at_downsample(downsample)
+            here = attention.at_downsample(downsample)
             made = level_plan(height, width, here, sample.device, pattern=pattern, draw=draw)
             if made is not None:
                 levels[level] = made
         return levels
 
-    def left_stock(self, config: AgentConfig) -> frozenset[int]:
+    def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""
-        return frozenset() if self.plan is None else self.plan.stock_levels(config)
+        return frozenset() if self.plan is None else self.plan.stock_levels(attention)
 
     def _pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
         def make() -> CellPattern:
