@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 import agentsd.unet.processor
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
 
 AGENTS = MergedTokens(stride=4)
 POOL = PooledAgents(stride=4)
 SAMPLE = SampledKeys(stride=4)
+COPY = Skipping(depth=1, forecast=0.0, last_full=False)  # the last layer on a cached feature as it is: DeepCache
+COPY = Skipping(depth=1, forecast=0.0, last_full=False)  # the last layer on a cached feature as it is: DeepCache
 MERGE = MergedTokens(merge_ratio=0.5, agent_ratio=None, stride=2)
 OFF = Schedule((Phase(1.0, None),))
 MIXED = Schedule((Phase(0.25, AGENTS), Phase(0.6, MERGE), Phase(1.0, None)))
@@ -41,12 +43,12 @@ class Call:
 def watch(denoiser: nn.Module):
     """Yield a list that receives one `Call` per call of `denoiser`; leaves the module as it was."""
     calls: list[Call] = []
-    attend = agentsd.processor.attend
+    attend = agentsd.unet.processor.attend
     parts = set(denoiser.modules())
 
     def spy(attn, tokens, metric, plan):
         if attn in parts:
-            calls[-1].configs.add(plan.config)
+            calls[-1].configs.add(plan.settings)
         return attend(attn, tokens, metric, plan)
 
     def before(module, args, kwargs):
@@ -60,11 +62,11 @@ def watch(denoiser: nn.Module):
         denoiser.register_forward_pre_hook(before, with_kwargs=True),
         denoiser.register_forward_hook(after, with_kwargs=True),
     )
-    agentsd.processor.attend = spy
+    agentsd.unet.processor.attend = spy
     try:
         yield calls
     finally:
-        agentsd.processor.attend = attend
+        agentsd.unet.processor.attend = attend
         for hook in hooks:
             hook.remove()
 

@@ -7,7 +7,7 @@ from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
 
 STEPS = 10
 MIXED = Schedule((Phase(0.4, AGENTS), Phase(0.7, MERGE), Phase(1.0, None)))
@@ -136,10 +136,7 @@ def test_apply_and_remove_take_effect_after_compiling(compiled):
     "config",
     [
         MergedTokens(merge_ratio=0.3),
-        *(
-            pytest.param(config, marks=pytest.mark.slow)
-            for config in (AGENTS, PooledAgents(), SAMPLE, MERGE)
-        ),
+        *(pytest.param(config, marks=pytest.mark.slow) for config in (AGENTS, PooledAgents(), SAMPLE, MERGE)),
     ],
 )
 def test_another_size_is_another_graph_with_the_right_values(config):

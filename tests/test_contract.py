@@ -19,7 +19,7 @@ from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected
 from tiny import draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, AgentConfig, Phase, Schedule
+from agentsd import PRESETS, MergedTokens, Phase, PooledAgents, Schedule, Skipping
 
 SCHEDULES = pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "balanced"])
 PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(9))
@@ -174,7 +174,7 @@ class TestSameSeedSameImage:
 
     @pytest.mark.parametrize(
         ("config", "picked"),
-        [(MergedTokens(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.drawn)],
+        [(MergedTokens(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.sample)],
         ids=["pattern", "drawn"],
     )
     def test_tokens_are_picked_anew_each_step_only_if_asked(self, config, picked, tiny_unet):
@@ -196,7 +196,7 @@ class TestSameSeedSameImage:
     @pytest.mark.parametrize("every", [2, 4, 8, 16])
     def test_who_looks_at_every_so_many_steps_alone_sees_other_agents_too(self, every, tiny_unet):
         agentsd.apply(tiny_unet, SAMPLE)
-        drawn = [tiny_unet._agentsd._drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
+        drawn = [tiny_unet._agentsd.choices.drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
         assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in drawn), strict=True))
         seen = [len(set(place)) for place in zip(*(each.tolist() for each in drawn[::every]), strict=True)]
         assert sum(seen) / len(seen) > 0.8 * 16 * (1 - (1 - 1 / 16) ** (64 // every))  # as many as by chance
@@ -252,8 +252,8 @@ class TestStockPhases:
             tiny_unet(sample, 900, text)
             levels = tiny_unet._agentsd.slot.read().levels
             shown = str(patch.report())
-        assert [(level.config.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
-        assert shown.count("-> 16 agents") == 6
+        assert [(level.settings.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
+        assert shown.count(", 16 agents") == 6
 
     def test_a_limit_on_agents_widens_their_cells(self, tiny_unet):
         sample, text = unet_inputs()
@@ -473,19 +473,26 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (dict(config=AGENTS, ratio=0.4), "config and ratio were given together"),
-            (dict(schedule=MIXED, preset="paper"), "schedule and preset were given together"),
             (
-                dict(config=AGENTS, schedule=MIXED),
-                "config and schedule were given together, but schedule says everything",
+                dict(schedule=AGENTS, ratio=0.4),
+                r"ratio=0\.4 .* does not go with schedule=MergedTokens\(.*with_merge_ratio",
             ),
-            (dict(schedule=MIXED, reuse=2), "schedule and reuse were given together"),
-            (dict(config=AGENTS, preset="paper", ratio=0.2), "config and preset and ratio were given together"),
-            (dict(reuse=0), "reuse=0"),
-            (dict(preset="quick"), "preset='quick' is unknown; choose one of balanced, "),
+            (dict(schedule="fast", ratio=0.4), r"ratio=0\.4 .* does not go with schedule='fast'. Leave schedule out"),
+            (
+                dict(schedule="balancd"),
+                r"preset 'balancd' is unknown\. Did you mean 'balanced'\? The presets are paper, ",
+            ),
+            (dict(schedule="zzz"), r"preset 'zzz' is unknown\. The presets are paper, gentle, "),
             (dict(ratio=1.5), r"^ratio=1\.5 must be a number in \[0, 1\)"),
-            (dict(config=0.4), "config=0.4 must be an AgentConfig"),
-            (dict(schedule=AGENTS), "must be a Schedule"),
+            (
+                dict(schedule=0.4),
+                r"schedule=0\.4 is a number\. .* write ratio=0\.4, as in agentsd\.apply\(pipe, ratio=",
+            ),
+            (
+                dict(schedule=None),
+                r"schedule=None must be the name of a preset \(paper, .*\), a Schedule, a Plan, or set",
+            ),
+            (dict(schedule=True), r"schedule=True must be the name of a preset"),
             (dict(seed=0.5), "seed=0.5 must be an integer"),
             (dict(seed=True), "seed=True must be an integer"),
         ],
@@ -580,8 +587,8 @@ class TestErrors:
 
     def test_other_code_may_take_the_processors_and_the_earlier_patch_keeps_its_reuse(self, tiny_unet):
         patch = agentsd.apply(tiny_unet)
-        with pytest.raises(ValueError, match="reuse_depth=9 must be at most"):
-            agentsd.apply(tiny_unet, reuse_depth=9)
+        with pytest.raises(ValueError, match="depth=9 must be at most"):
+            agentsd.apply(tiny_unet, Schedule.constant(None, 2, skipping=Skipping(depth=9)))
         assert patch.active
         assert agentsd.apply(tiny_unet, "paper").active
         assert not patch.active
@@ -616,7 +623,7 @@ class TestReport:
         ]
         assert len(report.skipped) == 7
         assert {reason for _, reason in report.skipped} == {"cross-attention"}
-        assert "grid 16x16, 256 tokens -> 256 features -> 16 agents" in str(report)
+        assert "grid 16x16, 256 tokens, 256 kept, 16 agents" in str(report)
 
     def test_says_when_the_patch_is_gone(self, tiny_unet):
         patch = agentsd.apply(tiny_unet, AGENTS)

@@ -84,7 +84,7 @@ def test_makes_a_picture_with_its_settings_inside(run, tmp_path, model):
         height=32,
         width=32,
         seed=3,
-        schedule=agentsd.preset_schedule("paper", 0.2),
+        schedule=agentsd.preset("paper", 0.2),
         label="paper, ratio 0.2",
     )
     assert record["environment"]["agentsd"] == agentsd.__version__
@@ -116,12 +116,12 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
 @pytest.mark.parametrize(
     ("options", "label", "schedule"),
     [
-        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset_schedule("paper", 0.3).with_reuse(2)),
-        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset_schedule("paper", 0.2).with_reuse(3)),
+        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset("paper", 0.3).with_reuse(2)),
+        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset("paper", 0.2).with_reuse(3)),
         (
             ["--reuse-depth", 2],
             "paper, ratio 0.2, reuse 2, depth 2",
-            dataclasses.replace(agentsd.preset_schedule("paper", 0.2).with_reuse(2), reuse_depth=2),
+            dataclasses.replace(agentsd.preset("paper", 0.2).with_reuse(2), reuse_depth=2),
         ),
         (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_reuse(3)),
     ],
@@ -416,7 +416,7 @@ def test_comparing_leaves_the_pipeline_unpatched():
     pipe = make_tiny_pipe()
     before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
     ran = []
-    schedule = agentsd.preset_schedule("paper")
+    schedule = agentsd.preset("paper")
     compare(pipe, Settings(prompt="a", steps=2, schedule=schedule), on_run=lambda: ran.append(1))
     assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before
     assert len(ran) == 4

@@ -13,7 +13,7 @@ from probe import unet_inputs
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import Phase, PooledAgents, Schedule, Skipping
 from agentsd.unet.guidance import conditional_half, for_both_halves, guidance_obstacle
 
 POOL = PooledAgents(stride=4)
@@ -21,7 +21,7 @@ POOL = PooledAgents(stride=4)
 
 def interval(start, end, config=None, reuse=1, forecast=0.0, depth=1):
     phases = (Phase(1.0, config, reuse),)
-    return Schedule(phases, depth, guidance_interval=(start, end), skipping=Skipping(depth=1, forecast=forecast, last_full=False))
+    return Schedule(phases, Skipping(depth=depth, forecast=forecast, last_full=False), (start, end))
 
 
 class Batches:
@@ -108,7 +108,7 @@ def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
         assert batches.seen == ([1] * 4 + [2] * 4 if depth else [1, 1, 2, 2])
         assert batches.full == ([0, 3, 4, 6] if depth else [0, 1, 2, 3])
         assert draw(pipe, steps=8, guidance_scale=5.0).equal(first)
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
 
 
 @pytest.mark.parametrize("depth", [0, 1])

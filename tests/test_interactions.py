@@ -18,11 +18,11 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
+from probe import AGENTS, COPY, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, AgentConfig, Phase, Schedule
+from agentsd import PRESETS, MergedTokens, Phase, Schedule
 from agentsd.unet.processor import AgentAttnProcessor
 
 REUSING = Schedule.constant(POOL, every=3, skipping=COPY)
@@ -308,7 +308,7 @@ class TestOffload:
             before = snapshot(tiny_pipe.unet)
             patch = agentsd.apply(tiny_pipe, schedule)
         assert torch.equal(draw(tiny_pipe), wanted)
-        assert agentsd.report(tiny_pipe).reuse_problem is None
+        assert agentsd.report(tiny_pipe).skipping_problem is None
         if not patch_first:
             patch.remove()
             after = snapshot(tiny_pipe.unet)
@@ -332,7 +332,7 @@ class TestOffload:
             patch = agentsd.apply(tiny_pipe, REUSING)
         for _ in range(3):
             assert torch.equal(draw(tiny_pipe), wanted)
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         patch.remove()
         for _ in range(2):
             assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
@@ -346,18 +346,18 @@ class TestOffload:
         patch = agentsd.apply(tiny_pipe, REUSING)
         with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
             assert torch.equal(draw(tiny_pipe), wanted)
-        assert "group offloading" in patch.report().reuse_problem
+        assert "group offloading" in patch.report().skipping_problem
 
     def test_a_replaced_forward_is_told(self, tiny_pipe):
         patch = agentsd.apply(tiny_pipe, REUSING)
         inner = tiny_pipe.unet.forward
         tiny_pipe.unet.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
         draw(tiny_pipe)  # wrapped: still ours
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         del tiny_pipe.unet.forward
         with pytest.warns(UserWarning, match="other code has replaced the UNet's forward since agentsd.apply"):
             draw(tiny_pipe)
-        assert "call it again" in patch.report().reuse_problem
+        assert "call it again" in patch.report().skipping_problem
 
     def test_layerwise_casting(self, tiny_unet):
         agentsd.apply(tiny_unet, POOL)
@@ -582,7 +582,7 @@ class TestThreads:
         for thread in threads:
             thread.join()
         assert not errors
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         for size in sizes:
             for outputs in results[size]:
                 assert all(torch.equal(a, b) for a, b in zip(outputs, wanted[size], strict=True))
@@ -673,7 +673,7 @@ def test_gligen():
     assert torch.equal(patched[2:], stock[2:])
     with agentsd.apply(unet, Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)), skipping=COPY)) as patch:
         reused = run()
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         with pytest.warns(UserWarning, match="cannot reuse features: GLIGEN objects were given"):
             assert torch.equal(run(gligen=objects), patched)
     assert not torch.allclose(reused[3], run()[3])

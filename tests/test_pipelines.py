@@ -1,7 +1,7 @@
 """Every kind of pipeline: agent phases change the image, stock phases and undoing are stock bit for bit."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,25 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from matrix import KINDS, PICTURE, REFUSED, Kind, controlnet, flux, pixart, run, sdxl_controlnet, table
-from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
+from probe import (
+    AGENTS,
+    COPY,
+    MERGE,
+    MIXED,
+    OFF,
+    POOL,
+    SAMPLE,
+    assert_same,
+    expected,
+    snapshot,
+    unet_inputs,
+    watch,
+)
 from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
-from agentsd.unet.reuse import draws_noise
+from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
+from agentsd.unet.noise import draws_noise
 
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id, indirect=True)
 
@@ -105,11 +118,11 @@ class TestEveryKind:
     @kinds
     def test_reuse(self, kind):
         if not kind.kind.reuse:
-            with pytest.raises(ValueError, match=r"features cannot be reused: UNet\w+ is no UNet2DConditionModel"):
-                agentsd.apply(kind.pipe, reuse=2)
+            with pytest.raises(ValueError, match=r"steps cannot be skipped: UNet\w+ is no UNet2DConditionModel"):
+                agentsd.apply(kind.pipe, Schedule.constant(None, 2))
             with agentsd.apply(kind.pipe) as patch:  # the default preset asks for reuse
                 assert not torch.equal(kind.run(), kind.stock)
-                assert "is no UNet2DConditionModel; the preset runs without reuse" in str(patch.report())
+                assert "is no UNet2DConditionModel; the preset skips no steps" in str(patch.report())
         else:
             schedule = Schedule.constant(POOL)
             with agentsd.apply(kind.pipe, schedule):
@@ -117,13 +130,16 @@ class TestEveryKind:
             for depth in (0, 1):
                 middle = []
                 hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_, seen=middle: seen.append(1))
-                with agentsd.apply(kind.pipe, Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False))) as patch:
+                with agentsd.apply(
+                    kind.pipe,
+                    Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False)),
+                ) as patch:
                     if depth == 0 and draws_noise(kind.pipe.scheduler):
                         with pytest.warns(UserWarning, match="does not reuse the UNet's prediction"):
                             reused = kind.run()
                     else:
                         reused = kind.run_patched()
-                    assert patch.report().reuse_problem is None
+                    assert patch.report().skipping_problem is None
                 hook.remove()
                 assert len(middle) == (kind.calls + 1) // 2
                 assert torch.isfinite(reused).all()
@@ -164,9 +180,9 @@ class TestRivals:
     def test_deepcache_before_reuse_is_refused(self, helper, tiny_pipe):
         helper.enable()
         cached = draw(tiny_pipe)
-        for arguments in (dict(reuse=2), dict(schedule=Schedule.constant(POOL, every=2, skipping=COPY))):
-            with pytest.raises(ValueError, match=r"reuse cannot run on top of DeepCache, .* set reuse=1"):
-                agentsd.apply(tiny_pipe, **arguments)
+        for schedule in (agentsd.preset().with_reuse(2), Schedule.constant(POOL, every=2, skipping=COPY)):
+            with pytest.raises(ValueError, match=r"cannot be skipped on top of DeepCache, .* use schedule\.with_reuse"):
+                agentsd.apply(tiny_pipe, schedule)
         assert torch.equal(draw(tiny_pipe), cached)
 
     def test_deepcache_before_a_preset_takes_the_place_of_its_reuse(self, helper, tiny_pipe):
@@ -175,7 +191,7 @@ class TestRivals:
         cached = draw(tiny_pipe)
         with agentsd.apply(tiny_pipe) as patch:
             both = draw(tiny_pipe)
-            assert "DeepCache is enabled and reuses them itself; the preset runs" in str(patch.report())
+            assert "DeepCache is enabled and skips steps itself; the preset skips none" in str(patch.report())
         assert torch.isfinite(both).all()
         assert not torch.equal(both, cached)
         assert torch.equal(draw(tiny_pipe), cached)
@@ -183,12 +199,12 @@ class TestRivals:
         assert torch.equal(draw(tiny_pipe), draw(other))
 
     def test_deepcache_after_reuse_takes_its_place_and_is_reported(self, helper, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, POOL, reuse=2)
+        patch = agentsd.apply(tiny_pipe, Schedule.constant(POOL, 2, skipping=COPY))
         alone = draw(tiny_pipe)
         helper.enable()
         with pytest.warns(UserWarning, match="cannot reuse features: DeepCache is enabled"):
             both = draw(tiny_pipe)
-        assert "DeepCache" in patch.report().reuse_problem
+        assert "DeepCache" in patch.report().skipping_problem
         wanted = make_tiny_pipe()
         agentsd.apply(wanted, POOL)
         theirs = type(helper)(pipe=wanted)
@@ -203,7 +219,9 @@ class TestRivals:
     @pytest.mark.parametrize("reuse", [1, 2])
     def test_tomesd_afterwards_has_the_layers_that_it_takes_and_is_reported(self, reuse, tiny_pipe):
         tomesd = pytest.importorskip("tomesd")
-        patch = agentsd.apply(tiny_pipe, PooledAgents(stride=4, max_downsample=2), reuse=reuse)
+        patch = agentsd.apply(
+            tiny_pipe, Schedule.constant(PooledAgents(stride=4, max_downsample=2), reuse, skipping=COPY)
+        )
         patched = draw(tiny_pipe)
         tomesd.apply_patch(tiny_pipe, ratio=0.5)  # of the finest level
         with pytest.warns(UserWarning, match="number of tokens differs from the expected grid: stock"):
@@ -342,15 +360,15 @@ class TestSizes:
         assert f"stock (grid {size[0]}x{size[1]} holds no whole cell of stride 4)" in str(patch.report())
 
     def test_a_grid_where_agents_would_not_pay_merges_alone_and_says_so(self, tiny_unet):
-        agents = PooledAgents(stride=4, merge_ratio=0.8)
+        agents = MergedTokens(merge_ratio=0.6, agent_ratio=0.81, stride=4)
         sample, text = unet_inputs(1, 5, 5)
         outputs = []
-        for config in (agents, MergedTokens(agent_ratio=None, stride=4, merge_ratio=0.8)):
+        for config in (agents, replace(agents, agent_ratio=None)):
             patch = agentsd.apply(tiny_unet, config)
             with torch.no_grad():
                 outputs.append(tiny_unet(sample, 900, text[:1]).sample)
             if config is agents:
-                assert "25 tokens -> 5 features, no agents (they would be half of" in str(patch.report())
+                assert "25 tokens, 10 kept, no agents (they would be half of" in str(patch.report())
         assert torch.equal(*outputs)
 
     def test_a_grid_where_nothing_would_be_saved_runs_stock_and_says_so(self, tiny_unet):
@@ -454,7 +472,7 @@ class TestUnetShapes:
 
 def test_the_phases_of_two_presets_differ_in_the_image(tiny_pipe):
     images = [draw(tiny_pipe)]
-    for arguments in (dict(preset="paper"), dict(preset="balanced"), dict(preset="paper", ratio=0.1)):
+    for arguments in (dict(schedule="paper"), dict(schedule="balanced"), dict(schedule="paper", ratio=0.1)):
         agentsd.apply(tiny_pipe, **arguments)
         images.append(draw(tiny_pipe))
     for one in range(len(images)):
@@ -464,7 +482,7 @@ def test_the_phases_of_two_presets_differ_in_the_image(tiny_pipe):
 
 def test_a_default_call_needs_no_argument(tiny_pipe):
     patch = agentsd.apply(tiny_pipe)
-    assert patch.schedule == agentsd.preset_schedule() == agentsd.PRESETS[agentsd.DEFAULT_PRESET]
-    assert agentsd.apply(tiny_pipe, 0.2).schedule == agentsd.preset_schedule(ratio=0.2)
+    assert patch.schedule == agentsd.preset() == agentsd.PRESETS["balanced"]
+    assert agentsd.apply(tiny_pipe, ratio=0.2).schedule == agentsd.preset("paper").with_merge_ratio(0.2)
     constant = Schedule((Phase(1.0, AGENTS),))
     assert agentsd.apply(tiny_pipe, AGENTS).schedule == constant

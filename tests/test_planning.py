@@ -8,12 +8,14 @@ import torch
 from diffusers import LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from matrix import KINDS, controlnet, lora
+from probe import COPY
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 import agentsd.planning.measuring
-from agentsd import FRONT, AgentConfig, Phase, Plan, Schedule
+from agentsd import Phase, Plan, PooledAgents, Schedule, Skipping
 from agentsd.planning.plans import LayerTiming
+from agentsd.presets import BY_SPEED
 
 POOL = PooledAgents(stride=4, max_downsample=2)
 FINE = LayerTiming(0, (64, 64), 5, 1, POOL, 0.4, 0.1)
@@ -64,11 +66,11 @@ def test_apply_follows_the_plan_and_says_so():
 
 def test_measured_plan_covers_every_shape():
     unet = make_tiny_unet()
-    plan = agentsd.plan(unet, POOL, reuse=2, cache=False)
+    plan = agentsd.plan(unet, Schedule.constant(POOL, 2, skipping=COPY), cache=False)
     assert [(t.level, t.grid, t.layers, t.outer) for t in plan.timings] == [(0, (16, 16), 3, 1), (1, (8, 8), 3, 0)]
     assert all(t.stock_seconds > 0 and t.agent_seconds > 0 for t in plan.timings)
     assert 0 < plan.shallow_seconds < plan.step_seconds
-    deeper = agentsd.plan(unet, POOL, reuse=2, reuse_depth=2, cache=False)
+    deeper = agentsd.plan(unet, Schedule.constant(POOL, 2, skipping=replace(COPY, depth=2)), cache=False)
     assert deeper.timings[0].outer == 3
     assert "predicted UNet speed-up" in str(plan)
 
@@ -92,10 +94,10 @@ def test_measurements_are_kept_and_used(tmp_path, monkeypatch):
 
 
 def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
-    speeds = dict(zip(FRONT, (1.2, 1.5, 2.0, 3.0, 4.0), strict=True))
+    speeds = dict(zip(BY_SPEED, (1.2, 1.5, 2.0, 3.0, 4.0), strict=True))
 
     def fake(unet, latent, batch, schedule, cache):
-        name = next(name for name in FRONT if agentsd.PRESETS[name] == schedule)
+        name = next(name for name in BY_SPEED if agentsd.PRESETS[name] == schedule)
         return replace(made(timings=(replace(FINE, layers=0),)), step_seconds=speeds[name])
 
     monkeypatch.setattr(agentsd.planning.measuring, "_plan", fake)
@@ -123,9 +125,11 @@ def test_plan_for_another_size_warns_once():
         (lambda pipe: agentsd.plan(pipe, height=33), r"height=33 must be a multiple of 2, in pixels"),
         (lambda pipe: agentsd.plan(pipe, batch=0), r"batch=0 must be a whole number of at least 1"),
         (lambda pipe: agentsd.plan(pipe, target_speedup=2, ratio=0.1), r"target_speedup chooses the schedule"),
-        (lambda pipe: agentsd.plan(pipe, POOL, reuse=2, reuse_depth=9), r"reuse_depth=9 must be at most 2"),
-        (lambda pipe: agentsd.apply(pipe, made(), ratio=0.1), r"plan says everything"),
-        (lambda pipe: agentsd.apply(pipe, "fast"), r"plan='fast' must be what agentsd\.plan returned"),
+        (
+            lambda pipe: agentsd.plan(pipe, Schedule.constant(POOL, 2, skipping=Skipping(depth=9))),
+            r"depth=9 must be at most 2",
+        ),
+        (lambda pipe: agentsd.apply(pipe, made(), ratio=0.1), r"ratio=0\.1 .* does not go with schedule=Plan\("),
         (lambda pipe: made().predicted_speedup(0), r"steps=0 must be a whole number of at least 1"),
     ],
 )
@@ -161,7 +165,7 @@ def test_every_kind_of_pipeline_is_planned_or_refused(kind, quick):
         with pytest.raises(ValueError, match=r"takes the frames of a video .* call agentsd\.apply with a preset"):
             agentsd.plan(pipe, POOL, cache=False)
         return
-    plan = agentsd.plan(pipe, POOL, reuse=2, cache=False)
+    plan = agentsd.plan(pipe, Schedule.constant(POOL, 2, skipping=COPY), cache=False)
     assert plan.timings[0].grid == kind.grid
     assert plan.shallow_seconds > 0
     agentsd.apply(pipe, plan).remove()
@@ -179,7 +183,7 @@ def test_every_kind_of_pipeline_is_planned_or_refused(kind, quick):
     ],
 )
 def test_unets_that_want_more_inputs_are_planned(changes, quick):
-    assert agentsd.plan(make_tiny_unet(**changes), POOL, reuse=2, cache=False).timings
+    assert agentsd.plan(make_tiny_unet(**changes), Schedule.constant(POOL, 2), cache=False).timings
 
 
 def test_a_controlnet_is_planned(quick):
@@ -212,12 +216,12 @@ def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
     plan = agentsd.plan(net, "fast", cache=False, height=128, width=128)
     with agentsd.apply(net, "fast") as preset:
         assert plan.schedule == preset.schedule
-        said = preset.report().reuse_problem
+        said = preset.report().skipping_problem
     with agentsd.apply(net, plan) as patch:
-        assert patch.report().reuse_problem == said
+        assert patch.report().skipping_problem == said
     assert said == "ControlNetModel is no UNet2DConditionModel; the preset runs without reuse"
     with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no"):
-        agentsd.plan(net, "fast", reuse=2, cache=False, height=128, width=128)
+        agentsd.plan(net, agentsd.preset("fast"), cache=False, height=128, width=128)
 
 
 def test_a_scheduler_that_draws_fresh_noise_is_planned_with_the_layer_that_will_run(quick):
@@ -226,7 +230,7 @@ def test_a_scheduler_that_draws_fresh_noise_is_planned_with_the_layer_that_will_
     assert agentsd.plan(pipe, schedule, cache=False).schedule == schedule
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     plan = agentsd.plan(pipe, schedule, cache=False)
-    assert plan.schedule == replace(schedule, reuse_depth=1)
+    assert plan.schedule == replace(schedule, skipping=replace(schedule.skipping, depth=1))
     assert [timing.outer for timing in plan.timings] == [1, 0]
 
 
@@ -236,8 +240,8 @@ def test_a_step_that_runs_nothing_is_predicted_to_cost_next_to_nothing(quick):
     plan = agentsd.plan(unet, schedule, cache=False)
     assert 0 < plan.shallow_seconds < plan.step_seconds / 10
     assert plan.predicted_speedup(9) == pytest.approx(9 / 3, rel=0.2)
-    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0"):
-        agentsd.plan(make_one_level_unet(), "fast", reuse_depth=1, cache=False)
+    with pytest.raises(ValueError, match=r"depth=1 must be at most 0"):
+        agentsd.plan(make_one_level_unet(), Schedule.constant(None, 2, skipping=COPY), cache=False)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,14 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
+from probe import COPY
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
-from agentsd.unet.reuse import max_depth, obstacle
-from agentsd.unet.runtime import _Kept
+from agentsd import Phase, PooledAgents, Schedule, Skipping
+from agentsd.unet.reuse import obstacle
+from agentsd.unet.runs import Cached
+from agentsd.unet.shallow import max_depth
 from agentsd.unet.steps import Position
 
 # Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
@@ -99,7 +101,9 @@ def test_whole_unet_runs_every_third_call(scheduler):
 @pytest.mark.parametrize(("forecast", "last_full"), [(0.1, False), (1.0, False), (0.25, True)])
 def test_forecast_follows_the_last_change(forecast, last_full, guidance):
     pipe = make_tiny_pipe()
-    schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), skipping=Skipping(depth=1, forecast=forecast, last_full=last_full))
+    schedule = Schedule(
+        (Phase(0.25, None), Phase(1.0, None, 3)), skipping=Skipping(depth=1, forecast=forecast, last_full=last_full)
+    )
     with agentsd.apply(pipe, schedule):
         kept, started = {}, {}
         unet = pipe.unet
@@ -138,24 +142,24 @@ def test_what_has_not_changed_yet_is_reused_as_it_is():
     feature, slope = torch.randn(2, 3), torch.randn(2, 3)
     schedule = Schedule.constant(None, every=4, skipping=Skipping(depth=1, forecast=1.0, last_full=False))
     weight = schedule.forecast_at(7, 8, gap=2, distance=3)
-    forecast = _Kept(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
+    forecast = Cached(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
     torch.testing.assert_close(forecast, feature + 3 * weight * slope)
-    assert _Kept(feature, 4).at(Position(7, 8), schedule) is feature
+    assert Cached(feature, 4).at(Position(7, 8), schedule) is feature
 
 
 def test_a_refused_patch_leaves_the_one_before():
     pipe = make_tiny_pipe()
     patch = agentsd.apply(pipe, POOL)
     patched = draw(pipe)
-    with pytest.raises(ValueError, match="reuse_depth=9 must be at most 2"):
-        agentsd.apply(pipe, reuse=2, reuse_depth=9)
+    with pytest.raises(ValueError, match="depth=9 must be at most 2"):
+        agentsd.apply(pipe, Schedule.constant(None, 2, skipping=Skipping(depth=9)))
     assert patch.active
     assert draw(pipe).equal(patched)
 
 
 @pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half", (0.0, 1.0), None, True])
 def test_forecast_must_be_a_share(forecast):
-    with pytest.raises(ValueError, match="reuse_forecast="):
+    with pytest.raises(ValueError, match="forecast="):
         Schedule.constant(None, every=2, skipping=Skipping(depth=1, forecast=forecast, last_full=False))
 
 
@@ -287,8 +291,8 @@ def test_depth_zero_wants_nothing_of_the_last_up_block():
     )
     assert max_depth(unet) == 0
     with agentsd.apply(unet, reuse(2, 0)) as patch:
-        assert patch.schedule.reuses
-    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0 for this UNet2DConditionModel"):
+        assert patch.schedule.skips_steps
+    with pytest.raises(ValueError, match=r"depth=1 must be at most 0 for this UNet2DConditionModel"):
         agentsd.apply(unet, reuse(2, 1))
 
 
@@ -297,7 +301,7 @@ def test_a_controlnet_has_no_prediction_to_reuse():
     with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no UNet2DConditionModel"):
         agentsd.apply(net, reuse(2, 0))
     with agentsd.apply(net, "balanced") as patch:
-        assert not patch.schedule.reuses
+        assert not patch.schedule.skips_steps
         assert "features not reused: ControlNetModel is no UNet2DConditionModel; the preset runs" in str(patch.report())
 
 
@@ -614,7 +618,7 @@ def test_undo_is_exact():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
     keys = {name: set(module.__dict__) for name, module in pipe.unet.named_modules()}
-    patch = agentsd.apply(pipe, reuse=3)
+    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(3))
     assert not torch.equal(draw(pipe), stock)
     patch.remove()
     assert torch.equal(draw(pipe), stock)
@@ -626,7 +630,7 @@ def test_undo_is_exact():
 def test_copies_run_their_own_weights():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    agentsd.apply(pipe, reuse=2)
+    agentsd.apply(pipe, agentsd.preset().with_reuse(2))
     patched = draw(pipe)
     for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
         assert torch.equal(draw(twin), patched)
@@ -650,7 +654,7 @@ def draw_unet(unet):
 def test_disabled_patch_does_not_reuse():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    with agentsd.apply(pipe, reuse=2) as patch, patch.disabled():
+    with agentsd.apply(pipe, agentsd.preset().with_reuse(2)) as patch, patch.disabled():
         assert torch.equal(draw(pipe), stock)
 
 
@@ -659,7 +663,7 @@ def test_accelerate_hook_on_top_survives_undo():
 
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    patch = agentsd.apply(pipe, reuse=2)
+    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(2))
     patched = draw(pipe)
     cpu_offload_with_hook(pipe.unet, execution_device="cpu")
     assert torch.equal(draw(pipe), patched)
@@ -670,9 +674,11 @@ def test_accelerate_hook_on_top_survives_undo():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda unet: agentsd.apply(unet, reuse=0), r"reuse=0 must be an integer of at least 1"),
-        (lambda unet: agentsd.apply(unet, reuse=3, reuse_depth=3), r"reuse_depth=3 must be at most 2"),
-        (lambda unet: agentsd.apply(unet, reuse(3), reuse=3), r"schedule and reuse were given together"),
+        (lambda unet: agentsd.preset().with_reuse(0), r"every=0 must be an integer of at least 1"),
+        (
+            lambda unet: agentsd.apply(unet, Schedule.constant(None, 3, skipping=Skipping(depth=3))),
+            r"depth=3 must be at most 2",
+        ),
     ],
 )
 def test_errors_leave_the_unet_stock(call, text):

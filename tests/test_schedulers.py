@@ -11,7 +11,8 @@ from probe import AGENTS, MERGE, MIXED, POOL, expected, unet_inputs, watch
 from tiny import draw, make_sdxl_pipe, make_tiny_pipe
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, Schedule
+from agentsd.attention.settings import Attention
 
 # scheduler class, settings, calls of the UNet in 10 steps
 SCHEDULERS = {
@@ -292,7 +293,7 @@ class TestLoopsOfOnesOwn:
             (torch.tensor([500, 900]), None),  # samples at different steps (training): stock
             (torch.tensor([900, 899]), None),
         ],
-        ids=lambda value: None if isinstance(value, AgentConfig | None) else repr(value),
+        ids=lambda value: None if isinstance(value, Attention | None) else repr(value),
     )
     def test_a_bare_number_is_a_share_of_the_training_steps(self, timestep, config, tiny_unet):
         sample, text = unet_inputs()

@@ -8,7 +8,7 @@ from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, snapshot
 from tiny import draw
 
 import agentsd
-from agentsd import AgentConfig
+from agentsd import MergedTokens
 from agentsd.attention.tokens import sample_tokens
 from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
 from agentsd.unet.processor import attend
@@ -37,7 +37,7 @@ class TestRecord:
         before, patched = snapshot(tiny_pipe.unet), draw(tiny_pipe)
         with record(tiny_pipe) as seen:
             assert torch.equal(draw(tiny_pipe), patched)
-        assert [(each.call, each.plan.config) for each in seen] == [(0, AGENTS), (1, AGENTS), (2, MERGE)]
+        assert [(each.call, each.plan.settings) for each in seen] == [(0, AGENTS), (1, AGENTS), (2, MERGE)]
         assert all(each.name == patch.report().layers[0].name and each.tokens.shape[1] == 256 for each in seen)
         assert_same(before, snapshot(tiny_pipe.unet))
 
@@ -93,14 +93,14 @@ class TestMaps:
     def test_sampled_agents_gather_from_themselves(self, tiny_pipe):
         seen = recorded(tiny_pipe, SAMPLE)
         gather, broadcast = seen.maps()
-        assert torch.equal(gather.argmax(-1), seen.plan.drawn.expand(2, -1))
+        assert torch.equal(gather.argmax(-1), seen.plan.sample.expand(2, -1))
         assert torch.equal(gather.sum(-1), torch.ones(2, 16))
         attn = seen.attn
         attn.heads, before = 1, attn.heads
         scale, attn.scale = attn.scale, attn.inner_dim**-0.5
         try:
             _, broadcast = seen.maps()
-            value = attn.to_v(sample_tokens(seen.tokens, seen.plan.drawn))
+            value = attn.to_v(sample_tokens(seen.tokens, seen.plan.sample))
             found = attend(attn, seen.tokens, seen.metric, seen.plan)
         finally:
             attn.heads, attn.scale = before, scale
@@ -112,7 +112,7 @@ class TestMaps:
         agents = seen.plan.counts.agents
         assert gather.shape == (2, agents, 256)
         assert broadcast.shape == (2, 256, agents)
-        assert len(broadcast[0].unique(dim=0)) == seen.plan.counts.features
+        assert len(broadcast[0].unique(dim=0)) == seen.plan.counts.kept
 
     def test_a_phase_without_agents_has_none(self, tiny_pipe):
         seen = recorded(tiny_pipe, MERGE)
@@ -132,7 +132,7 @@ class TestPlaces:
     def test_sampled_agents_are_at_their_tokens(self, tiny_pipe):
         seen = recorded(tiny_pipe, SAMPLE)
         places = seen.agent_places()
-        assert torch.equal((places[:, 0] - 0.5) * 16 + places[:, 1] - 0.5, seen.plan.drawn.float())
+        assert torch.equal((places[:, 0] - 0.5) * 16 + places[:, 1] - 0.5, seen.plan.sample.float())
 
     def test_merged_agents_are_one_in_each_cell_and_the_tokens_kept(self, tiny_pipe):
         seen = recorded(tiny_pipe, AGENTS)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agentsd.attention.settings import Attention, MergedTokens, SampledKeys
 from agentsd.attention.tokens import cell_edges
-from agentsd.patch import denoiser_of
+from agentsd.unet.install import denoiser_of
 from agentsd.unet.processor import SITE, LevelPlan, cut_tokens, split_heads
 from agentsd.unet.runtime import Runtime
 

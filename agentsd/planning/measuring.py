@@ -20,13 +20,15 @@ from torch import nn
 from agentsd.attention.settings import Attention
 from agentsd.bench.architectures import random_inputs
 from agentsd.bench.timing import environment, interleave
-from agentsd.patch import denoiser_of, fit_skipping
 from agentsd.planning.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
 from agentsd.presets import BY_SPEED, as_schedule, preset
 from agentsd.schedule import Schedule, attention_object
+from agentsd.unet.install import denoiser_of
+from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import SITE, attend, level_plan
-from agentsd.unet.reuse import caches_already, depth_under_noise, draws_noise, shallow_pass
+from agentsd.unet.reuse import caches_already, fit_skipping
 from agentsd.unet.runtime import grid_at
+from agentsd.unet.shallow import depth_under_noise, shallow_pass
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate

@@ -35,7 +35,7 @@ class Report:
         layers: Patched layers in execution order.
         skipped: Layers left alone: (path, reason).
         seed: Seed of the random cell patterns and of the agents that are sampled.
-        reuse_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
+        skipping_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
         noise_problem: Why a step ran the last layer where the schedule asked to reuse the prediction, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
@@ -47,7 +47,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: tuple[tuple[str, str], ...]
     seed: int
-    reuse_problem: str | None = None
+    skipping_problem: str | None = None
     noise_problem: str | None = None
     guidance_problem: str | None = None
     planned_stock: tuple[tuple[Attention, frozenset[int]], ...] = ()
@@ -76,8 +76,8 @@ class Report:
             first, last = self.schedule.guidance_interval
             lines.append(f"  guidance from {first:.0%} to {last:.0%} of the run only")
         lines += [f"  problem at {layer.name}: {layer.problem}" for layer in self.layers if layer.problem]
-        if self.reuse_problem:
-            lines.append(f"  problem: steps not skipped: {self.reuse_problem}")
+        if self.skipping_problem:
+            lines.append(f"  problem: steps not skipped: {self.skipping_problem}")
         if self.noise_problem:
             lines.append(f"  skipped steps run the last layer: {self.noise_problem}")
         if self.guidance_problem:
