@@ -262,7 +262,7 @@ class TestStockPhases:
             with agentsd.apply(tiny_unet, limited) as patch:
                 found = tiny_unet(sample, 900, text).sample
                 assert "(stride 2, at most 16)" in str(patch.report())
-                assert "-> 16 agents" in str(patch.report())
+                assert ", 16 agents" in str(patch.report())
             with agentsd.apply(tiny_unet, wide):
                 assert tiny_unet(sample, 900, text).sample.equal(found)
 

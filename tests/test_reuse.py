@@ -205,7 +205,7 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
         whole = [output for output, _ in run()]
     with torch.no_grad(), agentsd.apply(unet, schedule) as patch:
         outputs, ran = zip(*run(), strict=True)
-        assert "whole UNet every 2 steps, its prediction reused between, forecast 0.3" in str(patch.report())
+        assert "full step every 2 steps, skipped steps run no layer, forecast 0.3" in str(patch.report())
     assert ran == (3, 0, 3, 0, 3)
     for index in (0, 2, 4):
         assert torch.equal(outputs[index], whole[index])
@@ -280,7 +280,7 @@ def test_where_no_layer_can_run_alone_fresh_noise_makes_every_step_whole():
         with pytest.warns(UserWarning, match="cannot reuse features: LCMScheduler adds fresh noise"):
             draw(pipe, steps=6)
         assert len(layers) == 6
-        assert "features not reused: LCMScheduler adds fresh noise" in str(patch.report())
+        assert "steps not skipped: LCMScheduler adds fresh noise" in str(patch.report())
 
 
 def test_depth_zero_wants_nothing_of_the_last_up_block():
@@ -298,11 +298,11 @@ def test_depth_zero_wants_nothing_of_the_last_up_block():
 
 def test_a_controlnet_has_no_prediction_to_reuse():
     net = ControlNetModel.from_unet(make_tiny_unet())
-    with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no UNet2DConditionModel"):
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is no UNet2DConditionModel"):
         agentsd.apply(net, reuse(2, 0))
     with agentsd.apply(net, "balanced") as patch:
         assert not patch.schedule.skips_steps
-        assert "features not reused: ControlNetModel is no UNet2DConditionModel; the preset runs" in str(patch.report())
+        assert "steps not skipped: ControlNetModel is no UNet2DConditionModel; the preset skips" in str(patch.report())
 
 
 def test_agents_and_reuse_together_change_the_layers_that_run():
