@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from agentsd.planning.plans import Plan, device_label, is_offloaded, layer_digest
+from agentsd.planning.plans import Plan
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.schedule import AgentConfig, Schedule
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
@@ -27,6 +27,7 @@ from agentsd.unet.runtime import (
     on_denoiser_call,
     scheduled_forward,
 )
+from agentsd.unet.traits import device_label, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped

@@ -27,13 +27,13 @@ from agentsd.bench.front import (
     likeness,
     measure,
     pairs,
-    replace_file,
 )
-from agentsd.bench.precision import dtype_name
-from agentsd.bench.timing import environment
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.pictures.generate import SCHEDULERS, set_scheduler
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment
+from agentsd.system.writing import write_whole
 
 WARMUP_STEPS = 4
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         left = args.limit_seconds - (time.monotonic() - started)
         complete &= run(parts, timed=False, limit_seconds=left)
     rows = report(pipe, store, arms, parts, args)
-    replace_file(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(args.output, "".join(json.dumps(row) + "\n" for row in rows))
     tell(f"{len(rows)} of {len(arms) + 1} arms are complete: {args.output}")
     return 0 if complete else 1
 

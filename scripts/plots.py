@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agentsd.bench.arms import kind_of
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, read_rows
-from agentsd.bench.timing import power_law
 
 ROOT = Path(__file__).resolve().parent.parent
 PANELS = (

@@ -32,13 +32,13 @@ from agentsd.bench.front import (
     drawer,
     likeness,
     measure,
-    replace_file,
 )
 from agentsd.bench.metrics import relative_l2
-from agentsd.bench.precision import dtype_name
-from agentsd.bench.timing import environment
 from agentsd.demo import held_out_prompts, model_path
 from agentsd.presets import FRONT, PRESETS
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment
+from agentsd.system.writing import write_whole
 from agentsd.unet.processor import attend, level_plan
 from agentsd.unet.runtime import grid_at
 from agentsd.unet.sites import Candidate, find_sites
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row | environment(args.device))
         figures = {key: row[key] for key in ("layer_l2", "psnr_db_median") if key in row}
         tell({"setting": str(setting), **figures})
-    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(output, "".join(json.dumps(row) + "\n" for row in rows))
     tell(f"{len(rows)} of {len(settings)} settings are complete: {output}")
     return 0 if complete else 1
 

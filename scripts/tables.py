@@ -12,9 +12,9 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from agentsd.bench.arms import kind_of
+from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
-from agentsd.bench.timing import power_law
-from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL
 from agentsd.pictures.generate import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,8 +8,8 @@ import torch
 from test_benchmark import TINY
 
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import read_rows
-from agentsd.bench.timing import power_law
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "scaling.py"
 script = runpy.run_path(str(SCRIPT))

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +15,10 @@ from torch import Tensor
 
 from agentsd.bench.arms import RunArm, stock
 from agentsd.bench.metrics import psnr, relative_l2, ssim
+from agentsd.bench.ratios import speedup
 from agentsd.bench.rows import Row
-from agentsd.bench.timing import interleave, speedup
+from agentsd.system.timing import interleave
+from agentsd.system.writing import write_whole
 
 STOCK = "stock"
 _LATENTS = "latents"
@@ -64,7 +64,7 @@ class Store:
     def __init__(self, folder: Path, setup: Mapping[str, Any]) -> None:
         text = json.dumps(setup, sort_keys=True)
         self.folder = folder / _digest(text)
-        replace_file(self.folder / "setup.json", text.encode())
+        write_whole(self.folder / "setup.json", text.encode())
 
     def get(self, arm: str, chunk: Chunk) -> Sample | None:
         """Return what is kept; `None` if nothing is."""
@@ -91,7 +91,7 @@ class Store:
 
         facts = {"arm": arm, "seconds": repr(sample.seconds), "stock_seconds": repr(sample.stock_seconds)}
         path = self._path(arm, chunk)
-        replace_file(path, save({_LATENTS: sample.latents.float().cpu().contiguous()}, facts))
+        write_whole(path, save({_LATENTS: sample.latents.float().cpu().contiguous()}, facts))
 
     def _path(self, arm: str, chunk: Chunk) -> Path:
         text = json.dumps([chunk.start, *chunk.prompts])
@@ -352,21 +352,3 @@ def digest_of(folder: Path) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, with its folder if missing.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "new" / "rows.jsonl"
-        >>> replace_file(path, b"{}")
-        >>> path.read_bytes()
-        b'{}'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)

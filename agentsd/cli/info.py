@@ -164,7 +164,7 @@ def _version(package: str) -> str | None:
 def _devices() -> list[str]:
     import torch
 
-    from agentsd.bench.precision import is_fast
+    from agentsd.system.precision import is_fast
 
     halves = [name for name in ("bfloat16", "float16") if not is_fast(getattr(torch, name))]
     emulated = f", emulates {' and '.join(halves)}: use float32" if halves else ""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from agentsd.unet.traits import loads_weights_late
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
@@ -141,7 +143,7 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
 
 def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     given = {name for name, value in arguments.items() if value is not None}
-    if _offloads_blocks(unet):
+    if any(loads_weights_late(block) for block in (unet.down_blocks[0], unet.up_blocks[-1])):
         return "group offloading brings in the weights of whole blocks, and only when a whole block runs"
     if "attention_mask" in given:
         return "attention_mask was given"
@@ -154,11 +156,6 @@ def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     if any(getattr(unet.up_blocks[-1], name, None) for name in ("s1", "s2", "b1", "b2")) and len(unet.up_blocks) <= 2:
         return "FreeU changes the last up block"
     return None
-
-
-def _offloads_blocks(unet: Any) -> bool:
-    registries = [getattr(block, "_diffusers_hook", None) for block in (unet.down_blocks[0], unet.up_blocks[-1])]
-    return any("group_offloading" in name for registry in registries if registry is not None for name in registry.hooks)
 
 
 def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
