@@ -1,38 +1,21 @@
 """Install agent attention on a pipeline or UNet, report what was patched, and restore it exactly."""
 
-import functools
-import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from agentsd.planning.plans import Plan
 from agentsd.presets import DEFAULT_PRESET, preset_schedule
 from agentsd.schedule import AgentConfig, Schedule
-from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
+from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
+from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
-from agentsd.unet.reuse import caches_already, depth_under_noise, feature_hook_target, why_not_reuse
-from agentsd.unet.runtime import (
-    KEEPER,
-    Runtime,
-    after_denoiser_call,
-    grid_at,
-    on_block_call,
-    on_deep_feature,
-    on_denoiser_call,
-    scheduled_forward,
-)
-from agentsd.unet.traits import device_label, is_offloaded, layer_digest
+from agentsd.unet.reuse import fit_reuse
+from agentsd.unet.runtime import Runtime, grid_at
 
-if TYPE_CHECKING:
-    from agentsd.unet.sites import Candidate, Skipped
-
-_HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 _REPLACED = "processor replaced by other code: not patched any more"
 
 
@@ -64,7 +47,7 @@ class Patch:
     def remove(self) -> None:
         """Restore the denoiser exactly; does nothing if it is restored already or patched anew."""
         if self.active:
-            _uninstall(self._denoiser)
+            uninstall(self._denoiser)
 
     def attach(self, pipe: Any) -> None:
         """Let the steps be read from the scheduler of `pipe`; `apply` does it for its target, a copy has lost it."""
@@ -155,15 +138,15 @@ def apply(
     chosen, refused = fit_reuse(
         denoiser, chosen, asked=any(value is not None for value in (schedule, reuse, reuse_depth))
     )
-    candidates, skipped = _find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
+    candidates, skipped = find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
-        _check_plan(denoiser, plan)
+        check_plan(denoiser, plan)
         refused = plan.reuse_problem
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
-        _uninstall(denoiser)
-    runtime = _install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
+        uninstall(denoiser)
+    runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
     runtime.reuse_problem = refused
     for pipe in pipes:
         runtime.pipes.add(pipe)
@@ -181,7 +164,7 @@ def remove(target: Any) -> None:
     """
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
-        _uninstall(denoiser)
+        uninstall(denoiser)
 
 
 def report(target: Any) -> Report:
@@ -244,170 +227,6 @@ def choose_schedule(
     if reuse_depth is not None:
         chosen = replace(chosen, reuse_depth=reuse_depth)
     return chosen
-
-
-def fit_reuse(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:
-    """Return the schedule that a denoiser can run, and why it lost its reuse of features, if it did.
-
-    Args:
-        denoiser: What is to be patched.
-        schedule: What `choose_schedule` returned.
-        asked: Whether the user asked for the reuse. If a preset did, a ControlNet, a video UNet or one with DeepCache
-            gets the rest of the schedule and is told so.
-
-    Raises:
-        ValueError: If the denoiser cannot reuse as deep as the schedule says, or not at all and the user asked for it.
-
-    Example:
-        >>> fit_reuse(unet, agentsd.PRESETS["fast"], asked=False)[1] is None
-        True
-    """
-    refused = None
-    if schedule.reuses and not asked:
-        problem = why_not_reuse(denoiser, schedule.reuse_depth)
-        if problem is not None:
-            refused = f"{problem}; the preset runs without reuse"
-        elif caches_already(denoiser):
-            refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
-        if refused is not None:
-            schedule = schedule.with_reuse(1)
-    _check_reuse(denoiser, schedule)
-    return schedule, refused
-
-
-def denoiser_of(target: Any) -> nn.Module:
-    """Return the module to patch: the pipeline's UNet, or the module itself, out of its compiled wrapper."""
-    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    transformer = getattr(target, "transformer", None)
-    if module is None and transformer is not None:
-        raise ValueError(
-            f"{type(target).__name__} denoises with {type(transformer).__name__}, a transformer; agentsd patches "
-            f"pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). {_why_not_a_transformer(transformer)}"
-        )
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
-    compiled: nn.Module = getattr(module, "_orig_mod", module)
-    return compiled
-
-
-def _why_not_a_transformer(transformer: Any) -> str:
-    modules = transformer.modules() if isinstance(transformer, nn.Module) else ()
-    if any(getattr(module, "added_kv_proj_dim", None) for module in modules):
-        return "This one attends over text and image tokens together: merging and agents would mix the two."
-    return (
-        "Its blocks are all of one grid: there are no deeper levels to reuse and none to leave stock, and what agents "
-        "do to its pictures was never measured."
-    )
-
-
-def _find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
-    from agentsd.unet.sites import find_sites
-
-    candidates, skipped = find_sites(denoiser)
-    if not candidates:
-        raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
-    return candidates, skipped
-
-
-def _install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]") -> Runtime:
-    schedule = runtime.schedule
-    setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
-    try:
-        for layer, site in zip(candidates, runtime.sites, strict=True):
-            setattr(layer.attn, SITE, site)
-            layer.attn.set_processor(AgentAttnProcessor())
-            layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
-        denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
-        denoiser.register_forward_hook(after_denoiser_call, always_call=True)
-        # With depth 0 too, should the scheduler turn out to draw fresh noise.
-        depth = depth_under_noise(denoiser, schedule.reuse_depth) if schedule.reuses else 0
-        if depth:
-            module, sees_input = feature_hook_target(denoiser, depth)
-            setattr(module, KEEPER, runtime.slot)
-            register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
-            register(on_deep_feature, with_kwargs=True)
-        if schedule.reuses or schedule.skips_guidance:
-            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
-            # hook off: with enable_model_cpu_offload after every call of the pipeline.
-            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
-            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
-    except BaseException:
-        _uninstall(denoiser)
-        raise
-    return runtime
-
-
-def _check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
-    problem = why_not_reuse(denoiser, schedule.reuse_depth) if schedule.reuses else None
-    if problem is not None:
-        raise ValueError(f"features cannot be reused: {problem}. Lower reuse_depth, or set reuse=1.")
-    if schedule.reuses and caches_already(denoiser):
-        raise ValueError(
-            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses features itself; "
-            "set reuse=1, or call the helper's disable() first."
-        )
-
-
-def _check_plan(denoiser: Any, plan: Plan) -> None:
-    if layer_digest(denoiser) != plan.architecture:
-        raise ValueError(
-            f"plan was made for a UNet of other layers than this {type(denoiser).__name__}; make one for it with "
-            "agentsd.plan."
-        )
-    here = [("dtype", plan.dtype, str(denoiser.dtype))]
-    if not is_offloaded(denoiser):  # its weights wait elsewhere
-        here.append(("device", plan.device, device_label(denoiser.device)))
-    for name, made, found in here:
-        if made != found:
-            warnings.warn(
-                f"agentsd applies a plan made for {name} {made} on {found}; what was faster there need not be here. "
-                f"Make a plan for this {name}.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-
-def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
-    if hasattr(denoiser, "nets"):
-        return f"{type(denoiser).__name__} holds several ControlNets; call agentsd.apply for each of its `.nets`."
-    found = "; ".join(f"{count} layers: {reason}" for reason, count in Counter(reasons).items())
-    return (
-        f"{type(denoiser).__name__} has no self-attention layer that agentsd can patch. "
-        f"Found: {found or 'no attention layer at all'}. "
-        "Supported: diffusers UNets whose levels hold Transformer2DModel (SD 1.x, 2.x, SDXL and kin)."
-    )
-
-
-def _uninstall(denoiser: nn.Module) -> None:
-    # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
-    for module in denoiser.modules():
-        site = module.__dict__.get(SITE)
-        if isinstance(site, Site):
-            # Somebody else's processor, installed after ours, is theirs to keep.
-            if isinstance(module.processor, AgentAttnProcessor):
-                module.processor = site.original
-            delattr(module, SITE)
-        if KEEPER in module.__dict__:
-            delattr(module, KEEPER)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in _HOOKS]:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_with_kwargs.pop(key, None)
-                module._forward_hooks_always_called.pop(key, None)
-    for name in ("forward", "_old_forward"):
-        forward = denoiser.__dict__.get(name)
-        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
-            original = forward.args[1]
-            if original is not None:
-                setattr(denoiser, name, original)
-            elif name == "forward":
-                del denoiser.forward
-            else:
-                setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
-    runtime: Runtime = denoiser.__dict__[SITE]
-    runtime.forget()  # a handle that is kept must not keep features
-    delattr(denoiser, SITE)
 
 
 def _report(denoiser: nn.Module, runtime: Runtime) -> Report:

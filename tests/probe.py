@@ -41,7 +41,7 @@ class Call:
 def watch(denoiser: nn.Module):
     """Yield a list that receives one `Call` per call of `denoiser`; leaves the module as it was."""
     calls: list[Call] = []
-    attend = agentsd.processor.attend
+    attend = agentsd.unet.processor.attend
     parts = set(denoiser.modules())
 
     def spy(attn, tokens, metric, plan):
@@ -60,11 +60,11 @@ def watch(denoiser: nn.Module):
         denoiser.register_forward_pre_hook(before, with_kwargs=True),
         denoiser.register_forward_hook(after, with_kwargs=True),
     )
-    agentsd.processor.attend = spy
+    agentsd.unet.processor.attend = spy
     try:
         yield calls
     finally:
-        agentsd.processor.attend = attend
+        agentsd.unet.processor.attend = attend
         for hook in hooks:
             hook.remove()
 

@@ -196,7 +196,7 @@ class TestSameSeedSameImage:
     @pytest.mark.parametrize("every", [2, 4, 8, 16])
     def test_who_looks_at_every_so_many_steps_alone_sees_other_agents_too(self, every, tiny_unet):
         agentsd.apply(tiny_unet, config=SAMPLE)
-        drawn = [tiny_unet._agentsd._drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
+        drawn = [tiny_unet._agentsd.choices.drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
         assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in drawn), strict=True))
         seen = [len(set(place)) for place in zip(*(each.tolist() for each in drawn[::every]), strict=True)]
         assert sum(seen) / len(seen) > 0.8 * 16 * (1 - (1 - 1 / 16) ** (64 // every))  # as many as by chance

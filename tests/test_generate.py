@@ -237,8 +237,8 @@ def test_refuses_to_overwrite_before_drawing(run, tmp_path, monkeypatch):
 
 
 def test_output_that_cannot_be_written_is_told_before_drawing(run, tmp_path, monkeypatch):
-    def no_right(*_, dir, **__):
-        raise PermissionError(13, "Permission denied", str(dir))
+    def no_right(*_, **kwargs):
+        raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", no_right)  # root may write everywhere
     monkeypatch.setitem(main.__globals__, "generate", lambda *_: pytest.fail("drawn"))

@@ -15,7 +15,7 @@ from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pi
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.unet.reuse import draws_noise
+from agentsd.unet.noise import draws_noise
 
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id, indirect=True)
 

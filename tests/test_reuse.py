@@ -24,8 +24,9 @@ from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.unet.reuse import max_depth, obstacle
-from agentsd.unet.runtime import _Kept
+from agentsd.unet.reuse import obstacle
+from agentsd.unet.runs import Cached
+from agentsd.unet.shallow import max_depth
 from agentsd.unet.steps import Position
 
 # Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
@@ -138,9 +139,9 @@ def test_what_has_not_changed_yet_is_reused_as_it_is():
     feature, slope = torch.randn(2, 3), torch.randn(2, 3)
     schedule = Schedule.constant(None, reuse=4, reuse_forecast=1.0)
     weight = schedule.forecast_at(7, 8, gap=2, distance=3)
-    forecast = _Kept(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
+    forecast = Cached(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
     torch.testing.assert_close(forecast, feature + 3 * weight * slope)
-    assert _Kept(feature, 4).at(Position(7, 8), schedule) is feature
+    assert Cached(feature, 4).at(Position(7, 8), schedule) is feature
 
 
 def test_a_refused_patch_leaves_the_one_before():

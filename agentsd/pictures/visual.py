@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agentsd.attention.tokens import cell_edges
-from agentsd.patch import denoiser_of
 from agentsd.schedule import AgentConfig
+from agentsd.unet.install import denoiser_of
 from agentsd.unet.processor import SITE, LevelPlan, cut_tokens, split_heads
 from agentsd.unet.runtime import Runtime
 

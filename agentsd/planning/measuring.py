@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from agentsd.patch import choose_schedule, denoiser_of, fit_reuse
+from agentsd.patch import choose_schedule
 from agentsd.planning.cache import Measurements, cache_file
 from agentsd.planning.inputs import random_inputs
 from agentsd.planning.plans import LayerTiming, Plan, check_steps
@@ -20,9 +20,12 @@ from agentsd.presets import FRONT, preset_schedule
 from agentsd.schedule import AgentConfig, Schedule
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
+from agentsd.unet.install import denoiser_of
+from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import SITE, attend, level_plan
-from agentsd.unet.reuse import caches_already, depth_under_noise, draws_noise, shallow_pass
+from agentsd.unet.reuse import caches_already, fit_reuse
 from agentsd.unet.runtime import grid_at
+from agentsd.unet.shallow import depth_under_noise, shallow_pass
 from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
 
 if TYPE_CHECKING:

@@ -1,0 +1,61 @@
+"""What chance decides at a step: cell patterns and sampled tokens, from the seed alone."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentsd.attention.tokens import CellPattern, cell_pattern, draw_tokens
+
+_CACHED_CHOICES = 256  # cell patterns and drawn tokens
+
+
+class Choices:
+    """Cell patterns and sampled tokens by step and grid."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
+        """Return the cell pattern of a step; without an index nothing is left to chance."""
+
+        def make() -> CellPattern:
+            generator = None if index is None else self._generator(index, height, width, stride)
+            return cell_pattern(height, width, stride, generator).to(device)
+
+        made: CellPattern = self._cached(("pattern", index, height, width, stride, device), make)
+        return made
+
+    def drawn(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> Tensor:
+        """Return the tokens that a step samples, likewise."""
+
+        def make() -> Tensor:
+            # Steps in a row draw each token of a cell in turn, then in another order: layers that run at every fourth
+            # step alone (reuse) must not meet the same one each time.
+            row, place = divmod(index or 0, stride**2)
+            generator = None if index is None else self._generator("sample", row, height, width, stride)
+            return draw_tokens(height, width, stride, place, generator).to(device)
+
+        made: Tensor = self._cached(("drawn", index, height, width, stride, device), make)
+        return made
+
+    def _generator(self, *words: object) -> torch.Generator:
+        """Return a generator that depends on what is drawn, not on what ran before: equal calls give equal images."""
+        text = " ".join(str(word) for word in (self.seed, *words))
+        digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest))
+
+    def _cached(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._cache:
+                with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+                    self._cache[key] = make()
+                if len(self._cache) > _CACHED_CHOICES:
+                    self._cache.popitem(last=False)
+            return self._cache[key]

@@ -1,0 +1,58 @@
+"""The hooks of a patched denoiser: before and after its calls, at its transformer blocks, at the cached feature."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from agentsd.unet.processor import SITE, AgentAttnProcessor, Site, StepSlot
+
+if TYPE_CHECKING:
+    from agentsd.unet.runtime import Runtime
+
+KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
+
+
+def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
+    site: Site | None = block.attn1.__dict__.get(SITE)
+    if site is not None:
+        if block.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            site.slot.recall(args[0] if args else kwargs["hidden_states"], in_call=site.slot.in_call)
+        plan = site.slot.read().levels.get(site.level)
+        if plan is not None and plan.pattern is not None:
+            site.slot.put_metric(args[0] if args else kwargs["hidden_states"])
+
+
+def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+    """Leave the deep feature of a full step: the input of the last up block, or the output of one of its layers."""
+    slot: StepSlot | None = module.__dict__.get(KEEPER)
+    if slot is not None and slot.read().keep and slot.read().depth:
+        if output is None:
+            output = args[0] if args else kwargs["hidden_states"]
+        slot.put_feature(output[0] if isinstance(output, tuple) else output)
+
+
+# Root hooks run outside compiled graphs; left to the compiler they would break `fullgraph=True`.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Read the step from the timestep, set it for the layers, and say once if the layers are no longer ours."""
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.begin(denoiser, args, kwargs)
+    replaced = sum(type(attn.processor) is not AgentAttnProcessor for attn in runtime.attentions)
+    if replaced:
+        runtime.warn_once(
+            f"{replaced} of the {len(runtime.sites)} attention processors that agentsd installed have been replaced by "
+            "other code (attention slicing, xformers, fuse_qkv_projections, PAG, ...); those layers do not use agent "
+            "attention now. If that was not meant, call agentsd.apply again afterwards."
+        )
+    for site in runtime.sites:
+        if site.problem is not None:
+            runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Keep what the steps to come will reuse; called after an exception too."""
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.end(failed=output is None)

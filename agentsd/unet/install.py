@@ -1,0 +1,156 @@
+"""Putting hooks, processors and forward on a denoiser, and taking them off again without a trace."""
+
+import functools
+import warnings
+from collections import Counter
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from agentsd.planning.plans import Plan
+from agentsd.unet.forward import scheduled_forward
+from agentsd.unet.hooks import (
+    KEEPER,
+    after_denoiser_call,
+    on_block_call,
+    on_deep_feature,
+    on_denoiser_call,
+)
+from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
+from agentsd.unet.runtime import Runtime
+from agentsd.unet.shallow import depth_under_noise, feature_hook_target
+from agentsd.unet.traits import device_label, is_offloaded, layer_digest
+
+if TYPE_CHECKING:
+    from agentsd.unet.sites import Candidate, Skipped
+
+_HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
+
+
+def denoiser_of(target: Any) -> nn.Module:
+    """Return the module to patch: the pipeline's UNet, or the module itself, out of its compiled wrapper."""
+    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
+    transformer = getattr(target, "transformer", None)
+    if module is None and transformer is not None:
+        raise ValueError(
+            f"{type(target).__name__} denoises with {type(transformer).__name__}, a transformer; agentsd patches "
+            f"pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). {_why_not_a_transformer(transformer)}"
+        )
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
+    compiled: nn.Module = getattr(module, "_orig_mod", module)
+    return compiled
+
+
+def _why_not_a_transformer(transformer: Any) -> str:
+    modules = transformer.modules() if isinstance(transformer, nn.Module) else ()
+    if any(getattr(module, "added_kv_proj_dim", None) for module in modules):
+        return "This one attends over text and image tokens together: merging and agents would mix the two."
+    return (
+        "Its blocks are all of one grid: there are no deeper levels to reuse and none to leave stock, and what agents "
+        "do to its pictures was never measured."
+    )
+
+
+def find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
+    """Return the layers to patch and the others; raises ValueError if there is nothing to patch."""
+    from agentsd.unet.sites import find_sites
+
+    candidates, skipped = find_sites(denoiser)
+    if not candidates:
+        raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
+    return candidates, skipped
+
+
+def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]") -> Runtime:
+    """Put everything on a denoiser; if that fails half-way, take it off again."""
+    schedule = runtime.schedule
+    setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
+    try:
+        for layer, site in zip(candidates, runtime.sites, strict=True):
+            setattr(layer.attn, SITE, site)
+            layer.attn.set_processor(AgentAttnProcessor())
+            layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
+        denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
+        denoiser.register_forward_hook(after_denoiser_call, always_call=True)
+        # With depth 0 too, should the scheduler turn out to draw fresh noise.
+        depth = depth_under_noise(denoiser, schedule.reuse_depth) if schedule.reuses else 0
+        if depth:
+            module, sees_input = feature_hook_target(denoiser, depth)
+            setattr(module, KEEPER, runtime.slot)
+            register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
+            register(on_deep_feature, with_kwargs=True)
+        if schedule.reuses or schedule.skips_guidance:
+            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
+            # hook off: with enable_model_cpu_offload after every call of the pipeline.
+            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
+            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
+    except BaseException:
+        uninstall(denoiser)
+        raise
+    return runtime
+
+
+def check_plan(denoiser: Any, plan: Plan) -> None:
+    """Raise ValueError if a plan is of another architecture; warn if it is of another device or dtype."""
+    if layer_digest(denoiser) != plan.architecture:
+        raise ValueError(
+            f"plan was made for a UNet of other layers than this {type(denoiser).__name__}; make one for it with "
+            "agentsd.plan."
+        )
+    here = [("dtype", plan.dtype, str(denoiser.dtype))]
+    if not is_offloaded(denoiser):  # its weights wait elsewhere
+        here.append(("device", plan.device, device_label(denoiser.device)))
+    for name, made, found in here:
+        if made != found:
+            warnings.warn(
+                f"agentsd applies a plan made for {name} {made} on {found}; what was faster there need not be here. "
+                f"Make a plan for this {name}.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
+    if hasattr(denoiser, "nets"):
+        return f"{type(denoiser).__name__} holds several ControlNets; call agentsd.apply for each of its `.nets`."
+    found = "; ".join(f"{count} layers: {reason}" for reason, count in Counter(reasons).items())
+    return (
+        f"{type(denoiser).__name__} has no self-attention layer that agentsd can patch. "
+        f"Found: {found or 'no attention layer at all'}. "
+        "Supported: diffusers UNets whose levels hold Transformer2DModel (SD 1.x, 2.x, SDXL and kin)."
+    )
+
+
+def uninstall(denoiser: nn.Module) -> None:
+    """Take everything off a denoiser, and let go of what its calls have left."""
+    # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
+    for module in denoiser.modules():
+        site = module.__dict__.get(SITE)
+        if isinstance(site, Site):
+            # Somebody else's processor, installed after ours, is theirs to keep.
+            if isinstance(module.processor, AgentAttnProcessor):
+                module.processor = site.original
+            delattr(module, SITE)
+        if KEEPER in module.__dict__:
+            delattr(module, KEEPER)
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in _HOOKS]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_with_kwargs.pop(key, None)
+                module._forward_hooks_always_called.pop(key, None)
+    for name in ("forward", "_old_forward"):
+        forward = denoiser.__dict__.get(name)
+        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
+            original = forward.args[1]
+            if original is not None:
+                setattr(denoiser, name, original)
+            elif name == "forward":
+                del denoiser.forward
+            else:
+                setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
+    runtime: Runtime = denoiser.__dict__[SITE]
+    runtime.forget()  # a handle that is kept must not keep features
+    delattr(denoiser, SITE)
