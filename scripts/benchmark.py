@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from agentsd.bench.architectures import ARCHITECTURES, random_pipeline, random_unet
-from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, Arm, RunArm, with_twins
+from agentsd.bench.arm import Arm, RunArm
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, with_twins
 from agentsd.bench.ratios import speedup
 from agentsd.bench.rows import append_row, key_of, newest, read_rows
 from agentsd.planning.inputs import random_inputs

@@ -15,19 +15,11 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from agentsd.bench.arms import RUN_ARMS, RunArm
-from agentsd.bench.front import (
-    Chunk,
-    Store,
-    chunks,
-    collect,
-    decode,
-    digest_of,
-    drawer,
-    likeness,
-    measure,
-    pairs,
-)
+from agentsd.bench.arm import RunArm
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.front import collect, drawer, measure
+from agentsd.bench.likeness import decode, likeness, pairs
+from agentsd.bench.samples import Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.pictures.generate import SCHEDULERS, set_scheduler

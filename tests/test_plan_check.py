@@ -1,4 +1,4 @@
-"""scripts/plan_check.py measures what it predicts (on a tiny architecture); what it measured is as good as we say."""
+"""plan_check.py measures what it predicts (on a tiny architecture); what it measured is as good as we say."""
 
 import runpy
 from pathlib import Path
@@ -11,7 +11,7 @@ from agentsd.bench.rows import read_rows
 from agentsd.presets import DEFAULT_PRESET
 
 ROOT = Path(__file__).resolve().parent.parent
-main = runpy.run_path(str(ROOT / "scripts" / "plan_check.py"))["main"]
+main = runpy.run_path(str(ROOT / "scripts" / "dev" / "plan_check.py"))["main"]
 
 
 def test_rows_hold_prediction_and_measurement(tmp_path, monkeypatch):

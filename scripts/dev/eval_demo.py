@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from agentsd.bench.front import digest_of
+from agentsd.bench.samples import digest_of
 from agentsd.demo import MODEL_PATH
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
@@ -26,7 +26,7 @@ from agentsd.demo.training.pool import save_atomically
 from agentsd.system.precision import dtype_name
 from agentsd.system.writing import write_whole
 
-FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "demo"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "results" / "demo"
 
 
 def picture_grid(pictures: np.ndarray, columns: int = 6) -> Image.Image:

@@ -21,19 +21,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from agentsd import AgentConfig, Phase, Schedule
-from agentsd.bench.arms import RUN_ARMS, RunArm, run_arm
-from agentsd.bench.front import (
-    Chunk,
-    Store,
-    chunks,
-    collect,
-    decode,
-    digest_of,
-    drawer,
-    likeness,
-    measure,
-)
+from agentsd.bench.arm import RunArm
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.front import collect, drawer, measure
+from agentsd.bench.likeness import decode, likeness
 from agentsd.bench.metrics import relative_l2
+from agentsd.bench.ours import run_arm
+from agentsd.bench.samples import Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path
 from agentsd.presets import FRONT, PRESETS
 from agentsd.system.precision import dtype_name
