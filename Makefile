@@ -39,7 +39,7 @@ test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 notebooks: $(STAMP) ## run the notebooks and keep their outputs
-	$(BIN)/python scripts/notebooks.py
+	$(BIN)/python scripts/dev/notebooks.py
 
 package: $(STAMP) ## build wheel and source archive into dist/, and check both
 	$(BIN)/python -m pytest -m slow tests/test_package.py

@@ -1,5 +1,7 @@
 """Faster diffusers pipelines without training: agent attention, key/value sampling and skipped steps, reversible."""
 
+from typing import TYPE_CHECKING, Any
+
 from agentsd.attention.settings import MergedTokens as MergedTokens
 from agentsd.attention.settings import PooledAgents as PooledAgents
 from agentsd.attention.settings import SampledKeys as SampledKeys
@@ -7,7 +9,6 @@ from agentsd.patch import Patch as Patch
 from agentsd.patch import apply as apply
 from agentsd.patch import remove as remove
 from agentsd.patch import report as report
-from agentsd.planning.measuring import plan as plan
 from agentsd.planning.plans import Plan as Plan
 from agentsd.presets import PRESETS as PRESETS
 from agentsd.presets import preset as preset
@@ -16,3 +17,19 @@ from agentsd.schedule import Schedule as Schedule
 from agentsd.schedule import Skipping as Skipping
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from agentsd.planning.measuring import plan as plan
+
+
+def __getattr__(name: str) -> Any:
+    """Import measuring only when it is asked for: whoever does not plan need not load it."""
+    if name == "plan":
+        from agentsd.planning.measuring import plan
+
+        return plan
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "plan"})

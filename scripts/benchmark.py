@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
-from agentsd.bench.architectures import ARCHITECTURES, random_inputs, random_pipeline, random_unet
-from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, Arm, RunArm, with_twins
-from agentsd.bench.precision import dtype_name
+from agentsd.bench.architectures import ARCHITECTURES, random_pipeline, random_unet
+from agentsd.bench.arm import Arm, RunArm
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, with_twins
+from agentsd.bench.ratios import speedup
 from agentsd.bench.rows import append_row, key_of, newest, read_rows
-from agentsd.bench.timing import environment, interleave, peak_memory, speedup
+from agentsd.planning.inputs import random_inputs
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment, interleave, peak_memory
 
 # What tells a measurement from others. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",

@@ -15,25 +15,17 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from agentsd.bench.arms import RUN_ARMS, RunArm
-from agentsd.bench.front import (
-    Chunk,
-    Store,
-    chunks,
-    collect,
-    decode,
-    digest_of,
-    drawer,
-    likeness,
-    measure,
-    pairs,
-    replace_file,
-)
-from agentsd.bench.precision import dtype_name
-from agentsd.bench.timing import environment
+from agentsd.bench.arm import RunArm
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.front import collect, drawer, measure
+from agentsd.bench.likeness import decode, likeness, pairs
+from agentsd.bench.samples import Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.pictures.generate import SCHEDULERS, set_scheduler
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment
+from agentsd.system.writing import write_whole
 
 WARMUP_STEPS = 4
 
@@ -97,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         left = args.limit_seconds - (time.monotonic() - started)
         complete &= run(parts, timed=False, limit_seconds=left)
     rows = report(pipe, store, arms, parts, args)
-    replace_file(args.output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(args.output, "".join(json.dumps(row) + "\n" for row in rows))
     tell(f"{len(rows)} of {len(arms) + 1} arms are complete: {args.output}")
     return 0 if complete else 1
 

@@ -17,7 +17,6 @@ from typing import Any
 from tqdm import tqdm
 
 import agentsd
-from agentsd.bench.timing import environment as describe_environment
 from agentsd.patch import apply
 from agentsd.pictures.compare import compare, side_by_side, warm_up
 from agentsd.pictures.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
@@ -37,6 +36,7 @@ from agentsd.pictures.generate import (
     with_model_defaults,
 )
 from agentsd.presets import PRESETS
+from agentsd.system.timing import environment as describe_environment
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,20 +7,10 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny import draw, make_tiny_pipe
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from agentsd.bench.arms import (
-    RUN_ARMS,
-    STEP_ARMS,
-    Arm,
-    attention_broadcast_arm,
-    channels_last,
-    compiled,
-    kv_downsampling_arm,
-    no_self_attention_arm,
-    stock,
-    tgate_arm,
-    tiled_attention_arm,
-    with_twins,
-)
+from agentsd.bench.arm import Arm
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, with_twins
+from agentsd.bench.baselines import channels_last, compiled, no_self_attention_arm, stock
+from agentsd.bench.rivals import attention_broadcast_arm, kv_downsampling_arm, tgate_arm, tiled_attention_arm
 
 SAME = {"stock", "stock A/A"}
 

@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from agentsd.bench import timing
-from agentsd.bench.timing import environment, interleave, peak_memory, speedup
+from agentsd.bench.ratios import speedup
+from agentsd.system import timing
+from agentsd.system.timing import environment, interleave, peak_memory
 
 
 def test_order_turns_every_round_and_warmup_is_not_timed():

@@ -8,9 +8,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from agentsd.bench.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_inputs, random_pipeline, random_unet
-from agentsd.bench.arms import STEP_ARMS, TWINS, Arm, compiled
+from agentsd.bench.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_pipeline, random_unet
+from agentsd.bench.arm import Arm
+from agentsd.bench.arms import STEP_ARMS, TWINS
+from agentsd.bench.baselines import compiled
 from agentsd.bench.rows import read_rows
+from agentsd.planning.inputs import random_inputs
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 TINY = {

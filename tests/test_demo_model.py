@@ -92,7 +92,7 @@ def test_it_draws_as_loaded_without_a_dtype():
 
 def test_missing_model_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("agentsd.demo.MODEL_PATH", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"train one with scripts/train_demo\.py"):
+    with pytest.raises(FileNotFoundError, match=r"train one with scripts/dev/train_demo\.py"):
         model_path()
 
 

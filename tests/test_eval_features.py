@@ -1,7 +1,6 @@
 """Extractors and scores: the FID network piece by piece, resizing, the demo's features, CLIP."""
 
 import logging
-import math
 import tomllib
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 
 from agentsd.demo.attributes import load_classifier
 from agentsd.evaluation import features, inception
-from agentsd.evaluation.clip_score import clip_delta, load_clip
+from agentsd.evaluation.clip_score import load_clip
 from agentsd.evaluation.features import Extractor, FeatureExtractor, demo_extractor, inception_extractor
 from agentsd.evaluation.inception import SIDE, WEIGHTS_SHA256, WEIGHTS_URL, FidInception, load_inception, resize
 
@@ -501,15 +500,3 @@ def test_pictures_and_texts_must_match(scorer):
 def test_a_folder_without_clip(tmp_path):
     with pytest.raises(ValueError, match=r"clip model '.*': cannot be loaded \(.*\); give a folder with a CLIPModel"):
         load_clip(tmp_path)
-
-
-def test_clip_delta_is_paired():
-    rng = np.random.default_rng(0)
-    stock = rng.normal(31, 5, 200)
-    fast = stock - 0.3 + rng.normal(0, 0.5, 200)
-    delta = clip_delta(stock, fast, seed=1)
-    assert delta.value == pytest.approx(np.mean(fast - stock))
-    assert delta.low < -0.3 < delta.high < 0  # the spread of the scores themselves would hide it
-    assert delta.high - delta.low == pytest.approx(2 * 1.96 * np.std(fast - stock) / math.sqrt(200), rel=0.2)
-    with pytest.raises(ValueError, match=r"stock has \(200,\) scores, fast \(199,\); entry i of both must belong"):
-        clip_delta(stock, fast[1:])

@@ -13,12 +13,15 @@ import pytest
 from evaluation_runs import cheap_extractor, make_place, whole_run
 from PIL import Image
 
+from agentsd.bench.intervals import Interval
 from agentsd.evaluation import report, results
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
+from agentsd.evaluation.differences import Delta
+from agentsd.evaluation.frechet import frechet_distance
+from agentsd.evaluation.kernel import kernel_distance
 from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Real, Rows, arm_results, stamps, verdict_of, worst_by_psnr
-from agentsd.evaluation.statistics import Delta, Interval, frechet_distance, kernel_distance
 from agentsd.evaluation.store import Store, read_json
 from agentsd.evaluation.tables import figures, markdown, note, per_image, table, title
 

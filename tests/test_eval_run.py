@@ -30,7 +30,6 @@ from evaluation_runs import (
 from PIL import Image
 
 import agentsd.evaluation.run as module
-from agentsd.bench import timing as bench_timing
 from agentsd.evaluation import measures, store, timing
 from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import picture_seed, scheduler_settings
@@ -39,6 +38,7 @@ from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_
 from agentsd.evaluation.reference import fitted, make_reference
 from agentsd.evaluation.run import evaluate
 from agentsd.evaluation.store import Store, UnfinishedError, read_json
+from agentsd.system import timing as bench_timing
 
 ROOT = Path(__file__).parent.parent
 

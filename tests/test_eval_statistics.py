@@ -10,23 +10,18 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from agentsd.evaluation import statistics
-from agentsd.evaluation.statistics import (
+from agentsd.bench.intervals import Interval, interval, spread_of
+from agentsd.evaluation import kernel as kernel_module
+from agentsd.evaluation.differences import (
     Delta,
-    FrechetDistances,
-    Interval,
-    KernelDistances,
     bootstrap_counts,
     delta_of,
-    frechet_distance,
-    frechet_from_moments,
     half_counts,
-    interval,
-    kernel_distance,
     paired_delta,
     small_sample_stamp,
-    spread_of,
 )
+from agentsd.evaluation.frechet import FrechetDistances, frechet_distance, frechet_from_moments
+from agentsd.evaluation.kernel import KernelDistances, kernel_distance
 
 
 def draw(n, d, *, seed=0, shift=0.0, scale=1.0):
@@ -267,7 +262,7 @@ def test_progress_is_told_to_the_end(distances, last, paired):
 def test_blocks_change_nothing(monkeypatch):
     real, stock, fast = arms(23, 3)
     whole = paired_delta(real, stock, fast, kernel_distance, resamples=10)
-    monkeypatch.setattr(statistics, "_BLOCK", 5)
+    monkeypatch.setattr(kernel_module, "_BLOCK", 5)
     blocks = paired_delta(real, stock, fast, kernel_distance, resamples=10)
     assert (blocks.value, blocks.low, blocks.high) == pytest.approx((whole.value, whole.low, whole.high))
 

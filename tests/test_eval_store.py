@@ -9,9 +9,9 @@ import pytest
 from evaluation_runs import forked, kill_self
 from PIL import Image
 
-from agentsd.evaluation import store as module
 from agentsd.evaluation.manifest import ManifestMismatchError, claim, differing
 from agentsd.evaluation.store import Store, UnfinishedError, chunks, read_arrays, read_json, write_bytes
+from agentsd.system import writing
 
 RECORD = {"index": 3, "seed": 7}
 LATENT = np.ones((4, 2, 2), dtype=np.float32)
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatc
     def full(descriptor):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     with pytest.raises(UnfinishedError, match=r"is full .* make room and start the same command again"):
         write_bytes(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
@@ -112,14 +112,14 @@ def test_a_place_that_cannot_be_written_is_bad_input(tmp_path):
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_bytes(path, b"old")
-    monkeypatch.setattr(module.os, "replace", lambda *names: kill_self())
+    monkeypatch.setattr(writing.os, "replace", lambda *names: kill_self())
     assert forked(lambda: write_bytes(path, b"new")) == [-9]
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
     # Another start removes what the dead process left, but nothing of a living one.
-    write_living = tmp_path / f".{path.name}.{module.socket.gethostname()}.{os.getpid()}.partial"
+    write_living = tmp_path / f".{path.name}.{writing.socket.gethostname()}.{os.getpid()}.partial"
     write_living.write_bytes(b"")
-    assert Store(tmp_path).sweep() == 1
+    assert writing.sweep(tmp_path) == 1
     assert sorted(tmp_path.iterdir()) == sorted([path, write_living])
 
 

@@ -10,21 +10,13 @@ import pytest
 import torch
 from tiny import make_tiny_pipe
 
-from agentsd.bench.arms import RUN_ARMS, RunArm, stock
-from agentsd.bench.front import (
-    Chunk,
-    Sample,
-    Store,
-    chunks,
-    collect,
-    digest_of,
-    identity,
-    likeness,
-    measure,
-    pairs,
-    visits,
-)
+from agentsd.bench.arm import RunArm
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.baselines import stock
+from agentsd.bench.front import collect, measure, visits
+from agentsd.bench.likeness import likeness, pairs
 from agentsd.bench.rows import read_rows
+from agentsd.bench.samples import Chunk, Sample, Store, chunks, digest_of, identity
 from agentsd.presets import FRONT
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import make_tiny_pipe
 
 import agentsd
+from agentsd.pictures import files
 from agentsd.pictures.compare import Comparison, compare, side_by_side
 from agentsd.pictures.files import plan_files, read_record, write_picture
 from agentsd.pictures.generate import (
@@ -27,6 +28,7 @@ from agentsd.pictures.generate import (
     plan_pictures,
     with_model_defaults,
 )
+from agentsd.system import writing
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "generate.py"
 
@@ -237,10 +239,10 @@ def test_refuses_to_overwrite_before_drawing(run, tmp_path, monkeypatch):
 
 
 def test_output_that_cannot_be_written_is_told_before_drawing(run, tmp_path, monkeypatch):
-    def no_right(self, *_, **__):
-        raise PermissionError(13, "Permission denied", str(self))
+    def no_right(*_, **kwargs):
+        raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
 
-    monkeypatch.setattr(Path, "touch", no_right)  # root may write everywhere
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", no_right)  # root may write everywhere
     monkeypatch.setitem(main.__globals__, "generate", lambda *_: pytest.fail("drawn"))
     code, out, err = run("--prompt", "a ring", output=tmp_path / "new" / "a.png")
     assert (code, out) == (2, "")
@@ -279,11 +281,10 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"precious")
 
-    def fail(self, target, **_):
-        Path(target).write_bytes(b"half")
+    def fail(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(writing.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_picture(path, Image.new("RGB", (16, 16)), {})
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.png", b"precious")]

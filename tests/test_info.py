@@ -100,7 +100,7 @@ class TestFigures:
         assert current_figures("fast", measured) is None
         assert current_figures("quality", measured) is None
 
-    @pytest.mark.parametrize(("text", "message"), [("{", "is no JSON: .* run scripts/measured.py"), ("[]", "a list")])
+    @pytest.mark.parametrize(("text", "message"), [("{", "is no JSON: .* run scripts/dev"), ("[]", "a list")])
     def test_a_broken_file_is_an_error(self, text, message, tmp_path):
         (tmp_path / "m.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -108,7 +108,9 @@ class TestFigures:
 
     def test_every_preset_has_figures(self):
         assert MEASURED.exists()
-        assert all(collect()["presets"].values()), "measure again, then run scripts/measured.py"
+        assert all(collect()["presets"].values()), "measure again, then run scripts/dev/measured.py"
 
     def test_the_committed_file_is_that_of_the_results(self):
-        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/front.jsonl"), "run scripts/measured.py"
+        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/front.jsonl"), (
+            "run scripts/dev/measured.py"
+        )

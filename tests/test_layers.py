@@ -12,17 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "agentsd"
 
 # From the lowest to the highest. What stands on one line may import each other, but no module in a circle.
 LAYERS = (
-    ("attention", "schedule"),
-    ("presets",),
-    ("planning.plans",),
+    ("attention", "schedule", "system"),
+    ("presets", "planning.plans"),
     ("unet",),
     ("patch",),
-    ("bench.precision",),
-    ("demo",),
+    ("planning", "demo"),
     ("bench",),
-    ("planning",),
     ("pictures",),
-    ("pipeline", "cli", "evaluation", "vision"),
+    ("cli", "evaluation", "vision"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -103,10 +100,37 @@ def test_the_check_sees_imports(tmp_path):
     assert imports(file, at_import=True) == {"patch", ""}
 
 
-def test_importing_agentsd_is_light():
-    code = (
-        "import sys, agentsd; heavy = ('diffusers', 'transformers', 'torchmetrics', 'scipy', 'matplotlib', 'PIL');"
-        "print([name for name in heavy if name in sys.modules])"
-    )
+def loaded_by(code: str) -> set[str]:
+    """Names of the modules that a new process has loaded after running some code."""
+    code += "; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
-    assert done.stdout.strip() == "[]"
+    return set(done.stdout.split())
+
+
+def test_importing_agentsd_loads_torch_and_the_core_alone():
+    loaded = loaded_by("import agentsd")
+    others = {"diffusers", "transformers", "torchmetrics", "scipy", "matplotlib", "PIL", "platformdirs", "safetensors"}
+    assert not loaded & others
+    folders = {name.split(".")[1] for name in loaded if name.startswith("agentsd.")}
+    assert folders <= {"attention", "patch", "pipeline", "planning", "presets", "schedule", "system", "unet"}
+    assert "agentsd.planning.plans" in loaded
+    assert "agentsd.planning.measuring" not in loaded
+
+
+def test_planning_loads_neither_the_bench_nor_the_demo():
+    loaded = loaded_by("import agentsd; agentsd.plan")
+    assert "agentsd.planning.measuring" in loaded
+    assert not [name for name in loaded if name.startswith(("agentsd.bench", "agentsd.demo", "agentsd.evaluation"))]
+
+
+def packages(path: Path) -> set[str]:
+    """Names of the packages that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", ["planning.plans", "presets", "schedule"])
+def test_plans_and_settings_are_plain_data(name):
+    assert not packages(MODULES[name]) & {"torch", "diffusers", "numpy"}

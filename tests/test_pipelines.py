@@ -164,7 +164,7 @@ class TestRefused:
 
 def test_the_docs_list_every_kind():
     page = (Path(__file__).parent.parent / "docs" / "pipelines.md").read_text(encoding="utf-8")
-    assert table() in page, "docs/pipelines.md is out of date; run scripts/pipelines.py"
+    assert table() in page, "docs/pipelines.md is out of date; run scripts/dev/pipelines.py"
     assert all(hasattr(diffusers, kind.pipeline) for kind in KINDS if " " not in kind.pipeline)
 
 

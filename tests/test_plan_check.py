@@ -1,4 +1,4 @@
-"""scripts/plan_check.py measures what it predicts (on a tiny architecture); what it measured is as good as we say."""
+"""plan_check.py measures what it predicts (on a tiny architecture); what it measured is as good as we say."""
 
 import runpy
 from pathlib import Path
@@ -8,10 +8,9 @@ from test_benchmark import TINY
 
 from agentsd.bench.architectures import ARCHITECTURES
 from agentsd.bench.rows import read_rows
-from agentsd.presets import DEFAULT_PRESET
 
 ROOT = Path(__file__).resolve().parent.parent
-main = runpy.run_path(str(ROOT / "scripts" / "plan_check.py"))["main"]
+main = runpy.run_path(str(ROOT / "scripts" / "dev" / "plan_check.py"))["main"]
 
 
 def test_rows_hold_prediction_and_measurement(tmp_path, monkeypatch):
@@ -37,6 +36,6 @@ def test_the_committed_predictions_came_true():
 
 
 def test_the_default_preset_pays_without_a_plan_at_each_committed_size():
-    rows = [row for row in read_rows(ROOT / "results" / "plans.jsonl") if row["preset"] == DEFAULT_PRESET]
+    rows = [row for row in read_rows(ROOT / "results" / "plans.jsonl") if row["preset"] == "balanced"]
     assert len({row["size"] for row in rows}) >= 3
     assert min(row["unplanned"] for row in rows) >= 1

@@ -148,9 +148,9 @@ def test_a_patched_target_cannot_be_planned():
 @pytest.fixture
 def quick(monkeypatch):
     """Let every measurement run once, and no more."""
-    real = agentsd.planning.interleave
+    real = agentsd.planning.measuring.interleave
     monkeypatch.setattr(
-        agentsd.planning,
+        agentsd.planning.measuring,
         "interleave",
         lambda run, arms, rounds, device: real(run, arms, rounds=1, warmup=0, device=device),
     )
@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_leaves_the_plan(tmp_path, monkeypatch, q
 def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
     unet = make_tiny_unet()
-    real = agentsd.planning._layer_seconds
+    real = agentsd.planning.measuring._layer_seconds
 
     def other_plan_meanwhile(*arguments):
         monkeypatch.setattr(agentsd.planning.measuring, "_layer_seconds", real)

@@ -1,4 +1,4 @@
-"""scripts/plots.py draws every arm, joins ours to a front, and writes labels that do not overlap."""
+"""scripts/dev/plots.py draws every arm, joins ours to a front, and writes labels that do not overlap."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import pytest
 from agentsd.bench.arms import RUN_ARMS
 
 pytest.importorskip("matplotlib")
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "plots.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "plots.py"
 plots = runpy.run_path(str(SCRIPT))
 
 
@@ -18,6 +18,7 @@ def row(index, arm):
     speed = 1 + (index * 7919 % 41) / 10
     return {
         "arm": arm,
+        "settings": RUN_ARMS[arm].settings,
         "speedup": speed,
         "speedup_95": [0.95 * speed, 1.05 * speed],
         "psnr_db_median": None if arm in ("stock", "stock A/A") else 15 + index * 104729 % 130 / 10,

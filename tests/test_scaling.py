@@ -1,4 +1,4 @@
-"""scripts/scaling.py: every arm at every grid, once, and the exponent of the cost."""
+"""scripts/dev/scaling.py: every arm at every grid, once, and the exponent of the cost."""
 
 import runpy
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 from test_benchmark import TINY
 
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import read_rows
-from agentsd.bench.timing import power_law
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "scaling.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "scaling.py"
 script = runpy.run_path(str(SCRIPT))
 
 

@@ -1,4 +1,4 @@
-"""scripts/sweep.py: which points there are, what single layers lose, and what is kept."""
+"""scripts/dev/sweep.py: which points there are, what single layers lose, and what is kept."""
 
 import json
 import runpy
@@ -8,9 +8,10 @@ import pytest
 from tiny import make_tiny_pipe
 
 from agentsd.bench.arms import RUN_ARMS
-from agentsd.bench.front import Chunk, drawer
+from agentsd.bench.front import drawer
+from agentsd.bench.samples import Chunk
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "sweep.py"
 script = runpy.run_path(str(SCRIPT))
 
 

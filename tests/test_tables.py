@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.rows import read_rows
+from agentsd.presets import FRONT
 
 ROOT = Path(__file__).resolve().parent.parent
-tables = runpy.run_path(str(ROOT / "scripts" / "tables.py"))
+tables = runpy.run_path(str(ROOT / "scripts" / "dev" / "tables.py"))
 ROW = {
     "benchmark": "unet step",
     "architecture": "sd15",
     "arm": "stock",
+    "settings": "",
     "size": 512,
     "batch": 2,
     "dtype": "bfloat16",
@@ -31,7 +34,8 @@ ROW = {
 
 
 def arm(name="ours", **changes):
-    return {**ROW, "arm": name, "speedup": 2.0, "speedup_95": [1.9, 2.1], **changes}
+    settings = RUN_ARMS[name].settings if name in RUN_ARMS else ""
+    return {**ROW, "arm": name, "settings": settings, "speedup": 2.0, "speedup_95": [1.9, 2.1], **changes}
 
 
 @pytest.fixture
@@ -65,6 +69,35 @@ def test_the_newest_row_of_a_key_is_shown(root):
     assert "3.00x" not in table
     assert "| stock | 1.00x | 1.00 GiB |" in table
     assert "fused SDPA; 2 s at 512x512" in table
+
+
+@pytest.mark.parametrize("twin", ["", ", compiled", ", channels last"])
+def test_a_preset_that_has_changed_since_is_not_shown(root, twin):
+    words = {"": "", ", compiled": "torch.compile ", ", channels last": "channels_last "}[twin]
+    settings = words + RUN_ARMS["preset fast"].settings
+    now, before = (
+        arm(f"preset fast{twin}", settings=settings),
+        arm(f"preset fast{twin}", settings=words + "others", speedup=9.0),
+    )
+    calls = {"benchmark": "pipeline call", "steps": 20}
+    write(root, {**ROW, **calls}, {**now, **calls}, {**before, **calls})
+    assert f"| preset fast{twin} | 2.00x [1.90, 2.10] |" in tables["other_tables"]()  # the older row is the true one
+    write(root, {**ROW, **calls}, {**before, **calls}, arm("ours", settings="others", **calls))
+    assert "preset fast" not in tables["other_tables"]()
+    assert "| ours |" in tables["other_tables"]()
+    shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
+             "guidance_scale": 4.0, "attribute_accuracy": {}, "right": 1, "right_each": [1]}  # fmt: skip
+    for name in ("demo/front", "demo/front-pndm"):
+        write(root, {**ROW, **shown}, {**before, **shown}, arm("tomesd 0.5", **shown), name=name)
+    for make in ("demo_table", "schedulers_table", "front_table"):
+        assert "preset fast" not in tables[make](), make
+
+
+def test_every_preset_is_shown_with_the_settings_of_today():
+    rows = tables["speed_rows"]() + tables["current_rows"]("demo/front")
+    shown = {row["arm"]: row["settings"] for row in rows if row["arm"] in RUN_ARMS and row["arm"].startswith("preset ")}
+    assert shown == {name: RUN_ARMS[name].settings for name in shown}
+    assert {f"preset {name}" for name in FRONT} <= shown.keys()
 
 
 def test_the_readme_shows_some_arms_in_an_order_of_its_own(root):

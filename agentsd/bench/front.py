@@ -1,116 +1,19 @@
-"""Speed against quality over many arms and prompts, kept on disk: it can be interrupted, resumed and extended."""
+"""Speed against quality over many arms and prompts: it can be interrupted, resumed and extended."""
 
-import hashlib
-import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agentsd.bench.arms import RunArm, stock
-from agentsd.bench.metrics import psnr, relative_l2, ssim
-from agentsd.bench.rows import Row
-from agentsd.bench.timing import interleave, speedup
-
-STOCK = "stock"
-_LATENTS = "latents"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What an arm made of a chunk of prompts.
-
-    Args:
-        latents: The final latents, [B, C, h, w], float32.
-        seconds: What the call took.
-        stock_seconds: What the stock call of the same visit took, the other half of the pair; NaN if untimed.
-    """
-
-    latents: Tensor
-    seconds: float
-    stock_seconds: float
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Prompts of one call; `start` is the first one's place among all, from which the seeds follow."""
-
-    start: int
-    prompts: tuple[str, ...]
-
-
-class Store:
-    """Samples by arm and chunk in a folder, one file each, written as a whole.
-
-    Everything that changes a result but the arm and the chunk belongs into `setup`: another set-up is another
-    folder, so that nothing is mixed and nothing has to be deleted.
-
-    Example:
-        >>> import tempfile
-        >>> store, chunk = Store(Path(tempfile.mkdtemp()), {"steps": 2}), Chunk(0, ("a red ring",))
-        >>> store.put("stock", chunk, Sample(torch.zeros(1, 4, 2, 2), 2.0, 2.0))
-        >>> store.get("stock", chunk).seconds
-        2.0
-    """
-
-    def __init__(self, folder: Path, setup: Mapping[str, Any]) -> None:
-        text = json.dumps(setup, sort_keys=True)
-        self.folder = folder / _digest(text)
-        replace_file(self.folder / "setup.json", text.encode())
-
-    def get(self, arm: str, chunk: Chunk) -> Sample | None:
-        """Return what is kept; `None` if nothing is."""
-        from safetensors import safe_open
-
-        path = self._path(arm, chunk)
-        if not path.exists():
-            return None
-        with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            latents = file.get_tensor(_LATENTS)
-        return Sample(latents, float(facts["seconds"]), float(facts["stock_seconds"]))
-
-    def has(self, arm: str, chunk: Chunk, *, timed: bool = False) -> bool:
-        """Return whether something is kept, and if asked, with a pair of times."""
-        if not timed:
-            return self._path(arm, chunk).exists()
-        kept = self.get(arm, chunk)
-        return kept is not None and not math.isnan(kept.stock_seconds)
-
-    def put(self, arm: str, chunk: Chunk, sample: Sample) -> None:
-        """Keep a sample."""
-        from safetensors.torch import save
-
-        facts = {"arm": arm, "seconds": repr(sample.seconds), "stock_seconds": repr(sample.stock_seconds)}
-        path = self._path(arm, chunk)
-        replace_file(path, save({_LATENTS: sample.latents.float().cpu().contiguous()}, facts))
-
-    def _path(self, arm: str, chunk: Chunk) -> Path:
-        text = json.dumps([chunk.start, *chunk.prompts])
-        return self.folder / _digest(arm) / f"{chunk.start:05d}-{_digest(text)}.safetensors"
-
-
-def chunks(prompts: Sequence[str], size: int) -> list[Chunk]:
-    """Return the prompts in calls of `size`.
-
-    Example:
-        >>> [chunk.start for chunk in chunks(["a", "b", "c"], 2)]
-        [0, 2]
-    """
-    return [Chunk(start, tuple(prompts[start : start + size])) for start in range(0, len(prompts), size)]
-
-
-def identity(name: str, arm: RunArm) -> str:
-    """Return the name under which results of an arm are kept: it changes with the arm's settings."""
-    return f"{name} | {arm.settings} | {arm.fewer_steps:g}"
+from agentsd.bench.arm import RunArm
+from agentsd.bench.baselines import stock
+from agentsd.bench.samples import STOCK, Chunk, Sample, Store, identity
+from agentsd.system.timing import interleave
 
 
 def drawer(pipe: Any, *, steps: int, guidance_scale: float, seed: int) -> Callable[..., Tensor]:
@@ -270,103 +173,3 @@ def collect(store: Store, arms: Mapping[str, RunArm], parts: Sequence[Chunk]) ->
         if all(sample is not None for sample in samples)
     }
     return complete if STOCK in complete else {}
-
-
-def pairs(samples: Sequence[Sample]) -> Row:
-    """Return the paired speed-up of an arm as fields of a row, with the times of every chunk that has a pair.
-
-    Example:
-        >>> pairs([Sample(torch.zeros(1), 1.0, 2.0), Sample(torch.zeros(1), 2.0, 4.0)])["speedup"]
-        2.0
-    """
-    timed = [sample for sample in samples if not math.isnan(sample.stock_seconds)]
-    baseline, own = [sample.stock_seconds for sample in timed], [sample.seconds for sample in timed]
-    gain = speedup(baseline, own)
-    return {
-        "speedup": round(gain.median, 4),
-        "speedup_95": [round(gain.low, 4), round(gain.high, 4)],
-        "rounds": gain.pairs,
-        "seconds": [round(second, 4) for second in own],
-        "stock_seconds": [round(second, 4) for second in baseline],
-    }
-
-
-@torch.inference_mode()
-def decode(pipe: Any, latents: Tensor) -> Tensor:
-    """Return the pictures of latents, [B, 3, H, W] in [0, 1], eight at a time.
-
-    Args:
-        pipe: A pipeline with a VAE.
-        latents: Latents, [B, C, h, w].
-    """
-    vae, parts = pipe.vae, []
-    for part in latents.split(8):
-        scaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        parts.append((vae.decode(scaled).sample.float().cpu() / 2 + 0.5).clamp(0, 1))
-    return torch.cat(parts)
-
-
-def likeness(pictures: Tensor, reference: Tensor, latents: Tensor, reference_latents: Tensor) -> Row:
-    """Return how near pictures and latents are to the stock ones of the same seeds, as fields of a row.
-
-    Args:
-        pictures: Pictures, [B, 3, H, W] in [0, 1].
-        reference: The stock pictures.
-        latents: Their latents.
-        reference_latents: The stock latents.
-
-    Returns:
-        Medians, and the 5% quantile of PSNR; `None` stands for the infinite PSNR of equal pictures.
-    """
-    decibels, similarity = psnr(pictures, reference), ssim(pictures, reference)
-    return {
-        "psnr_db_median": _finite(decibels.median().item()),
-        "psnr_db_p5": _finite(decibels.sort().values[int(0.05 * len(decibels))].item()),
-        "ssim_median": round(similarity.median().item(), 4),
-        "latent_l2_median": round(relative_l2(latents, reference_latents).median().item(), 4),
-        "psnr_db": [_finite(value) for value in decibels.tolist()],
-        "ssim": [round(value, 4) for value in similarity.tolist()],
-    }
-
-
-def _finite(value: float) -> float | None:
-    return round(value, 3) if math.isfinite(value) else None
-
-
-def digest_of(folder: Path) -> str:
-    """Return a digest of all files of a model folder: results of other weights are not mixed with it.
-
-    Args:
-        folder: The folder, without downloads in progress.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    state = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".safetensors", ".json"):
-            state.update(f"{path.relative_to(folder)}\n".encode())
-            state.update(hashlib.sha256(path.read_bytes()).digest())
-    return state.hexdigest()[:16]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, with its folder if missing.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "new" / "rows.jsonl"
-        >>> replace_file(path, b"{}")
-        >>> path.read_bytes()
-        b'{}'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)

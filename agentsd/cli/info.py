@@ -45,7 +45,7 @@ def read_measured(path: Path = MEASURED) -> dict[str, Any]:
     """Return the figures that come with the package; empty if there are none.
 
     Args:
-        path: The file, made by `scripts/measured.py` from a committed result file.
+        path: The file, made by `scripts/dev/measured.py` from a committed result file.
 
     Raises:
         ValueError: If the file is no JSON object.
@@ -59,9 +59,9 @@ def read_measured(path: Path = MEASURED) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}; run scripts/measured.py or install agentsd again.") from error
+        raise ValueError(f"{path} is no JSON: {error}; run scripts/dev/measured.py or install again.") from error
     if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}; it must hold an object: run scripts/measured.py.")
+        raise ValueError(f"{path} holds a {type(data).__name__}; it must hold an object: run scripts/dev/measured.py.")
     return data
 
 
@@ -164,7 +164,7 @@ def _version(package: str) -> str | None:
 def _devices() -> list[str]:
     import torch
 
-    from agentsd.bench.precision import is_fast
+    from agentsd.system.precision import is_fast
 
     halves = [name for name in ("bfloat16", "float16") if not is_fast(getattr(torch, name))]
     emulated = f", emulates {' and '.join(halves)}: use float32" if halves else ""

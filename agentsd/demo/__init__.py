@@ -29,5 +29,5 @@ def model_path() -> pathlib.Path:
     'model'
     """
     if not (MODEL_PATH / "model_index.json").is_file():
-        raise FileNotFoundError(f"{MODEL_PATH} holds no model; train one with scripts/train_demo.py.")
+        raise FileNotFoundError(f"{MODEL_PATH} holds no model; train one with scripts/dev/train_demo.py.")
     return MODEL_PATH

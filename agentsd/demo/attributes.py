@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Collection, Sequence
 
@@ -13,10 +12,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from agentsd.bench.precision import cpu_autocast
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import COMBOS, Scene, combo_index, sample_scenes
 from agentsd.demo.training.pool import THUMBNAIL, Pool, thumbnails
+from agentsd.system.precision import cpu_autocast
+from agentsd.system.writing import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,11 @@ def train_classifier(
 
 def save_classifier(model: AttributeClassifier, folder: pathlib.Path) -> None:
     """Write the weights as fp16 safetensors, and the classes beside them."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    temporary = folder / "model.partial"
-    save_file(weights, temporary)
-    os.replace(temporary, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"thumbnail": THUMBNAIL, "classes": COMBOS}, indent=1) + "\n")
+    write_whole(folder / "model.safetensors", save(weights))
+    write_whole(folder / "config.json", json.dumps({"thumbnail": THUMBNAIL, "classes": COMBOS}, indent=1) + "\n")
 
 
 def load_classifier(folder: pathlib.Path | None = None) -> AttributeClassifier:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from agentsd.bench.precision import cpu_autocast
 from agentsd.demo.captions import CaptionMeaning, CaptionObject, caption, grammar_words, parse_caption
 from agentsd.demo.scenes import COLOURS, OPPOSITE, PATTERNS, RELATIONS, SHAPES, SIZES, TONES, sample_scene
+from agentsd.system.precision import cpu_autocast
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer

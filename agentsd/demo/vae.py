@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from agentsd.bench.precision import cpu_autocast
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import sample_scenes
+from agentsd.system.precision import cpu_autocast
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
+from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.ours import run_arm
 from agentsd.evaluation.store import slug
-from agentsd.patch import apply
 from agentsd.pictures.generate import labelled_schedule
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule, schedule_object
@@ -48,16 +48,20 @@ class EvaluationArm:
     noise: int = 0
     equals: tuple[str, ...] = ()
 
+    @property
+    def arm(self) -> RunArm:
+        """How the pipeline is run: the same arms as those of the benchmarks."""
+        if self.rival is not None:
+            return RUN_ARMS[self.rival]
+        return RUN_ARMS[STOCK] if self.schedule is None else run_arm(self.schedule)
+
     def enter(self, pipe: Any) -> AbstractContextManager[Any]:
         """Return the context in which the pipeline runs as this arm."""
-        if self.rival is not None:
-            return RUN_ARMS[self.rival].enter(pipe)
-        return nullcontext() if self.schedule is None else apply(pipe, self.schedule)
+        return self.arm.enter(pipe)
 
     def call(self, pipe: Any, **arguments: Any) -> Any:
         """Call the pipeline, in the arm's context, with everything but the steps."""
-        run = pipe if self.rival is None else partial(RUN_ARMS[self.rival].run, pipe)
-        return run(num_inference_steps=self.steps, **arguments)
+        return self.arm.run(pipe, num_inference_steps=self.steps, **arguments)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the pictures, as plain data."""

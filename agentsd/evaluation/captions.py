@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentsd.system.numbers import is_whole
+
 _TEXT_COLUMNS = ("caption", "prompt")
 _ID_COLUMNS = ("image_id", "coco_id")
 
@@ -191,7 +193,7 @@ def _list(data: Any, key: str, path: Path) -> list[Any]:
 def _integers(item: Any, keys: tuple[str, ...], where: str, path: Path) -> None:
     for key in keys:
         value = item.get(key) if isinstance(item, dict) else None
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_whole(value):
             raise ValueError(
                 f"captions file {path}: {where}.{key}={value!r}; every entry needs a whole number there: add it."
             )

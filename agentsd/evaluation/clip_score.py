@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.evaluation.inception import check_pictures
-from agentsd.evaluation.statistics import Delta, interval
 
 logger = logging.getLogger(__name__)
 
@@ -127,35 +126,6 @@ def load_clip(model: Path | str, *, device: torch.device | str = "cpu") -> ClipS
             f"clip model {name!r}: cannot be loaded ({' '.join(str(error).split())[:200]}); give a folder with a "
             "CLIPModel, its tokenizer and its image processor, or a hub id that can be downloaded."
         ) from error
-
-
-def clip_delta(
-    stock: npt.NDArray[np.float64], fast: npt.NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
-) -> Delta:
-    """Return the mean difference of CLIP scores, accelerated minus stock, with its bootstrap interval over prompts.
-
-    Args:
-        stock: Scores of the stock pipeline's pictures, [n].
-        fast: Scores of the accelerated pipeline's pictures of the same prompts, [n].
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Returns:
-        The difference; negative where acceleration fits the prompts worse.
-
-    Raises:
-        ValueError: If the two are not of one length, or what `interval` refuses.
-
-    Example:
-        >>> clip_delta(np.array([30.0, 31.0]), np.array([29.5, 30.5]))
-        Delta(value=-0.5, low=-0.5, high=-0.5)
-    """
-    if np.shape(stock) != np.shape(fast):
-        raise ValueError(
-            f"stock has {np.shape(stock)} scores, fast {np.shape(fast)}; entry i of both must belong to prompt i."
-        )
-    mean = interval(fast - stock, np.mean, resamples=resamples, seed=seed)
-    return Delta(mean.value, mean.low, mean.high)
 
 
 def _features(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
 from agentsd.evaluation.inception import RESIZES
 from agentsd.pictures.generate import DEMO, Settings, with_model_defaults
+from agentsd.system.numbers import is_whole
 
 MODES = ("all", "quality", "timing")
 FEATURES = ("auto", "inception", "demo")
@@ -110,7 +111,7 @@ class Options:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}.")
         for name, least in (("num", 1), ("batch", 1), ("timing_prompts", 1), ("resamples", 20)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and not is_whole(value, least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
         if not self.wait_hours > 0:
             raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")

@@ -14,22 +14,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from agentsd.bench.intervals import Interval, interval, spread_of
 from agentsd.evaluation.arms import STOCK, EvaluationArm
-from agentsd.evaluation.features import FeatureExtractor
-from agentsd.evaluation.reference import Moments
-from agentsd.evaluation.statistics import (
+from agentsd.evaluation.differences import (
     ENOUGH_SAMPLES,
     Delta,
-    FrechetDistances,
-    Interval,
-    KernelDistances,
     bootstrap_counts,
     delta_of,
     half_counts,
-    interval,
     small_sample_stamp,
-    spread_of,
 )
+from agentsd.evaluation.features import FeatureExtractor
+from agentsd.evaluation.frechet import FrechetDistances
+from agentsd.evaluation.kernel import KernelDistances
+from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.store import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from agentsd.evaluation.results import SCHEMA_VERSION, Real, Rows, arm_results, 
 from agentsd.evaluation.store import Store, UnfinishedError, read_json, write_bytes, write_json
 from agentsd.evaluation.timing import LAYOUT, TimingPlan, equal_time_steps, time_arms
 from agentsd.pictures.generate import DEMO, choose_device, load_pipeline
+from agentsd.system.writing import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class _Run:
 
     def _claim_folder(self) -> None:
         claim(self.store.folder / _MANIFEST, self.config, self.about())
-        swept = self.store.sweep()
+        swept = sweep(self.store.folder)
         if swept:
             logger.info("removed %d partial files of a run that was killed", swept)
 

@@ -3,9 +3,7 @@
 import errno
 import io
 import json
-import os
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+
+from agentsd.pictures.files import png_bytes, record_text
+from agentsd.system.writing import write_whole
 
 CHUNK = 32  # pictures in one file of measures; part of the layout on disk
-_RECORD = "agentsd"  # keyword of the PNG text chunk, as in agentsd.files
-_PARTIAL = ".partial"
 _PNG_END = b"IEND\xaeB`\x82"
 
 Array = npt.NDArray[Any]
@@ -29,7 +27,7 @@ class UnfinishedError(RuntimeError):
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: to a partial file, to the disk, then under its name.
+    """Write a file whole or not at all, with errors that say how the run goes on.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -39,17 +37,8 @@ def write_bytes(path: Path, data: bytes) -> None:
         UnfinishedError: If the disk is full, or the quota spent.
         ValueError: If the place cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, data)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UnfinishedError(
@@ -156,11 +145,7 @@ class Store:
         for stale in (self.folder / "measures").glob(f"*/*/{index // CHUNK:05d}.npz"):
             stale.unlink(missing_ok=True)
         write_arrays(self.latent_path(arm, index), latent=np.asarray(latent, dtype=np.float16))
-        info = PngInfo()
-        info.add_text(_RECORD, json.dumps(dict(record), sort_keys=True))
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, format="PNG", pnginfo=info)
-        write_bytes(self.picture_path(arm, index), buffer.getvalue())
+        write_bytes(self.picture_path(arm, index), png_bytes(picture.convert("RGB"), record))
 
     def is_complete(self, arm: str, index: int, record: Mapping[str, Any], size: tuple[int, int] | None = None) -> bool:
         """Return whether the picture can be decoded, was made as `record` says, and has its latents.
@@ -177,7 +162,7 @@ class Store:
                 picture.verify()  # checksums; decoding alone overlooks a missing end
             with Image.open(io.BytesIO(data)) as picture:
                 picture.load()
-                said = json.loads(getattr(picture, "text", {}).get(_RECORD, "null"))
+                said = json.loads(record_text(picture) or "null")
                 right = said == json.loads(json.dumps(dict(record))) and (size is None or picture.size == size)
         except (OSError, ValueError, SyntaxError):  # PIL raises SyntaxError for a broken chunk
             return False
@@ -223,16 +208,6 @@ class Store:
             return None
         return {name: rows for name, rows in arrays.items() if name != "index"}
 
-    def sweep(self) -> int:
-        """Remove partial files that dead processes of this machine left; return how many."""
-        swept = 0
-        for path in self.folder.rglob(f".*{_PARTIAL}"):
-            host, _, pid = path.name.removesuffix(_PARTIAL).rpartition(".")
-            if host.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _alive(int(pid)):
-                path.unlink(missing_ok=True)
-                swept += 1
-        return swept
-
 
 def chunks(number: int) -> list[list[int]]:
     """Return the indices of all pictures in chunks of fixed places, whatever the number of processes.
@@ -242,13 +217,3 @@ def chunks(number: int) -> list[list[int]]:
         [32, 32, 6]
     """
     return [list(range(start, min(start + CHUNK, number))) for start in range(0, number, CHUNK)]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from agentsd.bench.intervals import FEWEST_FOR_INTERVAL, spread_of
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, seconds_by_prompt
-from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL, spread_of
 
 _ENDS = ("low", "high", "n", "log_iqr", "method")
 PICTURE_MEASURES = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from agentsd.bench.timing import environment, interleave, peak_memory, peak_reserved, speedup
+from agentsd.bench.intervals import spread_of
+from agentsd.bench.ratios import speedup
 from agentsd.evaluation.arms import EvaluationArm
-from agentsd.evaluation.statistics import spread_of
-from agentsd.planning.plans import is_compiled
+from agentsd.system.timing import environment, interleave, peak_memory, peak_reserved
+from agentsd.unet.traits import is_compiled
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from agentsd.bench.metrics import psnr, ssim
-from agentsd.bench.timing import interleave
 from agentsd.patch import apply
 from agentsd.pictures.generate import Settings, generate
 from agentsd.schedule import Schedule
+from agentsd.system.timing import interleave
 
 _WARMUP_STEPS = 4
 _WARMUP_RUNS = 2

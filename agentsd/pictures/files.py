@@ -1,9 +1,11 @@
 """Pictures on disk: checked before the work, written whole, with everything that made them inside."""
 
+import io
 import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from agentsd.pictures.generate import Settings
+from agentsd.system.writing import write_whole
 
 _CHUNK = "agentsd"  # keyword of the PNG text chunk
 _PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -85,13 +88,10 @@ def check_writable(path: Path) -> None:
         ...
         ValueError: output='...a.png' cannot be written: ...
     """
-    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.touch()
-        finally:
-            partial.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise ValueError(f"output={str(path)!r} cannot be written: {error}; name another output.") from error
 
@@ -104,15 +104,37 @@ def write_picture(path: Path, picture: Image.Image, record: dict[str, Any]) -> N
         picture: The picture.
         record: Plain data for JSON.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, png_bytes(picture, record))
+
+
+def png_bytes(picture: Image.Image, record: Mapping[str, Any]) -> bytes:
+    """Return a PNG with its record in the text chunk `agentsd`.
+
+    Args:
+        picture: The picture.
+        record: Plain data for JSON.
+
+    Example:
+        >>> png_bytes(Image.new("RGB", (2, 2)), {"seed": 0})[1:4]
+        b'PNG'
+    """
     info = PngInfo()
-    info.add_text(_CHUNK, json.dumps(record))
-    partial = _partial(path)
-    try:
-        picture.save(partial, format="PNG", pnginfo=info)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    info.add_text(_CHUNK, json.dumps(dict(record)))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def record_text(picture: Image.Image) -> str | None:
+    """Return the record inside a PNG as JSON, or `None` if it has none.
+
+    Example:
+        >>> made = Image.open(io.BytesIO(png_bytes(Image.new("RGB", (2, 2)), {"seed": 0})))
+        >>> record_text(made)
+        '{"seed": 0}'
+    """
+    text: str | None = getattr(picture, "text", {}).get(_CHUNK)
+    return text
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -123,7 +145,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(_CHUNK)
+            text = record_text(picture)
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"from_png={str(path)!r} cannot be read: {error}.") from error
     if text is None:
@@ -135,10 +157,6 @@ def read_record(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"from_png={str(path)!r} holds settings that cannot be understood: {error}.") from error
     return dict(record)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def _file_name(index: int, settings: Settings, kind: Kind) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agentsd.bench.precision import slow_dtype_warning
 from agentsd.presets import preset as preset_named
 from agentsd.presets import with_ratio
 from agentsd.schedule import Schedule, schedule_from, schedule_object
+from agentsd.system.numbers import is_whole
+from agentsd.system.precision import slow_dtype_warning
 
 DEMO = "demo"
 DEMO_STEPS = 50
@@ -89,17 +90,17 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be text.")
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             raise ValueError(f"negative_prompt={self.negative_prompt!r} must be text, or left out.")
-        if self.steps is not None and (not _is_int(self.steps) or not 1 <= self.steps <= 1000):
+        if self.steps is not None and (not is_whole(self.steps, 1) or self.steps > 1000):
             raise ValueError(f"steps={self.steps!r} must be a whole number from 1 to 1000.")
         guidance = self.guidance_scale
         if guidance is not None and (not isinstance(guidance, int | float) or not 0 <= guidance <= 100):
             raise ValueError(f"guidance_scale={guidance!r} must lie in [0, 100]; 1 switches guidance off.")
         for name in ("height", "width"):
             side = getattr(self, name)
-            if side is not None and (not _is_int(side) or side < 16 or side % 8):
+            if side is not None and (not is_whole(side, 16) or side % 8):
                 raise ValueError(f"{name}={side!r} must be a multiple of 8 of at least 16 pixels.")
         for name in ("seed", "agents_seed"):
-            if not _is_int(getattr(self, name)) or not 0 <= getattr(self, name) < 2**63:
+            if not is_whole(getattr(self, name)) or not 0 <= getattr(self, name) < 2**63:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number from 0 to 2**63 - 1.")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(f"scheduler={self.scheduler!r} is unknown; choose one of {', '.join(SCHEDULERS)}.")
@@ -202,7 +203,7 @@ def plan_pictures(base: Settings, prompts: Sequence[str], number: int = 1) -> li
     """
     if not prompts:
         raise ValueError("prompt is missing; give one or more prompts, or a file of prompts.")
-    if not _is_int(number) or number < 1:
+    if not is_whole(number, 1):
         raise ValueError(f"num_images={number!r} must be a whole number of at least 1.")
     each = [prompt for prompt in prompts for _ in range(number)]
     return [dataclasses.replace(base, prompt=prompt, seed=base.seed + i) for i, prompt in enumerate(each)]
@@ -371,14 +372,10 @@ def batches(pictures: Sequence[Settings], size: int) -> Iterator[Sequence[Settin
     Raises:
         ValueError: If `size` is below 1.
     """
-    if not _is_int(size) or size < 1:
+    if not is_whole(size, 1):
         raise ValueError(f"batch_size={size!r} must be a whole number of at least 1.")
     for start in range(0, len(pictures), size):
         yield pictures[start : start + size]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _load_advice(model: str, source: str, reason: str) -> str:

@@ -1,34 +1,32 @@
 """Measuring, on this device, where agents win: a plan that is never meant to be slower than stock."""
 
-import hashlib
 import json
 import math
-import os
 import statistics
-import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from agentsd.attention.settings import Attention
-from agentsd.bench.architectures import random_inputs
-from agentsd.bench.timing import environment, interleave
-from agentsd.planning.plans import LayerTiming, Plan, check_steps, device_label, is_compiled, is_offloaded, layer_digest
+from agentsd.planning.cache import Measurements, cache_file
+from agentsd.planning.inputs import random_inputs
+from agentsd.planning.plans import LayerTiming, Plan, check_steps
 from agentsd.presets import BY_SPEED, as_schedule, preset
 from agentsd.schedule import Schedule, attention_object
+from agentsd.system.numbers import is_whole
+from agentsd.system.timing import interleave
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import SITE, attend, level_plan
 from agentsd.unet.reuse import caches_already, fit_skipping
 from agentsd.unet.runtime import grid_at
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
+from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate
@@ -79,7 +77,7 @@ def plan(
     """
     unet = denoiser_of(target)
     latent = _latent_size(target, unet, height, width)
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+    if not is_whole(batch, 1):
         raise ValueError(f"batch={batch!r} must be a whole number of at least 1.")
     _check_speedup(target_speedup, steps)
     _check_target(target, unet)
@@ -160,7 +158,7 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
             "the schedule with (0, 1), and set the interval on the plan's schedule afterwards."
         )
     inputs = random_inputs(unet, *latent, batch)
-    kept = _Measurements(_cache_file(unet, latent, batch) if cache else None)
+    kept = Measurements(cache_file(unet, latent, batch) if cache else None)
     step = kept.get("step", lambda: _median_seconds(lambda: unet(**inputs), unet.device))
     shallow = None
     if schedule.skips_steps:
@@ -207,7 +205,7 @@ def _latent_size(target: Any, unet: Any, height: int | None, width: int | None) 
             if default is None:
                 raise ValueError(f"{name}=None needs a model that states its size; give {name} in pixels.")
             latent.append(int(default[own]))
-        elif isinstance(side, bool) or not isinstance(side, int) or side < factor or side % factor:
+        elif not is_whole(side, factor) or side % factor:
             raise ValueError(f"{name}={side!r} must be a multiple of {factor}, in pixels.")
         else:
             latent.append(side // factor)
@@ -257,127 +255,3 @@ def _is_outer(unet: Any, name: str, depth: int) -> bool:
     if stage == "down_blocks":
         return block == 0 and index < depth - 1
     return block == len(unet.up_blocks) - 1 and index >= len(unet.up_blocks[-1].resnets) - depth
-
-
-def _cache_file(unet: Any, latent: tuple[int, int], batch: int) -> Path:
-    from agentsd import __version__
-
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("AGENTSD_CACHE") or Path(home) / "agentsd")
-    key = {
-        "agentsd": __version__,
-        "environment": environment(unet.device),
-        "dtype": str(unet.dtype),
-        "unet": {name: value for name, value in dict(unet.config).items() if not name.startswith("_")},
-        "latent": latent,
-        "batch": batch,
-        "state": _state(unet),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    return folder / "plans" / f"{digest[:32]}.json"
-
-
-def _state(unet: Any) -> dict[str, Any]:
-    """Return what changes a UNet's times and stands neither in its config nor in the environment."""
-    parts = list(unet.modules())
-    found: dict[str, Any] = {
-        "class": type(unet).__name__,
-        "processors": sorted({type(part.processor).__name__ for part in parts if hasattr(part, "processor")}),
-        "fused": any(getattr(part, "fused_projections", False) for part in parts),
-        "channels_last": unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last),
-        "adapters": sorted({_adapter(part) for part in parts if hasattr(part, "base_layer")}),
-        "images": [type(part).__name__ for part in getattr(unet.encoder_hid_proj, "image_projection_layers", ())],
-        "hooks": sorted({name for part in parts for name in getattr(getattr(part, "_diffusers_hook", 0), "hooks", ())}),
-        "matmul": torch.get_float32_matmul_precision(),
-    }
-    if unet.device.type == "cuda":
-        kinds = ("flash", "mem_efficient", "math", "cudnn")
-        found["attention"] = [kind for kind in kinds if getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()]
-        cudnn = torch.backends.cudnn
-        found["convolution"] = [cudnn.enabled, cudnn.benchmark, cudnn.allow_tf32]
-    return found
-
-
-def _adapter(layer: Any) -> str:
-    """Return what a PEFT layer adds to its base: nothing if it is merged or off."""
-    running = not getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", False)
-    active = [(name, getattr(layer, "r", {}).get(name)) for name in getattr(layer, "active_adapters", ())]
-    return f"{type(layer).__name__} {sorted(active, key=str) if running else 'at rest'}"
-
-
-class _Measurements:
-    """Seconds by name, kept in a file that is replaced as a whole; without a file they are measured anew."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.found: dict[str, Any] = {}
-        self.seconds: dict[str, list[float]] = {}
-        if path is not None:
-            try:
-                self.found = _read(path)
-            except (OSError, ValueError) as error:
-                self._warn(error)
-
-    def get(self, name: str, measure: Callable[[], float]) -> float:
-        return self._get_all(name, 1, lambda: (measure(),))[0]
-
-    def get_pair(self, name: str, measure: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        first, second = self._get_all(name, 2, measure)
-        return first, second
-
-    def _get_all(self, name: str, number: int, measure: Callable[[], tuple[float, ...]]) -> list[float]:
-        if name in self.found and not _are_times(self.found[name], number):
-            self._warn(f"{name} holds {self.found.pop(name)!r} in the place of {number} times")
-        if name in self.found:
-            return list(self.found[name])
-        if name not in self.seconds:
-            self.seconds[name] = list(measure())
-        return self.seconds[name]
-
-    def _warn(self, reason: object) -> None:
-        warnings.warn(f"agentsd measures anew: {self.path} is not a cache of plans ({reason}).", stacklevel=2)
-
-    def save(self) -> None:
-        if self.path is None or not self.seconds:
-            return
-        partial = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, suffix=".partial", delete=False) as file:
-                partial = Path(file.name)
-                json.dump({**self._written_meanwhile(), **self.seconds}, file)
-            os.replace(partial, self.path)
-        except OSError as error:
-            warnings.warn(
-                f"agentsd has not kept its measurements: {error}. Set AGENTSD_CACHE to a folder that can be "
-                "written, or cache=False.",
-                stacklevel=2,
-            )
-        finally:
-            if partial is not None:
-                partial.unlink(missing_ok=True)
-
-    def _written_meanwhile(self) -> dict[str, Any]:
-        """Return what the file holds by now: another process may have added to it."""
-        try:
-            return _read(self.path) if self.path is not None else {}
-        except (OSError, ValueError):  # told when it was read first; it is replaced now
-            return {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}")
-    return found
-
-
-def _are_times(values: object, number: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == number
-        and all(isinstance(one, float) and math.isfinite(one) and one > 0 for one in values)
-    )

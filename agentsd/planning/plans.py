@@ -1,14 +1,10 @@
 """What a plan says, as plain data: a schedule, the levels where agents do not pay, and the times that decided it."""
 
-import hashlib
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import nn
 
 from agentsd.attention.settings import Attention
 from agentsd.schedule import Schedule
+from agentsd.system.numbers import is_whole
 
 _MARGIN = 1.03  # medians of two equal layers differ by as much on a quiet machine
 
@@ -52,9 +48,9 @@ class Plan:
         step_seconds: Measured seconds of a whole stock UNet step.
         shallow_seconds: Measured seconds of a skipped step with stock attention; `None` if the schedule has none.
         timings: What was measured, layer shape by layer shape.
-        device: Where it was measured, see `device_label`.
+        device: Where it was measured, see `agentsd.unet.traits.device_label`.
         dtype: Type of the UNet's weights.
-        architecture: What UNet it fits, see `layer_digest`.
+        architecture: What UNet it fits, see `agentsd.unet.traits.layer_digest`.
         skipping_problem: Why the preset skips no steps on this UNet; `None` if it does.
     """
 
@@ -123,64 +119,5 @@ def check_steps(steps: object) -> None:
     Example:
         >>> check_steps(50)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_whole(steps, 1):
         raise ValueError(f"steps={steps!r} must be a whole number of at least 1.")
-
-
-def device_label(device: torch.device) -> str:
-    """Return what tells devices apart whose times differ: the name of a GPU, else the kind.
-
-    Example:
-        >>> device_label(torch.device("cpu"))
-        'cpu'
-    """
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def layer_digest(denoiser: nn.Module) -> str:
-    """Return a digest of the shapes of all attention and convolution blocks: equal for UNets of one architecture.
-
-    LoRA and IP-Adapters add weights but no such block, so they change nothing.
-
-    Example:
-        >>> layer_digest(unet) == layer_digest(pipe.unet)
-        True
-    """
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.resnet import ResnetBlock2D
-
-    shapes: list[tuple[Any, ...]] = []
-    for name, module in denoiser.named_modules():
-        name = name.removeprefix("_orig_mod.").replace("._orig_mod", "")  # a compiled block is the same block
-        if isinstance(module, Attention):
-            shapes.append((name, module.query_dim, module.inner_dim, module.heads))
-        elif isinstance(module, ResnetBlock2D):
-            shapes.append((name, module.in_channels, module.out_channels))
-    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:32]
-
-
-def is_offloaded(denoiser: nn.Module) -> bool:
-    """Return whether weights come to the device only while they are used (accelerate's or diffusers' offloading).
-
-    Example:
-        >>> is_offloaded(unet)
-        False
-    """
-    for module in denoiser.modules():
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-        if "_hf_hook" in module.__dict__ or any("group_offloading" in name for name in hooks):
-            return True
-    return any(weight.is_meta for weight in denoiser.parameters())
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Return whether a module, or any part of it, runs through torch.compile.
-
-    Example:
-        >>> is_compiled(unet)
-        False
-    """
-    return any(
-        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
-        for part in module.modules()
-    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from agentsd.planning.plans import Plan, device_label, is_offloaded, layer_digest
+from agentsd.planning.plans import Plan
 from agentsd.unet.forward import scheduled_forward
 from agentsd.unet.hooks import (
     KEEPER,
@@ -20,6 +20,7 @@ from agentsd.unet.hooks import (
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.runtime import Runtime
 from agentsd.unet.shallow import depth_under_noise, feature_hook_target
+from agentsd.unet.traits import device_label, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from agentsd.schedule import Schedule
 from agentsd.unet.shallow import max_depth
+from agentsd.unet.traits import loads_weights_late
 
 
 def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
@@ -54,7 +55,7 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
 
 def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     given = {name for name, value in arguments.items() if value is not None}
-    if _offloads_blocks(unet):
+    if any(loads_weights_late(block) for block in (unet.down_blocks[0], unet.up_blocks[-1])):
         return "group offloading brings in the weights of whole blocks, and only when a whole block runs"
     if "attention_mask" in given:
         return "attention_mask was given"
@@ -67,11 +68,6 @@ def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     if any(getattr(unet.up_blocks[-1], name, None) for name in ("s1", "s2", "b1", "b2")) and len(unet.up_blocks) <= 2:
         return "FreeU changes the last up block"
     return None
-
-
-def _offloads_blocks(unet: Any) -> bool:
-    registries = [getattr(block, "_diffusers_hook", None) for block in (unet.down_blocks[0], unet.up_blocks[-1])]
-    return any("group_offloading" in name for registry in registries if registry is not None for name in registry.hooks)
 
 
 def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:

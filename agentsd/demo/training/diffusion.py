@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from agentsd.bench.precision import cpu_autocast
 from agentsd.demo.training.muon import Muon
 from agentsd.demo.training.pool import Pool, draw_batch
+from agentsd.system.precision import cpu_autocast
+from agentsd.system.writing import whole_file
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -195,16 +195,14 @@ class Trainer:
         """Write the checkpoint so that a crash leaves the old one or the new one, never a part."""
         if self.checkpoint is None:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "unet": self.unet.state_dict(),
             "average": self.average.state_dict(),
             "finished": self.finished,
             "progress": self.progress,
         }
-        temporary = self.checkpoint.with_name(self.checkpoint.name + ".partial")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with whole_file(self.checkpoint) as file:
+            torch.save(state, file)
 
     def resume(self) -> None:
         """Load the checkpoint if there is one."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from agentsd.bench.precision import fast_dtype
+from agentsd.system.precision import fast_dtype
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from agentsd.demo.captions import caption
 from agentsd.demo.render import render_batch
 from agentsd.demo.scenes import Scene, sample_scenes
 from agentsd.demo.vae import encode
+from agentsd.system.writing import whole_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -55,10 +55,8 @@ def thumbnails(pictures: npt.NDArray[np.uint8], side: int = THUMBNAIL) -> npt.ND
 
 def save_atomically(path: pathlib.Path, array: npt.NDArray[np.generic]) -> None:
     """Write an array as .npy so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, array)
-    os.replace(temporary, path)
 
 
 def build_pool(vae: AutoencoderKL, number: int, folder: pathlib.Path, *, seed: int = 5, chunk: int = 500) -> Pool:

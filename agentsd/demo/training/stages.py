@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pathlib
 import shutil
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from agentsd.demo.training.diffusion import (
 from agentsd.demo.training.graft import graft
 from agentsd.demo.training.pool import Pool, build_pool
 from agentsd.demo.vae import normalise_latents, reconstruction_psnr, train_vae
+from agentsd.system.writing import write_whole
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -58,9 +58,7 @@ def text_function(encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> TextFunct
 def _record(folder: pathlib.Path, **numbers: float) -> None:
     path = folder / "record.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(known | numbers, indent=1))
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(known | numbers, indent=1))
 
 
 def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:

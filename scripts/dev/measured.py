@@ -8,7 +8,7 @@ from pathlib import Path
 from agentsd.bench.rows import read_rows
 from agentsd.cli.info import MEASURED, read_measured, summarise
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "results/demo/front.jsonl"
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if args.check:
         if new != read_measured():
-            print("out of date: agentsd/cli/measured.json; run scripts/measured.py", file=sys.stderr)
+            print("out of date: agentsd/cli/measured.json; run scripts/dev/measured.py", file=sys.stderr)
             return 1
         return 0
     MEASURED.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")

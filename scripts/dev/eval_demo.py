@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import platform
 import time
@@ -18,15 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from agentsd.bench.front import digest_of
-from agentsd.bench.precision import dtype_name
+from agentsd.bench.samples import digest_of
 from agentsd.demo import MODEL_PATH
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
 from agentsd.demo.render import render_batch
 from agentsd.demo.training.pool import save_atomically
+from agentsd.system.precision import dtype_name
+from agentsd.system.writing import write_whole
 
-FOLDER = pathlib.Path(__file__).resolve().parent.parent / "results" / "demo"
+FOLDER = pathlib.Path(__file__).resolve().parents[2] / "results" / "demo"
 
 
 def picture_grid(pictures: np.ndarray, columns: int = 6) -> Image.Image:
@@ -109,10 +109,7 @@ def main() -> None:
         "torch": torch.__version__,
         "wrong": [text for text, right in zip(prompts, matches(scores, wanted), strict=True) if not right],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.output.with_suffix(".partial")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, arguments.output)
+    write_whole(arguments.output, json.dumps(result, indent=1) + "\n")
     picture_grid(pictures[:24]).save(arguments.grid)
     print(json.dumps({key: value for key, value in result.items() if key != "wrong"}, indent=1))
 

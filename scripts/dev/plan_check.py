@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import torch
 
 import agentsd
-from agentsd.bench.architectures import ARCHITECTURES, random_inputs, random_unet
-from agentsd.bench.precision import dtype_name
+from agentsd.bench.architectures import ARCHITECTURES, random_unet
+from agentsd.bench.ratios import speedup
 from agentsd.bench.rows import append_row
-from agentsd.bench.timing import environment, interleave, speedup
+from agentsd.planning.inputs import random_inputs
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment, interleave
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,33 +1,18 @@
-"""Fair timing: arms interleaved in one process after warm-up, paired ratios with intervals, peak memory."""
+"""Fair timing: what is compared takes turns in one process after a warm-up; peak memory; what a time depends on."""
 
 import gc
-import math
 import os
 import platform
-import random
 import re
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_BOOTSTRAP_DRAWS = 2000
 Entry = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """How many times faster than the baseline: median of paired ratios, 95% bootstrap interval, number of pairs."""
-
-    median: float
-    low: float
-    high: float
-    pairs: int
 
 
 def interleave(
@@ -64,64 +49,14 @@ def interleave(
     for number in range(-warmup, rounds):
         for name in list(arms)[:: 1 if number % 2 == 0 else -1]:
             with arms[name]():
-                _synchronize(device)
+                synchronize(device)
                 start = time.perf_counter()
                 run(name)
-                _synchronize(device)
+                synchronize(device)
                 elapsed = time.perf_counter() - start
             if number >= 0:
                 seconds[name].append(elapsed)
     return seconds
-
-
-def speedup(baseline: Sequence[float], arm: Sequence[float], *, seed: int = 0) -> Speedup:
-    """Return the paired speed-up `median(baseline_i / arm_i)` with a bootstrap interval over the pairs.
-
-    Args:
-        baseline: Seconds of the baseline, by round.
-        arm: Seconds of the arm in the same rounds.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The speed-up; above 1 is faster than the baseline.
-
-    Raises:
-        ValueError: If the two differ in length or are empty.
-
-    Example:
-        >>> speedup([2.0, 2.2, 2.0], [1.0, 1.1, 1.0]).median
-        2.0
-    """
-    if not baseline or len(baseline) != len(arm):
-        raise ValueError(f"baseline has {len(baseline)} times and arm {len(arm)}: both need the same rounds.")
-    logs = [math.log(a / b) for a, b in zip(baseline, arm, strict=True)]
-    draw = random.Random(seed)
-    medians = sorted(statistics.median(draw.choices(logs, k=len(logs))) for _ in range(_BOOTSTRAP_DRAWS))
-    low, high = (medians[int(share * _BOOTSTRAP_DRAWS)] for share in (0.025, 0.975))
-    return Speedup(math.exp(statistics.median(logs)), math.exp(low), math.exp(high), len(logs))
-
-
-def power_law(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Return the exponent `p` of `cost ~ size^p`: the slope of the least-squares line of `log cost` over `log size`.
-
-    Args:
-        sizes: At least two different sizes, above 0.
-        costs: What each costs, above 0.
-
-    Returns:
-        The exponent.
-
-    Raises:
-        ValueError: If the two differ in length, or fewer than two sizes are different.
-
-    Example:
-        >>> round(power_law([1, 2, 4], [3.0, 12.0, 48.0]), 6)
-        2.0
-    """
-    if len(sizes) != len(costs) or len(set(sizes)) < 2:
-        raise ValueError(f"sizes={list(sizes)} and costs={list(costs)}: give as many of each, at two sizes or more.")
-    logs = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
-    return statistics.linear_regression(*logs).slope
 
 
 def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu") -> int | None:
@@ -139,7 +74,7 @@ def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu"
         torch.cuda.empty_cache()  # else what earlier runs reserved counts in `peak_reserved`
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        _synchronize(device)
+        synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not clear.exists():
@@ -199,7 +134,8 @@ def _processor() -> str:
     return f"{name} ({', '.join(features)})" if features else name
 
 
-def _synchronize(device: torch.device | str) -> None:
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a device has done all that it was given."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)

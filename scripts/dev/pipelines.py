@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "pipelines.md"
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     pattern = r"(<!-- table:pipelines -->\n).*?(<!-- /table:pipelines -->)"
     new = re.sub(pattern, lambda match: match[1] + table() + match[2], old, flags=re.DOTALL)
     if new != old and args.check:
-        print("out of date: docs/pipelines.md; run scripts/pipelines.py", file=sys.stderr)
+        print("out of date: docs/pipelines.md; run scripts/dev/pipelines.py", file=sys.stderr)
         return 1
     if new != old:
         PAGE.write_text(new, encoding="utf-8")

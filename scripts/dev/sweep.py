@@ -22,24 +22,18 @@ from diffusers import StableDiffusionPipeline
 
 from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
 from agentsd.attention.settings import Attention
-from agentsd.bench.arms import RUN_ARMS, RunArm, run_arm
-from agentsd.bench.front import (
-    Chunk,
-    Store,
-    chunks,
-    collect,
-    decode,
-    digest_of,
-    drawer,
-    likeness,
-    measure,
-    replace_file,
-)
+from agentsd.bench.arm import RunArm
+from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.front import collect, drawer, measure
+from agentsd.bench.likeness import decode, likeness
 from agentsd.bench.metrics import relative_l2
-from agentsd.bench.precision import dtype_name
-from agentsd.bench.timing import environment
+from agentsd.bench.ours import run_arm
+from agentsd.bench.samples import Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path
 from agentsd.presets import BY_SPEED, PRESETS
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment
+from agentsd.system.writing import write_whole
 from agentsd.unet.processor import attend, level_plan
 from agentsd.unet.runtime import grid_at
 from agentsd.unet.sites import Candidate, find_sites
@@ -243,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row | environment(args.device))
         figures = {key: row[key] for key in ("layer_l2", "psnr_db_median") if key in row}
         tell({"setting": str(setting), **figures})
-    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_whole(output, "".join(json.dumps(row) + "\n" for row in rows))
     tell(f"{len(rows)} of {len(settings)} settings are complete: {output}")
     return 0 if complete else 1
 

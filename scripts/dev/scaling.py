@@ -19,10 +19,11 @@ import torch
 from agentsd import PRESETS, PooledAgents, SampledKeys
 from agentsd.attention.settings import Attention
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
-from agentsd.bench.precision import dtype_name
+from agentsd.bench.ratios import power_law, speedup
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.bench.timing import environment, interleave, power_law, speedup
 from agentsd.schedule import attention_object
+from agentsd.system.precision import dtype_name
+from agentsd.system.timing import environment, interleave
 from agentsd.unet.processor import LevelPlan, attend, level_plan
 
 KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype", "levels", "layers",

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from scipy.stats import binomtest
 
-from agentsd.bench.arms import kind_of
+from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
-from agentsd.bench.timing import power_law
-from agentsd.evaluation.statistics import FEWEST_FOR_INTERVAL
 from agentsd.pictures.generate import SCHEDULERS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/benchmarks.md")
 # What rows of one table have in common; the arm and the size are its rows and columns.
 SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "threads", "torch", "diffusers")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             if not args.check:
                 path.write_text(new, encoding="utf-8")
     if stale and args.check:
-        print(f"out of date: {', '.join(stale)}; run scripts/tables.py", file=sys.stderr)
+        print(f"out of date: {', '.join(stale)}; run scripts/dev/tables.py", file=sys.stderr)
         return 1
     return 0
 
@@ -95,9 +95,15 @@ def fill(text: str) -> str:
     return text
 
 
+def current_rows(name: str) -> list[Row]:
+    """The rows of a result file, without those of presets whose settings have changed since."""
+    rows = read_rows(ROOT / "results" / f"{name}.jsonl")
+    return [row for row in rows if is_current(row["arm"], row["settings"])]
+
+
 def speed_rows() -> list[Row]:
     """The newest row of every set-up, arm and size."""
-    return newest(read_rows(ROOT / "results" / "speed.jsonl"), (*SETUP, "arm", "size"))
+    return newest(current_rows("speed"), (*SETUP, "arm", "size"))
 
 
 def main_setup(rows: Sequence[Row]) -> tuple | None:
@@ -195,7 +201,7 @@ def speed_cell(row: Row) -> str:
 
 
 def plots() -> str:
-    """The pictures that `scripts/plots.py` has made, for a page in docs/."""
+    """The pictures that `scripts/dev/plots.py` has made, for a page in docs/."""
     names = {"front": "Speed-up against likeness and right objects", "scaling": "Cost of self-attention against tokens"}
     made = [f"![{text}](img/{name}.png)\n" for name, text in names.items() if (ROOT / f"docs/img/{name}.png").exists()]
     return "\n".join(made)
@@ -229,7 +235,7 @@ def _scaling_table(which: str, rows: list[Row]) -> str:
         f"Layers of the {which} of the {first['architecture']} architecture (timed: {first['layers']}), alone, batch "
         f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
         f"{first['torch']}; medians of {first['rounds']} rounds, p by least squares over all grids (those of the "
-        "finest level). `scripts/scaling.py`, `results/scaling.jsonl`."
+        "finest level). `scripts/dev/scaling.py`, `results/scaling.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -255,14 +261,15 @@ def plans_table() -> str:
     note = (
         f"UNet steps of a run of {first['steps']}, {first['architecture']} architecture with random weights, batch "
         f"{first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch {first['torch']}; "
-        f"medians of {first['rounds']} paired ratios with their range. `scripts/plan_check.py`, `results/plans.jsonl`."
+        f"medians of {first['rounds']} paired ratios with their range. `scripts/dev/plan_check.py`, "
+        "`results/plans.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
 
 def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
     """Speed against quality on the bundled demo model; of some arms, or of all that a result file has."""
-    rows = read_rows(ROOT / "results" / "demo" / f"{name}.jsonl")
+    rows = current_rows(f"demo/{name}")
     rows = _only(rows, arms)
     if not rows:
         return ""
@@ -299,7 +306,7 @@ def how_timed(row: Row) -> str:
 
 def schedulers_table() -> str:
     """Presets under other schedulers than the demo model's own, beside stock with fewer steps and deep features."""
-    rows = {name: read_rows(ROOT / "results" / "demo" / f"front-{name}.jsonl") for name in SCHEDULERS}
+    rows = {name: current_rows(f"demo/front-{name}") for name in SCHEDULERS}
     rows = {name: found for name, found in rows.items() if found}
     if not rows:
         return ""
@@ -334,7 +341,7 @@ def sweep_table() -> str:
         f"From {settings}; bundled demo model, {centre['prompts']} held-out prompts, {centre['steps']} DDIM steps, "
         f"guidance {centre['guidance_scale']:g}, {centre['dtype']}. Layer error: of a layer's output, relative to that "
         "of softmax attention on equal input, the worst level's median; the others against the stock picture of the "
-        "same seed, medians. `scripts/sweep.py`, `results/demo/sweep.jsonl`."
+        "same seed, medians. `scripts/dev/sweep.py`, `results/demo/sweep.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -360,7 +367,7 @@ def reuse_table() -> str:
     note = (
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `quality`; against the stock picture "
-        "of the same seed, medians. `scripts/sweep.py --reuse`, `results/demo/reuse.jsonl`."
+        "of the same seed, medians. `scripts/dev/sweep.py --reuse`, `results/demo/reuse.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -370,7 +377,7 @@ def front_table() -> str:
 
     Fewer right pictures count as fewer where chance would seldom make the difference.
     """
-    rows = read_rows(ROOT / "results" / "demo" / "front.jsonl")
+    rows = current_rows("demo/front")
     ours = [row for row in rows if kind_of(row["arm"]) in ("ours", "preset", "paper")]
     rivals = [row for row in rows if kind_of(row["arm"]) in ("rival", "fewer")]
     if not ours or not rivals:

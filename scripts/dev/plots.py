@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentsd.bench.arms import kind_of
+from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, read_rows
-from agentsd.bench.timing import power_law
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PANELS = (
     ("psnr_db_median", "PSNR to the stock picture, dB"),
     ("ssim_median", "SSIM to the stock picture"),
@@ -76,6 +76,7 @@ def figure_of(columns: int, width: float, height: float) -> tuple[Any, Any]:
 def front(rows: list[Row]) -> Any:
     """Speed-up against three measures of quality: ours joined to a front, rivals with a marker each."""
     figure, axes = figure_of(len(PANELS), 15, 5.2)
+    rows = [row for row in rows if is_current(row["arm"], row["settings"])]
     rows = [{**row, "accuracy": row["attribute_accuracy"]["all"]} for row in rows]
     rivals = dict(zip([row["arm"] for row in rows if kind_of(row["arm"]) == "rival"], RIVALS * 9, strict=False))
     waiting = []
