@@ -187,7 +187,7 @@ def test_unets_that_want_more_inputs_are_planned(changes, quick):
 
 
 def test_a_controlnet_is_planned(quick):
-    plan = agentsd.plan(controlnet()[0].controlnet, 128, 128, cache=False)
+    plan = agentsd.plan(controlnet()[0].controlnet, height=128, width=128, cache=False)
     assert not plan.schedule.reuses
     assert "features not reused: ControlNetModel is no UNet2DConditionModel" in str(plan)
 
