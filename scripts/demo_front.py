@@ -6,25 +6,19 @@ or prompts later without running the others anew. Rows are written for the arms 
 
 import argparse
 import json
-import math
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
-from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
-from agentsd.bench.front import collect, drawer, measure
-from agentsd.bench.likeness import decode, likeness, pairs
-from agentsd.bench.samples import Chunk, Store, chunks, digest_of
-from agentsd.demo import held_out_prompts, model_path, parse_caption
-from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
-from agentsd.pictures.generate import SCHEDULERS, set_scheduler
+from agentsd.bench.front import measure
+from agentsd.bench.samples import Store
+from agentsd.evaluation.demo_front import DemoFront, front_rows
+from agentsd.pictures.generate import SCHEDULERS
 from agentsd.system.precision import dtype_name
-from agentsd.system.timing import environment
 from agentsd.system.writing import write_whole
 
 WARMUP_STEPS = 4
@@ -56,85 +50,34 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.dtype = dtype_name(args.dtype, args.device)
-    folder = model_path()
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
-    pipe.to(args.device).set_progress_bar_config(disable=True)
-    prompts = held_out_prompts(args.prompts, seed=args.seed)
-    parts = chunks(prompts, args.batch)
-    arms = {name: RUN_ARMS[name] for name in args.arms if name != "stock"}
-    setup = {
-        "model": digest_of(folder),
-        "steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "batch": args.batch,
-        "dtype": args.dtype,
-        "seed": args.seed,
-        **environment(args.device),
-    }
-    if args.scheduler is not None:
-        set_scheduler(pipe, args.scheduler)
-        setup["scheduler"] = args.scheduler
-    store = Store(args.work, setup)
-    tell(f"kept in {store.folder}")
-
-    draw = drawer(pipe, steps=args.steps, guidance_scale=args.guidance_scale, seed=args.seed)
+    front = DemoFront(
+        prompts=args.prompts,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        batch=args.batch,
+        dtype=args.dtype,
+        device=args.device,
+        seed=args.seed,
+        scheduler=args.scheduler,
+    )
+    parts = front.chunks
     timed = parts if args.timed_prompts is None else [part for part in parts if part.start < args.timed_prompts]
     if not timed:
         parser().error(f"--timed-prompts {args.timed_prompts}: at least 1; without a time there is no row.")
+    arms = {name: RUN_ARMS[name] for name in args.arms if name != "stock"}
+    store = Store(args.work, front.setup)
+    tell(f"kept in {store.folder}")
     started = time.monotonic()
-    warm_up = partial(draw, steps=min(WARMUP_STEPS, args.steps))
-    run = partial(measure, pipe, draw, arms, store, group=args.group, warm_up=warm_up, tell=tell)
+    warm_up = partial(front.draw, steps=min(WARMUP_STEPS, args.steps))
+    run = partial(measure, front.pipe, front.draw, arms, store, group=args.group, warm_up=warm_up, tell=tell)
     complete = run(timed, limit_seconds=args.limit_seconds)
     if len(timed) < len(parts):
         left = args.limit_seconds - (time.monotonic() - started)
         complete &= run(parts, timed=False, limit_seconds=left)
-    rows = report(pipe, store, arms, parts, args)
+    rows = list(front_rows(front, store, arms, tell))
     write_whole(args.output, "".join(json.dumps(row) + "\n" for row in rows))
     tell(f"{len(rows)} of {len(arms) + 1} arms are complete: {args.output}")
     return 0 if complete else 1
-
-
-def report(
-    pipe: StableDiffusionPipeline, store: Store, arms: dict[str, RunArm], parts: list[Chunk], args: argparse.Namespace
-) -> list[dict]:
-    """Return a row for every complete arm, stock first."""
-    classifier = load_classifier()
-    wanted = [parse_caption(prompt).combos for chunk in parts for prompt in chunk.prompts]
-    rows, reference = [], None
-    for name, samples in collect(store, arms, parts).items():
-        if all(math.isnan(sample.stock_seconds) for sample in samples):
-            tell(f"{name}: left out, it has failed where it was to be timed; run the same command again")
-            continue
-        latents = torch.cat([sample.latents for sample in samples])
-        pictures = decode(pipe, latents)
-        if reference is None:  # stock comes first
-            reference = pictures, latents
-        scores = picture_scores(classifier, (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
-        right = matches(scores, wanted)
-        row = {
-            "benchmark": "demo front",
-            "weights": "bundled demo model",
-            "arm": name,
-            "settings": "" if name == "stock" else arms[name].settings,
-            "prompts": len(wanted),
-            "scheduler": type(pipe.scheduler).__name__,
-            "steps": args.steps,
-            "guidance_scale": args.guidance_scale,
-            "batch": args.batch,
-            "dtype": args.dtype,
-            "size": pictures.shape[-1],
-            "seed": args.seed,
-            "timed": "pipeline call without VAE decoding",
-            **pairs(samples),
-            **likeness(pictures, reference[0], latents, reference[1]),
-            "attribute_accuracy": attribute_accuracy(scores, wanted),
-            "right": int(right.sum()),
-            "right_each": [int(value) for value in right],
-            **environment(args.device),
-        }
-        rows.append(row)
-        tell({k: row[k] for k in ("arm", "speedup", "psnr_db_median", "ssim_median", "attribute_accuracy")})
-    return rows
 
 
 def tell(text: object) -> None:

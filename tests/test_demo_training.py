@@ -32,9 +32,10 @@ from agentsd.demo.text import (
     pretrain_text_encoder,
     token_ids,
 )
-from agentsd.demo.training.diffusion import Stage, Trainer, build_scheduler, build_unet, sample
+from agentsd.demo.training.diffusion import Trainer, build_scheduler, build_unet, sample
 from agentsd.demo.training.muon import Muon
 from agentsd.demo.training.pool import FOCUS, build_pool, draw_batch, thumbnails
+from agentsd.demo.training.recipe import Stage
 from agentsd.demo.training.stages import assemble, export, text_function
 from agentsd.demo.vae import build_vae, decode, encode, normalise_latents, to_pictures, to_tensor, train_vae
 

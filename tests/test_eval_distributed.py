@@ -22,9 +22,11 @@ from evaluation_runs import (
 )
 from PIL import Image
 
-from agentsd.evaluation import measures, run, store
+from agentsd.evaluation import measures
+from agentsd.evaluation.drawing import Painter
 from agentsd.evaluation.processes import process_group
 from agentsd.evaluation.run import evaluate
+from agentsd.system import writing
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,14 +79,14 @@ def test_a_dead_process_loses_nothing(place, whole, tmp_path, monkeypatch, capfd
     given = options(place, tmp_path / "run")
 
     def dies():
-        draw, count = run.Painter.draw, iter(range(10**6))
+        draw, count = Painter.draw, iter(range(10**6))
 
         def drawn(self, arm, places, **kwargs):
             if next(count) == 2:
                 kill_self()
             return draw(self, arm, places, **kwargs)
 
-        monkeypatch.setattr(run.Painter, "draw", drawn)
+        monkeypatch.setattr(Painter, "draw", drawn)
         evaluate(given)
 
     began = time.monotonic()
@@ -111,7 +113,7 @@ def test_a_full_disk_of_one_process_stops_all_and_loses_nothing(place, whole, tm
                 raise OSError(28, "No space left on device")
             synchronise(descriptor)
 
-        monkeypatch.setattr(store.os, "fsync", full)
+        monkeypatch.setattr(writing.os, "fsync", full)
         evaluate(given)
 
     assert as_ranks(lambda: evaluate(given), has_no_room) == [1, 1]

@@ -14,10 +14,11 @@ from tiny import _tokenizer
 from torch import nn
 
 from agentsd.demo.attributes import load_classifier
-from agentsd.evaluation import features, inception
+from agentsd.evaluation import features, inception, inception_weights
 from agentsd.evaluation.clip_score import load_clip
 from agentsd.evaluation.features import Extractor, FeatureExtractor, demo_extractor, inception_extractor
-from agentsd.evaluation.inception import SIDE, WEIGHTS_SHA256, WEIGHTS_URL, FidInception, load_inception, resize
+from agentsd.evaluation.inception import SIDE, FidInception, resize
+from agentsd.evaluation.inception_weights import WEIGHTS_SHA256, WEIGHTS_URL, load_inception
 
 
 def pictures(n, height, width=None, *, seed=0):
@@ -241,7 +242,7 @@ def test_the_extra_never_replaces_the_users_torch():
 
 
 def test_loading_checks_the_hash_of_the_whole_file(weights, network):
-    actual = inception.file_sha256(weights)
+    actual = inception_weights.file_sha256(weights)
     loaded = load_inception(weights, sha256=actual)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
     assert not loaded.training
@@ -283,7 +284,7 @@ def test_the_hash_is_the_one_in_the_name():
 @pytest.mark.parametrize("name", ["weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth"])
 def test_weights_are_found_in_the_cache(cache, name):
     (cache / name).write_bytes(b"x")
-    assert inception.find_weights() == cache / name
+    assert inception_weights.find_weights() == cache / name
     with pytest.raises(ValueError, match="SHA-256 is"):  # what is found is checked like what is given
         inception_extractor()
 
@@ -377,12 +378,12 @@ def test_an_unknown_resize():
 
 
 def test_the_inception_extractor(weights, network, monkeypatch):
-    monkeypatch.setattr(inception, "load_inception", lambda path: load_inception(path, sha256=None))
+    monkeypatch.setattr(inception_weights, "load_inception", lambda path: load_inception(path, sha256=None))
     monkeypatch.setattr(features, "_BATCH", 2)
     batch = pictures(3, 40)
     extractor: FeatureExtractor = inception_extractor(weights, "legacy")
     assert (extractor.name, extractor.dimension, extractor.distance) == ("inception-2048", 2048, "fid")
-    assert (extractor.resize, extractor.sha256) == ("legacy", inception.file_sha256(weights))
+    assert (extractor.resize, extractor.sha256) == ("legacy", inception_weights.file_sha256(weights))
     rows = extractor(batch)
     assert rows.dtype == np.float32
     expected = network(resize(batch, "legacy")).numpy()

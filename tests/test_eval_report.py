@@ -14,15 +14,18 @@ from evaluation_runs import cheap_extractor, make_place, whole_run
 from PIL import Image
 
 from agentsd.bench.intervals import Interval
-from agentsd.evaluation import report, results
+from agentsd.bench.store import read_json
+from agentsd.evaluation import progress, report
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.differences import Delta
-from agentsd.evaluation.frechet import frechet_distance
-from agentsd.evaluation.kernel import kernel_distance
+from agentsd.evaluation.frechet import FrechetDistances, frechet_distance
+from agentsd.evaluation.kernel import KernelDistances, kernel_distance
+from agentsd.evaluation.real import Real
 from agentsd.evaluation.reference import Moments
-from agentsd.evaluation.results import Real, Rows, arm_results, stamps, verdict_of, worst_by_psnr
-from agentsd.evaluation.store import Store, read_json
+from agentsd.evaluation.results import Rows, arm_results, verdict_of, worst_by_psnr
+from agentsd.evaluation.stamps import stamps
+from agentsd.evaluation.store import Store
 from agentsd.evaluation.tables import figures, markdown, note, per_image, table, title
 
 STOCK = EvaluationArm(name="stock", role="stock", steps=20)
@@ -142,7 +145,7 @@ def test_stock_and_equal_features_are_resampled_once(paired, monkeypatch):
     real, rows = drawn_rows(number=20)
     rows["again"] = rows["stock"]
     calls = []
-    for kind in (results.FrechetDistances, results.KernelDistances):
+    for kind in (FrechetDistances, KernelDistances):
 
         def counted(self, arm, *rest, original=kind.draws):
             calls.append(type(self).__name__)
@@ -170,13 +173,13 @@ def test_resampled_distances_are_kept_for_the_next_start(tmp_path, monkeypatch):
     assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5) == found
     assert again() != found  # another reference
     assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5, seed=1) != found
-    monkeypatch.setattr(results.FrechetDistances, "draws", None)
-    monkeypatch.setattr(results.KernelDistances, "draws", None)
+    monkeypatch.setattr(FrechetDistances, "draws", None)
+    monkeypatch.setattr(KernelDistances, "draws", None)
     assert arm_results(OURS, rows, Real(real, folder=tmp_path), cheap_extractor(), resamples=5) == found
 
 
 def test_long_computations_say_how_far_they_are(monkeypatch, caplog):
-    monkeypatch.setattr(results, "_LOG_EVERY", 0)
+    monkeypatch.setattr(progress, "_LOG_EVERY", 0)
     real, rows = drawn_rows(number=20)
     with caplog.at_level("INFO"):
         arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=5)

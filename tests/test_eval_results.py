@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from evaluation_runs import make_place, whole_run
 
+from agentsd.bench.store import read_json
 from agentsd.evaluation.results import SCHEMA_VERSION
-from agentsd.evaluation.store import read_json
 from agentsd.evaluation.tables import markdown
 from agentsd.presets import PRESETS
 from agentsd.schedule import schedule_object

@@ -30,15 +30,17 @@ from evaluation_runs import (
 from PIL import Image
 
 import agentsd.evaluation.run as module
-from agentsd.evaluation import measures, store, timing
+from agentsd.bench.store import UnfinishedError, read_json
+from agentsd.evaluation import claims, measures, timing
 from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
-from agentsd.evaluation.drawing import picture_seed, scheduler_settings
+from agentsd.evaluation.drawing import Painter, picture_seed, scheduler_settings
 from agentsd.evaluation.manifest import ManifestMismatchError
 from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
 from agentsd.evaluation.reference import fitted, make_reference
 from agentsd.evaluation.run import evaluate
-from agentsd.evaluation.store import Store, UnfinishedError, read_json
+from agentsd.evaluation.store import Store
 from agentsd.system import timing as bench_timing
+from agentsd.system import writing
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,13 +140,13 @@ def test_a_picture_holds_what_made_it(whole):
 def draws_of(monkeypatch):
     """Return a list that fills with what is drawn from now on."""
     drawn = []
-    original = module.Painter.draw
+    original = Painter.draw
 
     def draw(self, arm, places, **kwargs):
         drawn.append((arm.name, list(places)))
         return original(self, arm, places, **kwargs)
 
-    monkeypatch.setattr(module.Painter, "draw", draw)
+    monkeypatch.setattr(Painter, "draw", draw)
     return drawn
 
 
@@ -174,7 +176,7 @@ def kill_a_run(place, folder, monkeypatch, now):
         replace_file(source, target)
 
     def killed():
-        monkeypatch.setattr(store.os, "replace", replaced)
+        monkeypatch.setattr(writing.os, "replace", replaced)
         evaluate(options(place, folder))
 
     assert forked(killed) == [-9]
@@ -211,7 +213,7 @@ def test_a_full_disk_ends_with_code_3_and_loses_nothing(place, whole, tmp_path, 
 
     monkeypatch.setattr(module, "Options", lambda **kwargs: given)
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "fsync", full)
+        patch.setattr(writing.os, "fsync", full)
         with pytest.raises(UnfinishedError, match=r"is full .* every finished picture is kept"):
             evaluate(given)
     kept = pictures(tmp_path / "run")
@@ -767,7 +769,7 @@ def test_arms_of_equal_time_are_drawn_once_and_only_where_there_are_fewer_steps(
 
 def test_an_arm_no_faster_than_stock_is_told_and_has_no_arm_of_equal_time(place, tmp_path, monkeypatch):
     said = "takes the time of all of stock's steps or more"
-    monkeypatch.setattr(module, "equal_time_steps", lambda pipe, arms, *rest: {"ours": 2, "quick": 1})
+    monkeypatch.setattr(claims, "equal_time_steps", lambda pipe, arms, *rest: {"ours": 2, "quick": 1})
     given = options(place, tmp_path / "run", num=1, arms=("ours:preset=gentle", "quick:preset=fast"), reference=None)
     for _ in range(2):  # the second time from what was kept
         results = evaluate(replace(given, fewer_steps=())).results

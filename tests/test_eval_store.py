@@ -9,8 +9,9 @@ import pytest
 from evaluation_runs import forked, kill_self
 from PIL import Image
 
+from agentsd.bench.store import UnfinishedError, read_arrays, read_json, write_bytes
 from agentsd.evaluation.manifest import ManifestMismatchError, claim, differing
-from agentsd.evaluation.store import Store, UnfinishedError, chunks, read_arrays, read_json, write_bytes
+from agentsd.evaluation.store import Store, chunks
 from agentsd.system import writing
 
 RECORD = {"index": 3, "seed": 7}

@@ -17,6 +17,7 @@ from agentsd.bench.front import collect, measure, visits
 from agentsd.bench.likeness import likeness, pairs
 from agentsd.bench.rows import read_rows
 from agentsd.bench.samples import Chunk, Sample, Store, chunks, digest_of, identity
+from agentsd.evaluation import demo_front
 from agentsd.presets import BY_SPEED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +114,7 @@ def test_what_a_crash_left_is_measured_again(tmp_path):
     store, recorder = Store(tmp_path, {}), Recorder()
     recorder.measure(store, group=1)
     name = identity("b", ARMS["b"])
-    for path in store.folder.glob("*/*.safetensors"):
+    for path in store.folder.glob("*/*.npz"):
         path.rename(path.with_suffix(".partial"))
         if not store.has(name, PARTS[1]):
             break
@@ -205,9 +206,9 @@ def tiny_model(tmp_path_factory):
     return folder
 
 
-def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model, capsys):
+def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model, capsys, monkeypatch):
     script = runpy.run_path(str(SCRIPTS / "demo_front.py"))
-    script["main"].__globals__["model_path"] = lambda: tiny_model
+    monkeypatch.setattr(demo_front, "model_path", lambda: tiny_model)
     words = ["--prompts", "3", "--steps", "2", "--batch", "2", "--dtype", "float32", "--device", "cpu"]
     words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "new" / "front.jsonl")]
 
@@ -235,9 +236,9 @@ def test_the_demo_front_in_slices_is_the_demo_front_at_once(tmp_path, tiny_model
     assert len(list((tmp_path / "work").iterdir())) == 2
 
 
-def test_the_demo_front_times_the_first_prompts_and_draws_all(tmp_path, tiny_model, capsys):
+def test_the_demo_front_times_the_first_prompts_and_draws_all(tmp_path, tiny_model, capsys, monkeypatch):
     script = runpy.run_path(str(SCRIPTS / "demo_front.py"))
-    script["main"].__globals__["model_path"] = lambda: tiny_model
+    monkeypatch.setattr(demo_front, "model_path", lambda: tiny_model)
     words = ["--prompts", "3", "--steps", "1", "--batch", "1", "--dtype", "float32", "--device", "cpu"]
     words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "front.jsonl"), "--arms", "stock", "reuse 2"]
     assert script["main"]([*words, "--timed-prompts", "2"]) == 0

@@ -82,6 +82,15 @@ def test_folders_import_downwards_only(name):
         assert RANK[place(other)] <= RANK[place(name)], f"{name} imports {other}, which is above it"
 
 
+LONGEST = 300
+LONGER = {"attention.tokens", "pictures.generate", "pictures.visual", "schedule"}  # still to be split
+
+
+def test_modules_are_read_in_one_sitting():
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: number for name, number in lines.items() if number > LONGEST}.keys() <= LONGER
+
+
 def test_no_circles():
     graph = {name: imports(path, at_import=True) - {"", name} for name, path in MODULES.items()}
     try:

@@ -10,6 +10,7 @@ from tiny import make_tiny_pipe
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.front import drawer
 from agentsd.bench.samples import Chunk
+from agentsd.evaluation import demo_front
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "sweep.py"
 script = runpy.run_path(str(SCRIPT))
@@ -24,7 +25,7 @@ def pipe():
 def run(tmp_path, tmp_path_factory, pipe, monkeypatch):
     folder = tmp_path_factory.mktemp("model")
     pipe.save_pretrained(folder)
-    monkeypatch.setitem(script["settings_of"].__globals__, "model_path", lambda: folder)
+    monkeypatch.setattr(demo_front, "model_path", lambda: folder)
     words = ["--prompts", "2", "--steps", "4", "--batch", "2", "--dtype", "float32", "--device", "cpu"]
     words += ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "sweep.jsonl"), "--stride", "4"]
     words += ["--agents", "pool", "--phase", "whole", "early", "--max-downsample", "1", "2"]

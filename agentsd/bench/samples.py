@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from agentsd.bench.arm import RunArm
-from agentsd.system.writing import write_whole
+from agentsd.bench.store import read_arrays, write_arrays, write_json
 
 STOCK = "stock"
-_LATENTS = "latents"
+_LATENTS, _SECONDS = "latents", "seconds"
 
 
 @dataclass(frozen=True)
@@ -55,40 +57,31 @@ class Store:
     """
 
     def __init__(self, folder: Path, setup: Mapping[str, Any]) -> None:
-        text = json.dumps(setup, sort_keys=True)
-        self.folder = folder / _digest(text)
-        write_whole(self.folder / "setup.json", text.encode())
+        self.folder = folder / _digest(json.dumps(setup, sort_keys=True))
+        write_json(self.folder / "setup.json", setup)
 
     def get(self, arm: str, chunk: Chunk) -> Sample | None:
-        """Return what is kept; `None` if nothing is."""
-        from safetensors import safe_open
-
-        path = self._path(arm, chunk)
-        if not path.exists():
+        """Return what is kept; `None` if nothing is, or if it is damaged."""
+        kept = read_arrays(self._path(arm, chunk))
+        if kept is None or not {_LATENTS, _SECONDS} <= kept.keys():
             return None
-        with safe_open(path, "pt") as file:
-            facts = file.metadata()
-            latents = file.get_tensor(_LATENTS)
-        return Sample(latents, float(facts["seconds"]), float(facts["stock_seconds"]))
+        seconds, stock_seconds = kept[_SECONDS].tolist()
+        return Sample(torch.from_numpy(kept[_LATENTS]), seconds, stock_seconds)
 
     def has(self, arm: str, chunk: Chunk, *, timed: bool = False) -> bool:
         """Return whether something is kept, and if asked, with a pair of times."""
-        if not timed:
-            return self._path(arm, chunk).exists()
         kept = self.get(arm, chunk)
-        return kept is not None and not math.isnan(kept.stock_seconds)
+        return kept is not None and not (timed and math.isnan(kept.stock_seconds))
 
     def put(self, arm: str, chunk: Chunk, sample: Sample) -> None:
         """Keep a sample."""
-        from safetensors.torch import save
-
-        facts = {"arm": arm, "seconds": repr(sample.seconds), "stock_seconds": repr(sample.stock_seconds)}
-        path = self._path(arm, chunk)
-        write_whole(path, save({_LATENTS: sample.latents.float().cpu().contiguous()}, facts))
+        latents = sample.latents.float().cpu().contiguous().numpy()
+        seconds = np.array([sample.seconds, sample.stock_seconds], dtype=np.float64)
+        write_arrays(self._path(arm, chunk), **{_LATENTS: latents, _SECONDS: seconds})
 
     def _path(self, arm: str, chunk: Chunk) -> Path:
         text = json.dumps([chunk.start, *chunk.prompts])
-        return self.folder / _digest(arm) / f"{chunk.start:05d}-{_digest(text)}.safetensors"
+        return self.folder / _digest(arm) / f"{chunk.start:05d}-{_digest(text)}.npz"
 
 
 def chunks(prompts: Sequence[str], size: int) -> list[Chunk]:

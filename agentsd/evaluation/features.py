@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agentsd.evaluation import inception
+from agentsd.evaluation import inception, inception_weights
 
 Pictures = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.float32]
@@ -100,7 +100,7 @@ def demo_extractor() -> Extractor:
         dimension=classifier.head.in_channels,
         distance="fd_demo",
         resize="area-64",
-        sha256=inception.file_sha256(MODEL_PATH / FOLDER / "model.safetensors"),
+        sha256=inception_weights.file_sha256(MODEL_PATH / FOLDER / "model.safetensors"),
         function=lambda pictures: picture_features(classifier, pictures),
     )
 
@@ -111,8 +111,8 @@ def inception_extractor(
     """Return the 2048 pooled features of the FID network, on the project's own graph.
 
     Args:
-        weights: The `.pth` that `inception.load_inception` accepts. With `None`, the one in torch's cache; where it is
-            missing but torch-fidelity is installed, torchmetrics is asked to download it there.
+        weights: The `.pth` that `inception_weights.load_inception` accepts. With `None`, the one in torch's cache;
+            where it is missing but torch-fidelity is installed, torchmetrics is asked to download it there.
         resize: `clean` or `legacy`, see `inception.resize`.
         device: Where the network runs.
 
@@ -131,7 +131,7 @@ def inception_extractor(
     if resize not in inception.RESIZES:
         raise ValueError(f"resize={resize!r} is unknown; choose one of {', '.join(inception.RESIZES)}.")
     path = _weights_of_torchmetrics() if weights is None else Path(weights)
-    network = inception.load_inception(path).to(device)
+    network = inception_weights.load_inception(path).to(device)
 
     @torch.inference_mode()
     def extract(pictures: Pictures) -> Rows:
@@ -144,14 +144,14 @@ def inception_extractor(
         dimension=inception.DIMENSION,
         distance="fid",
         resize=resize,
-        sha256=inception.file_sha256(path),
+        sha256=inception_weights.file_sha256(path),
         function=extract,
     )
 
 
 def _weights_of_torchmetrics() -> Path:
     try:
-        return inception.find_weights()
+        return inception_weights.find_weights()
     except ValueError:
         if find_spec("torch_fidelity") is None:
             raise
@@ -162,6 +162,6 @@ def _weights_of_torchmetrics() -> Path:
     except (OSError, ImportError) as error:
         raise ValueError(
             f"inception weights=None: torchmetrics could not download them ({error}); "
-            f"fetch {inception.WEIGHTS_URL} and give its path as --inception-weights."
+            f"fetch {inception_weights.WEIGHTS_URL} and give its path as --inception-weights."
         ) from error
-    return inception.find_weights()
+    return inception_weights.find_weights()

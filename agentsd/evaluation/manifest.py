@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentsd.evaluation.store import write_text
+from agentsd.bench.store import write_text
 
 _SHOWN = 60  # characters of a value in a message
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from agentsd.bench.metrics import psnr, relative_l2, ssim
+from agentsd.bench.store import Array, UnfinishedError
 from agentsd.evaluation.arms import STOCK
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.clip_score import load_clip
@@ -16,7 +17,7 @@ from agentsd.evaluation.drawing import modules_sha256
 from agentsd.evaluation.features import Extractor, FeatureExtractor, demo_extractor, inception_extractor
 from agentsd.evaluation.manifest import digest
 from agentsd.evaluation.reference import Reference
-from agentsd.evaluation.store import Array, Store, UnfinishedError, chunks
+from agentsd.evaluation.store import Store, chunks
 
 LIKENESS = "likeness"
 ATTRIBUTES = "attributes"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from agentsd.evaluation.store import UnfinishedError
+from agentsd.bench.store import UnfinishedError
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from agentsd.bench.store import read_arrays
 from agentsd.evaluation.captions import Prompt
-from agentsd.evaluation.store import read_arrays
 from agentsd.pictures.generate import DEMO
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

@@ -1,34 +1,24 @@
 """The figures of an evaluation from its measures: distances, differences with intervals, and what they allow to say."""
 
-import hashlib
 import logging
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from agentsd.bench.intervals import Interval, interval, spread_of
 from agentsd.evaluation.arms import STOCK, EvaluationArm
 from agentsd.evaluation.differences import (
-    ENOUGH_SAMPLES,
     Delta,
-    bootstrap_counts,
     delta_of,
-    half_counts,
     small_sample_stamp,
 )
+from agentsd.evaluation.feature_sets import Array
 from agentsd.evaluation.features import FeatureExtractor
-from agentsd.evaluation.frechet import FrechetDistances
-from agentsd.evaluation.kernel import KernelDistances
-from agentsd.evaluation.reference import Moments
-from agentsd.evaluation.store import read_arrays, write_arrays
+from agentsd.evaluation.real import Distances, Real
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +26,6 @@ SCHEMA_VERSION = 1
 _LONG_FEATURES = 512
 _RESAMPLES, _FEW_RESAMPLES = 1000, 200
 _FEWEST = 4  # pictures for an interval: a half-sample of fewer has no covariance
-_EQUAL_TIME = 0.05  # times further apart than this share are not called equal
-_LOG_EVERY = 30.0  # seconds
-
-Array = npt.NDArray[np.float64]
-Distances = FrechetDistances | KernelDistances
 
 
 @dataclass(frozen=True)
@@ -62,86 +47,6 @@ class Rows:
     features: Array | None = None
     clip_score: Array | None = None
     right: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Real:
-    """The reference's features, paired with the prompts or not, or its moments alone.
-
-    One object serves all arms: it keeps what the reference decides, and the resampled distances of stock.
-
-    Attributes:
-        features: Features, [M, D].
-        moments: Mean and covariance instead.
-        paired: Whether row `i` belongs to prompt `i`.
-        folder: Where resampled distances are kept for the next start; `None` keeps none.
-    """
-
-    features: Array | None = None
-    moments: Moments | None = None
-    paired: bool = False
-    folder: Path | None = None
-    _measured: dict[str, tuple[float, Array]] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def frechet(self) -> FrechetDistances:
-        """Fréchet distances from the reference."""
-        if self.features is not None:
-            return FrechetDistances(self.features, paired=self.paired)
-        if self.moments is None:
-            raise ValueError("features and moments are both missing; a reference needs one of them.")
-        return FrechetDistances((self.moments.mean, self.moments.covariance))
-
-    @cached_property
-    def kernel(self) -> KernelDistances | None:
-        """Kernel distances from the reference; `None` where it is moments alone."""
-        return None if self.features is None else KernelDistances(self.features, paired=self.paired)
-
-    def measure(self, distances: Distances, arm: Array, resamples: int, seed: int, what: str) -> tuple[float, Array]:
-        """Return an arm's distance, and those on resampled prompts [resamples]; equal features are measured once.
-
-        Args:
-            distances: `frechet` or `kernel`.
-            arm: Features of the arm, [N, D].
-            resamples: How many.
-            seed: Seed of the resampling.
-            what: Arm and metric, for the log.
-        """
-        settings = f"1 {type(distances).__name__} {self.paired} {resamples} {seed} {arm.shape} {self._sha256} "
-        key = hashlib.sha256(settings.encode() + np.ascontiguousarray(arm).tobytes()).hexdigest()[:32]
-        path = None if self.folder is None else self.folder / f"{key}.npz"
-        if key not in self._measured:
-            there = None if path is None else read_arrays(path)
-            if there is None or not {"value", "drawn"} <= there.keys():
-                counts = (bootstrap_counts if self.paired else half_counts)(len(arm), resamples, seed)
-                drawn = distances.draws(arm, counts, _progress(f"interval of {what}"))
-                there = {"value": np.array(distances.of(arm)), "drawn": drawn}
-                if path is not None:
-                    write_arrays(path, **there)
-            self._measured[key] = float(there["value"]), there["drawn"]
-        return self._measured[key]
-
-    @cached_property
-    def _sha256(self) -> str:
-        given = [self.features] if self.moments is None else [self.moments.mean, self.moments.covariance]
-        hasher = hashlib.sha256()
-        for array in given:
-            hasher.update(np.ascontiguousarray(array, dtype=np.float64).tobytes())
-        return hasher.hexdigest()
-
-
-def _progress(what: str) -> Callable[[int, int], None]:
-    """Return what logs how far a computation is, not more often than is readable; nothing where it is short."""
-    began = said = time.monotonic()
-
-    def step(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= _LOG_EVERY:
-            said = now
-            logger.info("%s: %d of %d, about %.0f s left", what, done, total, (now - began) / done * (total - done))
-
-    return step
 
 
 def arm_results(
@@ -223,77 +128,6 @@ def verdict_of(delta: Delta, agreeing: Mapping[str, Interval]) -> str:
     if better:
         return f"better than stock: lower distance, and {' and '.join(better)} agree{'s' * (len(better) == 1)}"
     return "different from stock: lower distance, no other metric agrees"
-
-
-def stamps(
-    number: int,
-    extractor: FeatureExtractor | None,
-    reference: Mapping[str, Any] | None,
-    about: Mapping[str, Any],
-    arms: Mapping[str, Any] | None = None,
-    no_faster: Sequence[str] = (),
-) -> list[str]:
-    """Return the remarks that must stand beside the figures.
-
-    Args:
-        number: How many pictures an arm has.
-        extractor: What made the features.
-        reference: The reference's configuration.
-        about: What is known of model and captions: `unet_parameters`, `demo_model`, `demo_captions`, `paired`.
-        arms: Figures by arm, times among them.
-        no_faster: Arms without a stock arm of equal time, see `agentsd.evaluation.arms.no_faster`.
-
-    Returns:
-        Sentences.
-
-    Example:
-        >>> stamps(4, None, None, {"unet_parameters": 90_000})
-        ['Plumbing test: the model is too small to say anything of image quality.']
-    """
-    said = []
-    if about.get("unet_parameters", math.inf) < 1_000_000:
-        said.append("Plumbing test: the model is too small to say anything of image quality.")
-    elif about.get("demo_model") and not about.get("demo_captions"):
-        said.append("Robustness only: the demo model knows the words of its own captions and no others.")
-    if reference is not None and extractor is not None:
-        fewer = min(number, reference.get("number", number))  # moments do not tell theirs
-        if fewer < ENOUGH_SAMPLES:
-            frechet, kernel = ("FID", "KID") if extractor.distance == "fid" else ("FD", "KD")
-            noisy = f", {kernel} is noisy" if "number" in reference else ""
-            said.append(
-                f"Small sample, n={fewer} < {ENOUGH_SAMPLES}: {frechet} is biased high{noisy}; comparative only."
-            )
-        if extractor.distance != "fid":
-            said.append(f"Distances are of the features {extractor.name!r}, not of FID-Inception: not FID, not KID.")
-        if about.get("paired"):
-            said.append(
-                # Drawn on grids too, whose font knows ASCII only.
-                "The reference is paired with the prompts: differences of FD or FID also hold how closely an arm "
-                "follows them, those of KD or KID do not."
-            )
-        else:
-            said.append("The reference is not paired with the prompts: intervals hold it fixed.")
-    for name, arm in (arms or {}).items():
-        said += _speed_stamps(name, arm)
-    said += [
-        f"{name} takes the time of all of stock's steps or more: it has no stock arm of equal time."
-        for name in no_faster
-    ]
-    return said
-
-
-def _speed_stamps(name: str, arm: Mapping[str, Any]) -> list[str]:
-    said = []
-    gain = arm["speed"]["speedup"] if "speed" in arm else None
-    if arm["role"] == "control" and gain is not None and not gain["low"] <= 1 <= gain["high"]:
-        said.append(
-            f"A/A {gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]: the clock drifts, speed-ups are off "
-            "by as much."
-        )
-    for rival, ratio in arm.get("speed", {}).get("time_ratio", {}).items():
-        if abs(ratio["median"] - 1) > _EQUAL_TIME:
-            said.append(f"{name} takes {ratio['median']:.2f}x the time of {rival}: their times are not equal.")
-    return said
 
 
 def kernel_name(extractor: FeatureExtractor) -> str:

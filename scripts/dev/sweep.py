@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
 from agentsd.attention.settings import Attention
 from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
-from agentsd.bench.front import collect, drawer, measure
-from agentsd.bench.likeness import decode, likeness
+from agentsd.bench.front import collect, measure
+from agentsd.bench.likeness import likeness
 from agentsd.bench.metrics import relative_l2
 from agentsd.bench.ours import run_arm
-from agentsd.bench.samples import Chunk, Store, chunks, digest_of
-from agentsd.demo import held_out_prompts, model_path
+from agentsd.bench.samples import Chunk, Store
+from agentsd.evaluation.demo_front import DemoFront, pictures_of
 from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment
@@ -186,23 +185,16 @@ def main(argv: list[str] | None = None) -> int:
     args.dtype = dtype_name(args.dtype, args.device)
     settings: Sequence[Setting | ReuseSetting] = reuse_settings(args.steps) if args.reuse else settings_of(args)
     output = args.output or Path(f"results/demo/{'reuse' if args.reuse else 'sweep'}.jsonl")
-    folder = model_path()
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, args.dtype))
-    pipe.to(args.device).set_progress_bar_config(disable=True)
-    parts = chunks(held_out_prompts(args.prompts, seed=args.seed), args.batch)
-    store = Store(
-        args.work,
-        {
-            "model": digest_of(folder),
-            "steps": args.steps,
-            "guidance_scale": args.guidance_scale,
-            "batch": args.batch,
-            "dtype": args.dtype,
-            "seed": args.seed,
-            **environment(args.device),
-        },
+    front = DemoFront(
+        prompts=args.prompts,
+        steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        batch=args.batch,
+        dtype=args.dtype,
+        device=args.device,
+        seed=args.seed,
     )
-    draw = drawer(pipe, steps=args.steps, guidance_scale=args.guidance_scale, seed=args.seed)
+    pipe, draw, parts, store = front.pipe, front.draw, front.chunks, Store(args.work, front.setup)
     arms = {} if args.layers_only else {str(setting): setting.arm for setting in settings}
     complete = measure(
         pipe, draw, arms, store, parts, group=1, timed=False, limit_seconds=args.limit_seconds, tell=tell
@@ -212,8 +204,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, reference = [], None
     pictures = {}
     for name, kept in samples.items():
-        latents = torch.cat([sample.latents for sample in kept])
-        pictures[name] = decode(pipe, latents), latents
+        pictures[name] = pictures_of(pipe, [sample.latents for sample in kept])
     reference = pictures.get("stock")
     for setting in settings:
         row: dict[str, Any] = {

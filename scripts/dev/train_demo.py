@@ -14,7 +14,7 @@ import pathlib
 import torch
 
 from agentsd.demo import MODEL_PATH
-from agentsd.demo.training.diffusion import STAGES
+from agentsd.demo.training.recipe import STAGES
 from agentsd.demo.training.stages import POOL_SCENES, train_demo
 
 

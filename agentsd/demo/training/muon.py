@@ -1,4 +1,8 @@
-"""Muon: momentum whose matrix updates are orthogonalised, which learns more from a step than Adam does."""
+"""Muon: momentum whose matrix updates are orthogonalised, which learns more from a step than Adam does.
+
+Not `torch.optim.Muon`: it takes no convolutions, and it computes in bfloat16 always, which a CPU without units for it
+emulates (ten times slower than here, where equal shapes are also computed together).
+"""
 
 from __future__ import annotations
 

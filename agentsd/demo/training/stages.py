@@ -21,8 +21,6 @@ from agentsd.demo.text import (
 from agentsd.demo.training.diffusion import (
     FINEST_GRID,
     INNER_CHANNELS,
-    STAGES,
-    Stage,
     TextFunction,
     Trainer,
     build_scheduler,
@@ -30,6 +28,7 @@ from agentsd.demo.training.diffusion import (
 )
 from agentsd.demo.training.graft import graft
 from agentsd.demo.training.pool import Pool, build_pool
+from agentsd.demo.training.recipe import STAGES, Stage
 from agentsd.demo.vae import normalise_latents, reconstruction_psnr, train_vae
 from agentsd.system.writing import write_whole
 
