@@ -1,20 +1,20 @@
-"""Agent attention for diffusers pipelines: training-free, per step, exactly reversible."""
+"""Faster diffusers pipelines without training: agent attention, key/value sampling and skipped steps, reversible."""
 
 from typing import TYPE_CHECKING, Any
 
+from agentsd.attention.settings import MergedTokens as MergedTokens
+from agentsd.attention.settings import PooledAgents as PooledAgents
+from agentsd.attention.settings import SampledKeys as SampledKeys
 from agentsd.patch import Patch as Patch
 from agentsd.patch import apply as apply
 from agentsd.patch import remove as remove
 from agentsd.patch import report as report
-from agentsd.pipeline import AgentPipeline as AgentPipeline
 from agentsd.planning.plans import Plan as Plan
-from agentsd.presets import DEFAULT_PRESET as DEFAULT_PRESET
-from agentsd.presets import FRONT as FRONT
 from agentsd.presets import PRESETS as PRESETS
-from agentsd.presets import preset_schedule as preset_schedule
-from agentsd.schedule import AgentConfig as AgentConfig
+from agentsd.presets import preset as preset
 from agentsd.schedule import Phase as Phase
 from agentsd.schedule import Schedule as Schedule
+from agentsd.schedule import Skipping as Skipping
 
 __version__ = "0.1.0"
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
-from agentsd.presets import DEFAULT_PRESET, preset_schedule
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.presets import as_schedule
+from agentsd.schedule import Schedule
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
-from agentsd.unet.reuse import fit_reuse
+from agentsd.unet.reuse import fit_skipping
 from agentsd.unet.runtime import Runtime, grid_at
 
 _REPLACED = "processor replaced by other code: not patched any more"
@@ -23,7 +23,7 @@ class Patch:
     """Handle on a patched denoiser; as a context manager it restores the denoiser on leaving.
 
     Example:
-        >>> with agentsd.apply(unet, preset="paper") as patch:
+        >>> with agentsd.apply(unet, "paper") as patch:
         ...     len(patch.report().layers)
         7
         >>> patch.active
@@ -54,7 +54,7 @@ class Patch:
         self._runtime.pipes.add(pipe)
 
     def report(self) -> Report:
-        """Return which layers were patched, at which grid, with how many features and agents, and which were not.
+        """Return which layers were patched, at which grid, with how many tokens, and which were not.
 
         After `remove`, or when a later `apply` has replaced this patch, it tells what was and says so.
         """
@@ -83,71 +83,54 @@ class Patch:
 
 def apply(
     target: Any,
-    ratio: float | None = None,
+    schedule: "str | Schedule | Attention | Plan" = "balanced",
     *,
-    preset: str | None = None,
-    config: AgentConfig | None = None,
-    schedule: Schedule | None = None,
-    reuse: int | None = None,
-    reuse_depth: int | None = None,
-    plan: Plan | None = None,
+    ratio: float | None = None,
     seed: int = 0,
 ) -> Patch:
-    """Patch a pipeline's UNet in place, so that its spatial self-attention follows an agent-attention schedule.
+    """Patch a pipeline's UNet in place, so that its calls follow a schedule.
 
-    The schedule runs by itself at every call of the pipeline; the pipeline's loop and callbacks stay untouched.
+    The schedule runs by itself at every call of the pipeline. The pipeline's loop and callbacks stay untouched.
     Applying again replaces the earlier patch.
 
     Args:
         target: A diffusers pipeline with a UNet, or the UNet (or ControlNet) itself, compiled or not.
-        ratio: Share of tokens merged before attention, in [0, 1): replaces the preset's merge ratio.
-        preset: Name of a preset, see `agentsd.PRESETS`; the default is `"balanced"`.
-        config: Settings for every step, instead of a preset.
-        schedule: A schedule of your own, instead of a preset.
-        reuse: Run the whole UNet only every so many steps, and between what `reuse_depth` says: replaces the preset's.
-        reuse_depth: How many of the last layers run between, 0 for none: replaces the preset's.
-        plan: What `agentsd.plan` found for this device and size: its schedule, with layers left stock where agents
-            do not win.
-        seed: Seed of the random merge destinations and sampled agents; equal seeds give equal images, whatever ran
-            before.
+        schedule: The name of a preset (`agentsd.PRESETS`), a `Schedule`, settings of self-attention for every step
+            (`MergedTokens`, `PooledAgents`, `SampledKeys`), or the `Plan` that `agentsd.plan` returned.
+        ratio: Share of tokens merged before attention, in [0, 1): the published method, `schedule="paper"`, with that
+            merge ratio. It goes with no other schedule.
+        seed: Seed of random cell patterns and sampled keys. Equal seeds give equal images, whatever ran before.
 
     Returns:
         The handle: `.remove()`, `.report()`, and a context manager.
 
     Raises:
         ValueError: If arguments contradict each other or are out of range, nothing in the target can be patched, or the
-            plan was made for another architecture.
+            plan was measured on another architecture.
         TypeError: If the target is neither a pipeline with a UNet nor a module.
 
     Example:
-        >>> patch = agentsd.apply(pipe, ratio=0.4)
+        >>> patch = agentsd.apply(pipe, "paper")
         >>> image = pipe("a red circle", num_inference_steps=2, output_type="pt").images
         >>> patch.remove()
     """
-    if plan is not None:
-        if any(value is not None for value in (ratio, preset, config, schedule, reuse, reuse_depth)):
-            raise ValueError("plan says everything; give it without ratio, preset, config, schedule and reuse.")
-        if not isinstance(plan, Plan):
-            raise ValueError(f"plan={plan!r} must be what agentsd.plan returned.")
-        schedule = plan.schedule
-    chosen = choose_schedule(ratio, preset, config, schedule, reuse, reuse_depth)
+    plan = schedule if isinstance(schedule, Plan) else None
+    chosen = as_schedule(plan.schedule if plan is not None and ratio is None else schedule, ratio)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
     pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
-    chosen, refused = fit_reuse(
-        denoiser, chosen, asked=any(value is not None for value in (schedule, reuse, reuse_depth))
-    )
+    chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
     candidates, skipped = find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
         check_plan(denoiser, plan)
-        refused = plan.reuse_problem
+        refused = plan.skipping_problem
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         uninstall(denoiser)
     runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
-    runtime.reuse_problem = refused
+    runtime.skipping_problem = refused
     for pipe in pipes:
         runtime.pipes.add(pipe)
     return Patch(denoiser, runtime)
@@ -187,48 +170,6 @@ def report(target: Any) -> Report:
     return _report(denoiser, runtime)
 
 
-def choose_schedule(
-    ratio: float | None,
-    preset: str | None,
-    config: AgentConfig | None,
-    schedule: Schedule | None,
-    reuse: int | None,
-    reuse_depth: int | None,
-) -> Schedule:
-    """Return the schedule that `apply`'s arguments ask for; raises ValueError if they contradict each other."""
-    arguments = {
-        "config": config,
-        "schedule": schedule,
-        "preset": preset,
-        "ratio": ratio,
-        "reuse": reuse,
-        "reuse_depth": reuse_depth,
-    }
-    given = [name for name, value in arguments.items() if value is not None]
-    if schedule is not None and len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} were given together, but schedule says everything; give it alone.")
-    if config is not None and (ratio is not None or preset is not None):
-        raise ValueError(
-            f"{' and '.join(given)} were given together, but config stands in the place of preset and ratio; "
-            "give either config, or preset and/or ratio."
-        )
-    if config is not None:
-        if not isinstance(config, AgentConfig):
-            raise ValueError(f"config={config!r} must be an AgentConfig.")
-        chosen = Schedule.constant(config)
-    elif schedule is not None:
-        if not isinstance(schedule, Schedule):
-            raise ValueError(f"schedule={schedule!r} must be a Schedule.")
-        chosen = schedule
-    else:
-        chosen = preset_schedule(DEFAULT_PRESET if preset is None else preset, ratio)
-    if reuse is not None:
-        chosen = chosen.with_reuse(reuse)
-    if reuse_depth is not None:
-        chosen = replace(chosen, reuse_depth=reuse_depth)
-    return chosen
-
-
 def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
     sample = runtime.sample
     size = getattr(getattr(denoiser, "config", None), "sample_size", None)
@@ -251,9 +192,9 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         layers=layers,
         skipped=runtime.skipped,
         seed=runtime.seed,
-        reuse_problem=runtime.reuse_problem,
+        skipping_problem=runtime.skipping_problem,
         noise_problem=runtime.noise_problem,
         guidance_problem=runtime.guidance_problem,
-        planned_stock=tuple((config, runtime.left_stock(config)) for config in runtime.schedule.configs),
+        planned_stock=tuple((one, runtime.left_stock(one)) for one in runtime.schedule.attentions),
         active=active,
     )

@@ -1,98 +1,139 @@
 """Named schedules: the published one and those we recommend."""
 
+from difflib import get_close_matches
 from types import MappingProxyType
 
-from agentsd.schedule import AgentConfig, Phase, Schedule
+from agentsd.attention.settings import Attention, MergedTokens, SampledKeys
+from agentsd.schedule import Phase, Schedule
 
-DEFAULT_PRESET = "balanced"
-
+# The published setting (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874, section on Stable Diffusion): agents
+# in the first 40% of the steps, then merging alone. Its table varies merge_ratio from 0.1 to 0.5.
 _PAPER = Schedule(
     (
-        Phase(0.4, AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4)),
-        Phase(1.0, AgentConfig(merge_ratio=0.4, agent_ratio=None, stride=2)),
+        Phase(0.4, MergedTokens(merge_ratio=0.4, agent_ratio=0.95, stride=4)),
+        Phase(1.0, MergedTokens(merge_ratio=0.4, agent_ratio=None, stride=2)),
     )
 )
 
-# At 64x64 tokens (512x512 pixels of SD 1.5): 1024, 256 or 64 agents.
-_SAMPLED_2 = AgentConfig(agents="sample", stride=2, min_agents=64, max_agents=1024)
-_SAMPLED_4 = AgentConfig(agents="sample", stride=4, min_agents=64, max_agents=256)
-_SAMPLED_8 = AgentConfig(agents="sample", stride=8, min_agents=64, max_agents=256)
+# At 64x64 tokens (512x512 pixels of SD 1.5): 1024, 256 or 64 keys.
+_SAMPLED_2 = SampledKeys(stride=2, min_keys=64, max_keys=1024)
+_SAMPLED_4 = SampledKeys(stride=4, min_keys=64, max_keys=256)
+_SAMPLED_8 = SampledKeys(stride=8, min_keys=64, max_keys=256)
 
 
-def _reusing(config: AgentConfig, *stretches: tuple[float, int]) -> Schedule:
-    # Whole steps are few at first, where what is reused does least harm, more and more later, and one is the last.
-    # What is reused is the prediction: at equal time more whole steps are worth more than layers run between them.
-    phases = tuple(Phase(until, config, reuse) for until, reuse in stretches)
-    return Schedule(phases, reuse_depth=0, reuse_forecast=0.2, last_full=True)
+def _skipping(attention: Attention, *stretches: tuple[float, int]) -> Schedule:
+    # Full steps are rare at first, where skipped steps do least harm, and frequent later. Skipped steps use a forecast
+    # of the prediction: at equal time, more full steps are worth more than layers that run between them.
+    return Schedule(tuple(Phase(until, attention, every) for until, every in stretches))
 
 
 PRESETS = MappingProxyType(
     {
         "paper": _PAPER,
-        # Few agents early leave next to no trace in the picture; its error is that of the last quarter.
+        # Few keys early leave next to no trace in the picture; its error is that of the last quarter.
         "gentle": Schedule((Phase(0.75, _SAMPLED_8), Phase(1.0, _SAMPLED_2))),
-        "quality": _reusing(_SAMPLED_4, (0.25, 5), (0.75, 2), (1.0, 1)),
-        "balanced": _reusing(_SAMPLED_4, (0.25, 5), (1.0, 2)),
-        "fast": _reusing(_SAMPLED_8, (0.25, 5), (0.5, 4), (0.8, 3), (1.0, 2)),
-        "extreme": _reusing(_SAMPLED_8, (0.25, 6), (0.5, 5), (0.75, 4), (1.0, 3)),
+        "quality": _skipping(_SAMPLED_4, (0.25, 5), (0.75, 2), (1.0, 1)),
+        "balanced": _skipping(_SAMPLED_4, (0.25, 5), (1.0, 2)),
+        "fast": _skipping(_SAMPLED_8, (0.25, 5), (0.5, 4), (0.8, 3), (1.0, 2)),
+        "extreme": _skipping(_SAMPLED_8, (0.25, 6), (0.5, 5), (0.75, 4), (1.0, 3)),
     }
 )
 
-# Our presets from the gentlest to the fastest: what `plan(target_speedup=...)` chooses from.
-FRONT = ("gentle", "quality", "balanced", "fast", "extreme")
+# Our presets from the gentlest to the fastest: `plan(target_speedup=...)` chooses among them.
+BY_SPEED = ("gentle", "quality", "balanced", "fast", "extreme")
 
 
-def preset_schedule(name: str = DEFAULT_PRESET, ratio: float | None = None) -> Schedule:
-    """Return the schedule of a preset, with its merge ratio replaced if `ratio` is given.
-
-    `"paper"` is the published setting (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874, Stable Diffusion
-    section): agents in the first 40% of the steps, merging alone after; its table is `ratio` 0.1 to 0.5.
+def preset(name: str = "balanced") -> Schedule:
+    """Return the schedule of a preset.
 
     Args:
-        name: One of `PRESETS`.
-        ratio: Share of tokens merged before attention, in [0, 1), or `None` for the preset's own.
+        name: One of `agentsd.PRESETS`: `"paper"` is the published method, the others are ours.
+
+    Returns:
+        The schedule; change it with `with_reuse`, `with_merge_ratio` and `dataclasses.replace`.
+
+    Raises:
+        ValueError: If there is no such preset.
+
+    Example:
+        >>> preset("balanced").with_reuse(3).is_full(1, 20)
+        False
+    """
+    if isinstance(name, str) and name in PRESETS:
+        return PRESETS[name]
+    close = get_close_matches(name.lower(), PRESETS, n=1) if isinstance(name, str) else []
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"preset {name!r} is unknown. {hint}The presets are {', '.join(PRESETS)}.")
+
+
+def as_schedule(schedule: object, ratio: float | None = None) -> Schedule:
+    """Return the schedule that the arguments `schedule` and `ratio` of `agentsd.apply` mean.
+
+    Args:
+        schedule: A preset's name, a `Schedule` or settings of self-attention.
+        ratio: Merge ratio of the preset `"paper"`; `schedule` is then `"paper"` or left at its default.
 
     Returns:
         The schedule.
 
     Raises:
-        ValueError: If the preset is unknown or the ratio does not fit it.
+        ValueError: If an argument is of another kind or out of range, or the two contradict each other.
 
     Example:
-        >>> preset_schedule("paper", 0.2).at(0, 50).merge_ratio
-        0.2
+        >>> as_schedule("balanced", 0.2) == preset("paper").with_merge_ratio(0.2)
+        True
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"preset={name!r} is unknown; choose one of {', '.join(sorted(PRESETS))}.")
-    schedule = PRESETS[name]
-    return schedule if ratio is None else with_ratio(schedule, ratio, f"preset={name!r}")
+    if ratio is not None:
+        if schedule not in ("balanced", "paper"):
+            raise ValueError(
+                f"ratio={ratio!r} is the merge ratio of the published method and does not go with "
+                f"schedule={schedule!r}. Leave schedule out, or use schedule.with_merge_ratio({ratio!r}) on a schedule "
+                "that merges tokens."
+            )
+        return with_ratio(PRESETS["paper"], ratio, "the preset 'paper'")
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, Attention):
+        return Schedule.constant(schedule)
+    if isinstance(schedule, str):
+        return preset(schedule)
+    if isinstance(schedule, int | float) and not isinstance(schedule, bool):
+        raise ValueError(
+            f"schedule={schedule!r} is a number. For the published method with that merge ratio write "
+            f"ratio={schedule!r}, as in agentsd.apply(pipe, ratio={schedule!r})."
+        )
+    raise ValueError(
+        f"schedule={schedule!r} must be the name of a preset ({', '.join(PRESETS)}), a Schedule, a Plan, or settings: "
+        "MergedTokens, PooledAgents or SampledKeys."
+    )
 
 
 def with_ratio(schedule: Schedule, ratio: float, whose: str) -> Schedule:
-    """Return a schedule with another merge ratio, with errors that name what the user gave.
+    """Return a schedule with another merge ratio, with errors that name the user's argument.
 
     Args:
         schedule: The schedule.
         ratio: Share of tokens merged before attention, in [0, 1).
-        whose: What the schedule is called in an error.
+        whose: What errors call the schedule.
 
     Raises:
-        ValueError: If the ratio is no such share or does not fit the schedule.
+        ValueError: If the ratio is not such a share or does not fit the schedule.
 
     Example:
         >>> with_ratio(PRESETS["paper"], 0.2, "the schedule").at(0, 50).merge_ratio
         0.2
     """
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
-        named = f"; a preset is named by preset={ratio!r}" if isinstance(ratio, str) and ratio in PRESETS else ""
-        raise ValueError(f"ratio={ratio!r} must be a number in [0, 1), the share of tokens merged{named}.")
+        raise ValueError(f"ratio={ratio!r} must be a number in [0, 1), the share of tokens merged.")
+    if not any(isinstance(attention, MergedTokens) for attention in schedule.attentions):
+        raise ValueError(f"ratio={ratio!r} does not fit {whose}: no phase merges tokens. Use the preset 'paper'.")
     try:
         return schedule.with_merge_ratio(ratio)
     except ValueError as error:
         remedy = (
-            "part of the run merges and does nothing else, so that nothing would be left; give a ratio above 0, or "
-            "schedule= with None in that part"
+            "part of the run merges tokens and does nothing else; give a ratio above 0, or a schedule with None in "
+            "that part"
             if ratio == 0
-            else "too few features would be left for the agents to pay; give a lower ratio"
+            else "too few tokens would be left for agents to save time; give a lower ratio"
         )
         raise ValueError(f"ratio={ratio!r} does not fit {whose}: {remedy}.") from error

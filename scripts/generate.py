@@ -35,7 +35,7 @@ from agentsd.pictures.generate import (
     resolve,
     with_model_defaults,
 )
-from agentsd.presets import DEFAULT_PRESET, PRESETS
+from agentsd.presets import PRESETS
 from agentsd.system.timing import environment as describe_environment
 
 
@@ -62,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     model.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (1)")
     agents = made.add_argument_group("agent attention")
-    agents.add_argument("--preset", choices=sorted(PRESETS), help=f"schedule ({DEFAULT_PRESET})")
-    agents.add_argument("--ratio", type=float, help="share of tokens merged, in place of the preset's own")
-    agents.add_argument("--reuse", type=int, metavar="N", help="run the whole UNet every N steps only")
-    agents.add_argument("--reuse-depth", type=int, metavar="D", help="last UNet layers that run between")
+    agents.add_argument("--preset", choices=sorted(PRESETS), help="schedule (balanced)")
+    agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
+    agents.add_argument("--reuse", type=int, metavar="N", help="a full step every N steps")
+    agents.add_argument("--depth", type=int, metavar="D", help="last UNet layers that run at skipped steps")
     agents.add_argument("--agents-seed", type=int, metavar="SEED", help="seed of the merge destinations (0)")
     agents.add_argument("--stock", action="store_true", help="leave the pipeline as it is")
     agents.add_argument("--compare", action="store_true", help="stock beside agentsd in one PNG, with times and PSNR")
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 def base_settings(options: argparse.Namespace, recorded: dict[str, Any] | None, device_type: str) -> Settings:
     """Join the options given, the settings of a recorded picture and the defaults; raises ValueError if they clash."""
-    agents = {name: getattr(options, name) for name in ("preset", "ratio", "reuse", "reuse_depth")}
+    agents = {name: getattr(options, name) for name in ("preset", "ratio", "reuse", "depth")}
     given = [f"--{name.replace('_', '-')}" for name, value in agents.items() if value is not None]
     if options.stock and (options.compare or given):
         raise ValueError(f"--stock contradicts {'--compare' if options.compare else given[0]}; leave one of them out.")
@@ -89,7 +89,9 @@ def base_settings(options: argparse.Namespace, recorded: dict[str, Any] | None, 
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
     elif before is None or options.preset is not None or ((given or options.compare) and before.schedule is None):
-        changes["schedule"], changes["label"] = labelled_schedule(**agents)
+        changes["schedule"], changes["label"] = labelled_schedule(
+            **{name: value for name, value in agents.items() if value is not None}
+        )
     elif given:
         del agents["preset"]
         changes["schedule"], changes["label"] = changed_schedule(before.schedule, before.label, **agents)
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         files = plan_files(options.output, pictures, kind, force=options.force)
         pipe = load_pipeline(base, device)
         if base.schedule is not None:
-            apply(pipe, schedule=base.schedule, seed=base.agents_seed).remove()  # tells now what cannot be patched
+            apply(pipe, base.schedule, seed=base.agents_seed).remove()  # tells now what cannot be patched
         check_writable(files[0])
     except (ValueError, TypeError, OSError) as error:
         return fail(error)
@@ -147,7 +149,7 @@ def draw(
     """Draw batch by batch, writing every picture as soon as it is there; returns one row per picture."""
     first, rows = groups[0][0], []
     if first.schedule is not None:
-        apply(pipe, schedule=first.schedule, seed=first.agents_seed)
+        apply(pipe, first.schedule, seed=first.agents_seed)
     total = sum(map(len, groups))
     for group in groups:
         pipe.set_progress_bar_config(desc=f"picture {len(rows) + 1} of {total}", leave=False)

@@ -346,7 +346,7 @@ KINDS = (
         "LCM",
         "LatentConsistencyModelPipeline",
         latent_consistency,
-        note="draws fresh noise at every step: with `reuse_depth=0` (the presets) one layer runs at reused steps",
+        note="draws fresh noise at every step: with `depth=0` (the presets) one layer runs at reused steps",
     ),
     Kind("SD-Turbo", "StableDiffusionPipeline", turbo, steps=4, note="a run of few steps has little to reuse"),
     Kind(

@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 import agentsd.unet.processor
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
 
-AGENTS = AgentConfig(stride=4)
-POOL = AgentConfig(agents="pool", stride=4)
-SAMPLE = AgentConfig(agents="sample", stride=4)
-MERGE = AgentConfig(merge_ratio=0.5, agent_ratio=None, stride=2)
+AGENTS = MergedTokens(stride=4)
+POOL = PooledAgents(stride=4)
+SAMPLE = SampledKeys(stride=4)
+COPY = Skipping(depth=1, forecast=0.0, last_full=False)  # the last layer on a cached feature as it is: DeepCache
+COPY = Skipping(depth=1, forecast=0.0, last_full=False)  # the last layer on a cached feature as it is: DeepCache
+MERGE = MergedTokens(merge_ratio=0.5, agent_ratio=None, stride=2)
 OFF = Schedule((Phase(1.0, None),))
 MIXED = Schedule((Phase(0.25, AGENTS), Phase(0.6, MERGE), Phase(1.0, None)))
 
@@ -46,7 +48,7 @@ def watch(denoiser: nn.Module):
 
     def spy(attn, tokens, metric, plan):
         if attn in parts:
-            calls[-1].configs.add(plan.config)
+            calls[-1].configs.add(plan.settings)
         return attend(attn, tokens, metric, plan)
 
     def before(module, args, kwargs):

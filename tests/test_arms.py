@@ -133,7 +133,7 @@ def test_twins_are_named_and_know_what_they_are():
 
 
 def test_settings_tell_arms_of_one_name_apart():
-    assert "stride=4" in STEP_ARMS["pooled agents, stride 4"].settings
+    assert '"stride": 4' in STEP_ARMS["pooled agents, stride 4"].settings
     assert STEP_ARMS["tomesd 0.5"].settings == "tomesd 0.1.3"
 
 

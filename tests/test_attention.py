@@ -8,9 +8,9 @@ from diffusers.models.attention_processor import Attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentsd import AgentConfig
+from agentsd import SampledKeys
 from agentsd.attention.agent import agent_attention
-from agentsd.unet.processor import attend, cut_tokens, level_plan
+from agentsd.unet.processor import attend, level_plan
 
 
 @st.composite
@@ -86,30 +86,29 @@ def test_scale_must_be_positive():
         agent_attention(q, q, q, q, scale=-1)
 
 
-class TestSampledAgents:
-    """The layer that a sampled configuration computes: softmax over the drawn tokens, recentred."""
+class TestSampledKeys:
+    """The layer with key/value sampling: softmax over the sampled tokens, recentred."""
 
-    @pytest.mark.parametrize(("height", "width", "merge_ratio"), [(8, 8, 0.0), (9, 7, 0.0), (8, 8, 0.5)])
-    def test_equals_the_formula(self, height, width, merge_ratio):
+    @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 7)])
+    def test_equals_the_formula(self, height, width):
         attn = Attention(12, heads=2, dim_head=6)
-        config = AgentConfig(agents="sample", stride=3, merge_ratio=merge_ratio)
+        config = SampledKeys(stride=3)
         tokens = torch.randn(2, height * width, 12, generator=torch.Generator().manual_seed(0))
         plan = level_plan(height, width, config)
         with torch.no_grad():
             found = attend(attn, tokens, tokens, plan)
-            features, feature_map, _, _ = cut_tokens(tokens, tokens, plan)
-            drawn = tokens[:, plan.drawn]
+            drawn = tokens[:, plan.sample]
             drawn = drawn + (tokens.mean(1, keepdim=True) - drawn.mean(1, keepdim=True))
             heads = lambda x: x.unflatten(-1, (2, 6)).transpose(1, 2)  # noqa: E731
-            query, key, value = heads(attn.to_q(features)), heads(attn.to_k(drawn)), heads(attn.to_v(drawn))
+            query, key, value = heads(attn.to_q(tokens)), heads(attn.to_k(drawn)), heads(attn.to_v(drawn))
             weights = (query @ key.transpose(-1, -2) * 6**-0.5).softmax(-1)
             wanted = attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(found, wanted if feature_map is None else feature_map.unmerge(wanted))
+        torch.testing.assert_close(found, wanted)
 
     def test_is_exact_where_attention_is_uniform(self):
         attn = Attention(8, heads=2, dim_head=4)
         tokens = torch.randn(1, 64, 8, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             attn.to_q.weight.zero_()
-            found = attend(attn, tokens, None, level_plan(8, 8, AgentConfig(agents="sample", stride=4)))
+            found = attend(attn, tokens, None, level_plan(8, 8, SampledKeys(stride=4)))
             torch.testing.assert_close(found, attn(tokens))

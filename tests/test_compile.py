@@ -7,7 +7,7 @@ from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
 
 STEPS = 10
 MIXED = Schedule((Phase(0.4, AGENTS), Phase(0.7, MERGE), Phase(1.0, None)))
@@ -56,21 +56,21 @@ def assert_close(one, other):
 @pytest.fixture
 def eager():
     unet = make_one_level_unet()
-    agentsd.apply(unet, schedule=MIXED)
+    agentsd.apply(unet, MIXED)
     return run(unet)[0]
 
 
 @pytest.mark.parametrize(("patch_first", "depth"), [(True, 1), (False, 1), (True, 0)])
 def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first, depth):
     # Other tokens are drawn at every step.
-    reusing = Schedule((Phase(1.0, SAMPLE, 3),), reuse_depth=depth, reuse_forecast=0.2)
+    reusing = Schedule((Phase(1.0, SAMPLE, 3),), skipping=Skipping(depth=depth, last_full=False))
     unet, twin, counter = make_tiny_unet(), make_tiny_unet(), CompileCounterWithBackend("eager")
-    agentsd.apply(twin, schedule=reusing)
+    agentsd.apply(twin, reusing)
     if patch_first:
-        agentsd.apply(unet, schedule=reusing)
+        agentsd.apply(unet, reusing)
     compiled = whole(unet, counter)
     if not patch_first:
-        agentsd.apply(unet, schedule=reusing)
+        agentsd.apply(unet, reusing)
     outputs, graphs = run(compiled, counter, steps=7)
     assert graphs == [1, 2, 2, 2, 2, 2, 3]
     assert_close(outputs, run(twin, steps=7)[0])
@@ -88,11 +88,11 @@ def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_
 def test_one_graph_per_setting_and_none_per_step(compiled, patch_first, eager):
     unet, counter = make_one_level_unet(), CompileCounterWithBackend("eager")
     if patch_first:
-        agentsd.apply(unet, schedule=MIXED)
+        agentsd.apply(unet, MIXED)
         target = compiled(unet, counter)
     else:
         target = compiled(unet, counter)
-        agentsd.apply(target, schedule=MIXED)
+        agentsd.apply(target, MIXED)
     outputs, graphs = run(target, counter)
     assert_close(outputs, eager)
     assert graphs == [sum(first <= step for first in FIRST_OF_ITS_KIND) for step in range(STEPS)]
@@ -103,7 +103,7 @@ def test_one_graph_per_setting_and_none_per_step(compiled, patch_first, eager):
 
 def test_compiled_blocks(eager):
     unet, counter = make_one_level_unet(), CompileCounterWithBackend("eager")
-    agentsd.apply(unet, schedule=MIXED)
+    agentsd.apply(unet, MIXED)
     outputs, graphs = run(by_block(unet, counter), counter)
     assert_close(outputs, eager)
     new = [step for step in range(STEPS) if graphs[step] > (graphs[step - 1] if step else 0)]
@@ -119,9 +119,9 @@ def test_apply_and_remove_take_effect_after_compiling(compiled):
     target = compiled(unet, "eager")
     stock = run(target, steps=2)[0]
     other = make_one_level_unet()
-    agentsd.apply(other, config=AGENTS)
+    agentsd.apply(other, AGENTS)
     wanted = run(other, steps=2)[0]
-    patch = agentsd.apply(target, config=AGENTS)
+    patch = agentsd.apply(target, AGENTS)
     outputs = run(target, steps=2)[0]
     assert_close(outputs, wanted)
     assert not torch.allclose(outputs[0], stock[0], rtol=1e-3)
@@ -135,17 +135,14 @@ def test_apply_and_remove_take_effect_after_compiling(compiled):
 @pytest.mark.parametrize(
     "config",
     [
-        AgentConfig(merge_ratio=0.3),
-        *(
-            pytest.param(config, marks=pytest.mark.slow)
-            for config in (AGENTS, AgentConfig(agents="pool"), SAMPLE, MERGE)
-        ),
+        MergedTokens(merge_ratio=0.3),
+        *(pytest.param(config, marks=pytest.mark.slow) for config in (AGENTS, PooledAgents(), SAMPLE, MERGE)),
     ],
 )
 def test_another_size_is_another_graph_with_the_right_values(config):
     unet, plain = make_one_level_unet(), make_one_level_unet()
     for each in (unet, plain):
-        agentsd.apply(each, config=config)
+        agentsd.apply(each, config)
     target = whole(unet, "eager")
     for size in ((16, 16), (17, 23), (16, 16)):
         outputs, _ = run(target, steps=2, height=size[0], width=size[1])
@@ -155,7 +152,7 @@ def test_another_size_is_another_graph_with_the_right_values(config):
 @pytest.mark.slow
 def test_inductor(eager):
     unet = make_one_level_unet()
-    agentsd.apply(unet, schedule=MIXED)
+    agentsd.apply(unet, MIXED)
     outputs, _ = run(torch.compile(unet, fullgraph=True))
     for output, wanted in zip(outputs, eager, strict=True):
         torch.testing.assert_close(output, wanted, rtol=1e-3, atol=1e-4)

@@ -19,7 +19,7 @@ from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected
 from tiny import draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, AgentConfig, Phase, Schedule
+from agentsd import PRESETS, MergedTokens, Phase, PooledAgents, Schedule, Skipping
 
 SCHEDULES = pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "balanced"])
 PICTURE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(9))
@@ -99,9 +99,9 @@ class TestSameSeedSameImage:
     @pytest.mark.parametrize("before", BEFORE, ids=lambda function: function.__name__)
     def test_whatever_ran_before(self, before, schedule, tiny_pipe):
         fresh = make_tiny_pipe()
-        agentsd.apply(fresh, schedule=schedule)
+        agentsd.apply(fresh, schedule)
         wanted = draw(fresh, steps=8)
-        agentsd.apply(tiny_pipe, schedule=schedule)
+        agentsd.apply(tiny_pipe, schedule)
         before(tiny_pipe)
         assert torch.equal(draw(tiny_pipe, steps=8), wanted)
         before(tiny_pipe)
@@ -116,9 +116,9 @@ class TestSameSeedSameImage:
             return draw(other, steps=8, image=PICTURE, strength=0.5)
 
         fresh = make_tiny_pipe()
-        agentsd.apply(fresh, schedule=schedule)
+        agentsd.apply(fresh, schedule)
         wanted = run(fresh)
-        agentsd.apply(tiny_pipe, schedule=schedule)
+        agentsd.apply(tiny_pipe, schedule)
         before(tiny_pipe)
         draw(tiny_pipe, steps=8)
         assert torch.equal(run(tiny_pipe), wanted)
@@ -132,7 +132,7 @@ class TestSameSeedSameImage:
         )
         preview.set_progress_bar_config(disable=True)
         for pipe in (preview, tiny_pipe) if known else (tiny_pipe,):
-            agentsd.apply(pipe, schedule=schedule)
+            agentsd.apply(pipe, schedule)
         wanted, small = draw(tiny_pipe, steps=8), draw(preview, seed=5, steps=3)
         shown = []
 
@@ -148,7 +148,7 @@ class TestSameSeedSameImage:
         scheduler = DDIMScheduler()
         scheduler.set_timesteps(8)
         sample, text = unet_inputs()
-        agentsd.apply(tiny_unet, schedule=MIXED)
+        agentsd.apply(tiny_unet, MIXED)
 
         def run(start):
             with watch(tiny_unet) as calls, torch.no_grad():
@@ -167,20 +167,20 @@ class TestSameSeedSameImage:
     def test_the_seed_decides_what_is_picked(self, config, tiny_pipe):
         images = []
         for seed in (0, 1, 0):
-            agentsd.apply(tiny_pipe, config=config, seed=seed)
+            agentsd.apply(tiny_pipe, config, seed=seed)
             images.append(draw(tiny_pipe, steps=2))
         assert torch.equal(images[0], images[2])
         assert not torch.equal(images[0], images[1])
 
     @pytest.mark.parametrize(
         ("config", "picked"),
-        [(AgentConfig(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.drawn)],
+        [(MergedTokens(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.sample)],
         ids=["pattern", "drawn"],
     )
     def test_tokens_are_picked_anew_each_step_only_if_asked(self, config, picked, tiny_unet):
         sample, text = unet_inputs()
         for randomize, distinct in ((True, 4), (False, 1)):
-            agentsd.apply(tiny_unet, config=replace(config, randomize=randomize))
+            agentsd.apply(tiny_unet, replace(config, randomize=randomize))
             found = []
             hook = tiny_unet.register_forward_hook(
                 lambda module, *_, found=found: found.append(
@@ -195,7 +195,7 @@ class TestSameSeedSameImage:
 
     @pytest.mark.parametrize("every", [2, 4, 8, 16])
     def test_who_looks_at_every_so_many_steps_alone_sees_other_agents_too(self, every, tiny_unet):
-        agentsd.apply(tiny_unet, config=SAMPLE)
+        agentsd.apply(tiny_unet, SAMPLE)
         drawn = [tiny_unet._agentsd.choices.drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
         assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in drawn), strict=True))
         seen = [len(set(place)) for place in zip(*(each.tolist() for each in drawn[::every]), strict=True)]
@@ -203,7 +203,7 @@ class TestSameSeedSameImage:
 
     def test_the_global_random_state_is_left_alone(self, tiny_unet):
         sample, text = unet_inputs()
-        agentsd.apply(tiny_unet, preset="paper")
+        agentsd.apply(tiny_unet, "paper")
         before = torch.get_rng_state()
         with torch.no_grad():
             tiny_unet(sample, 900, text)
@@ -213,7 +213,7 @@ class TestSameSeedSameImage:
 class TestStockPhases:
     def test_a_schedule_of_none_is_stock(self, tiny_pipe):
         stock = draw(tiny_pipe)
-        with agentsd.apply(tiny_pipe, schedule=OFF):
+        with agentsd.apply(tiny_pipe, OFF):
             assert torch.equal(draw(tiny_pipe), stock)
 
     @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ class TestStockPhases:
         ],
     )
     def test_off_steps_are_stock_bit_for_bit_and_the_others_are_not(self, schedule, tiny_pipe):
-        with agentsd.apply(tiny_pipe, schedule=schedule), watch(tiny_pipe.unet) as calls:
+        with agentsd.apply(tiny_pipe, schedule), watch(tiny_pipe.unet) as calls:
             draw(tiny_pipe, steps=8)
         assert [call.config for call in calls] == expected(schedule, calls)
         for call in calls:
@@ -233,7 +233,7 @@ class TestStockPhases:
 
     def test_disabled_is_stock_and_ends(self, tiny_pipe):
         stock = draw(tiny_pipe, steps=3)
-        patch = agentsd.apply(tiny_pipe, config=AGENTS)
+        patch = agentsd.apply(tiny_pipe, AGENTS)
         patched = draw(tiny_pipe, steps=3)
         with patch.disabled():
             assert torch.equal(draw(tiny_pipe, steps=3), stock)
@@ -247,30 +247,30 @@ class TestStockPhases:
 
     def test_coarser_levels_have_as_many_agents_as_the_finest(self, tiny_unet):
         sample, text = unet_inputs()
-        config = AgentConfig(agents="pool", stride=4, max_downsample=2)
-        with agentsd.apply(tiny_unet, config=config) as patch, torch.no_grad():
+        config = PooledAgents(stride=4, max_downsample=2)
+        with agentsd.apply(tiny_unet, config) as patch, torch.no_grad():
             tiny_unet(sample, 900, text)
             levels = tiny_unet._agentsd.slot.read().levels
             shown = str(patch.report())
-        assert [(level.config.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
-        assert shown.count("-> 16 agents") == 6
+        assert [(level.settings.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
+        assert shown.count(", 16 agents") == 6
 
     def test_a_limit_on_agents_widens_their_cells(self, tiny_unet):
         sample, text = unet_inputs()
-        limited, wide = (AgentConfig(agents="pool", **more) for more in (dict(stride=2, max_agents=16), dict(stride=4)))
+        limited, wide = (PooledAgents(**more) for more in (dict(stride=2, max_agents=16), dict(stride=4)))
         with torch.no_grad():
-            with agentsd.apply(tiny_unet, config=limited) as patch:
+            with agentsd.apply(tiny_unet, limited) as patch:
                 found = tiny_unet(sample, 900, text).sample
                 assert "(stride 2, at most 16)" in str(patch.report())
-                assert "-> 16 agents" in str(patch.report())
-            with agentsd.apply(tiny_unet, config=wide):
+                assert ", 16 agents" in str(patch.report())
+            with agentsd.apply(tiny_unet, wide):
                 assert tiny_unet(sample, 900, text).sample.equal(found)
 
     def test_layers_coarser_than_asked_stay_stock(self, tiny_unet):
         sample, text = unet_inputs()
         attentions = {name: m for name, m in tiny_unet.named_modules() if name.endswith(".attn1")}
         for max_downsample, patched in ((1, 3), (2, 6), (4, 7)):
-            config = AgentConfig(agents="pool", stride=2, max_downsample=max_downsample)
+            config = PooledAgents(stride=2, max_downsample=max_downsample)
             changed = set()
             hooks = []
 
@@ -279,7 +279,7 @@ class TestStockPhases:
                 if not torch.equal(stock, output):
                     changed.add(name)
 
-            with agentsd.apply(tiny_unet, config=config), torch.no_grad():
+            with agentsd.apply(tiny_unet, config), torch.no_grad():
                 for name, attn in attentions.items():
                     hooks.append(
                         attn.register_forward_hook(
@@ -319,7 +319,7 @@ class TestUndo:
     def test_leaves_no_trace(self, undo, tiny_pipe):
         stock = draw(tiny_pipe)
         before = snapshot(tiny_pipe.unet)
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         assert not torch.equal(draw(tiny_pipe), stock)
         undo(tiny_pipe, patch)
         assert not patch.active
@@ -373,17 +373,17 @@ class TestApplyAgain:
     def test_the_second_replaces_the_first(self, tiny_pipe):
         other = make_tiny_pipe()
         before = snapshot(tiny_pipe.unet)
-        agentsd.apply(other, config=MERGE)
-        first = agentsd.apply(tiny_pipe, config=AGENTS)
-        second = agentsd.apply(tiny_pipe, config=MERGE)
+        agentsd.apply(other, MERGE)
+        first = agentsd.apply(tiny_pipe, AGENTS)
+        second = agentsd.apply(tiny_pipe, MERGE)
         assert (first.active, second.active) == (False, True)
         assert torch.equal(draw(tiny_pipe), draw(other))
         second.remove()
         assert_same(before, snapshot(tiny_pipe.unet))
 
     def test_the_first_handle_no_longer_removes(self, tiny_pipe):
-        first = agentsd.apply(tiny_pipe, config=AGENTS)
-        agentsd.apply(tiny_pipe, config=MERGE)
+        first = agentsd.apply(tiny_pipe, AGENTS)
+        agentsd.apply(tiny_pipe, MERGE)
         wanted, before = draw(tiny_pipe), snapshot(tiny_pipe.unet)
         first.remove()
         with first:
@@ -400,8 +400,8 @@ class TestApplyAgain:
 
     def test_the_first_handle_can_still_switch_a_call_off(self, tiny_pipe):
         stock = draw(tiny_pipe, steps=2)
-        first = agentsd.apply(tiny_pipe, config=AGENTS)
-        agentsd.apply(tiny_pipe, config=MERGE)
+        first = agentsd.apply(tiny_pipe, AGENTS)
+        agentsd.apply(tiny_pipe, MERGE)
         with first.disabled():
             assert torch.equal(draw(tiny_pipe, steps=2), stock)
 
@@ -410,7 +410,7 @@ class TestSeveralPipelines:
     def test_two_pipelines_are_independent(self):
         one, two = make_tiny_pipe(seed=0), make_tiny_pipe(seed=1)
         stock = draw(two)
-        patch_one, patch_two = agentsd.apply(one, config=AGENTS), agentsd.apply(two, config=MERGE)
+        patch_one, patch_two = agentsd.apply(one, AGENTS), agentsd.apply(two, MERGE)
         wanted = draw(one)
         patch_two.remove()
         assert torch.equal(draw(two), stock)
@@ -422,7 +422,7 @@ class TestSeveralPipelines:
         other.set_progress_bar_config(disable=True)
         arguments = dict(image=PICTURE, strength=0.5, steps=8)
         stock = draw(other, **arguments)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         with watch(tiny_pipe.unet) as calls:
             assert not torch.equal(draw(other, **arguments), stock)
         assert [call.config for call in calls] == [MIXED.at(i, 4) for i in range(4)]
@@ -439,8 +439,8 @@ class TestSeveralPipelines:
         )
         other.set_progress_bar_config(disable=True)
         schedule = Schedule((Phase(0.5, MERGE), Phase(1.0, None)))
-        agentsd.apply(other, schedule=schedule)
-        agentsd.apply(tiny_pipe, schedule=schedule)
+        agentsd.apply(other, schedule)
+        agentsd.apply(tiny_pipe, schedule)
         for pipe in (other, tiny_pipe):
             with watch(pipe.unet) as calls:
                 draw(pipe, steps=6)
@@ -473,19 +473,26 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (dict(config=AGENTS, ratio=0.4), "config and ratio were given together"),
-            (dict(schedule=MIXED, preset="paper"), "schedule and preset were given together"),
             (
-                dict(config=AGENTS, schedule=MIXED),
-                "config and schedule were given together, but schedule says everything",
+                dict(schedule=AGENTS, ratio=0.4),
+                r"ratio=0\.4 .* does not go with schedule=MergedTokens\(.*with_merge_ratio",
             ),
-            (dict(schedule=MIXED, reuse=2), "schedule and reuse were given together"),
-            (dict(config=AGENTS, preset="paper", ratio=0.2), "config and preset and ratio were given together"),
-            (dict(reuse=0), "reuse=0"),
-            (dict(preset="quick"), "preset='quick' is unknown; choose one of balanced, "),
+            (dict(schedule="fast", ratio=0.4), r"ratio=0\.4 .* does not go with schedule='fast'. Leave schedule out"),
+            (
+                dict(schedule="balancd"),
+                r"preset 'balancd' is unknown\. Did you mean 'balanced'\? The presets are paper, ",
+            ),
+            (dict(schedule="zzz"), r"preset 'zzz' is unknown\. The presets are paper, gentle, "),
             (dict(ratio=1.5), r"^ratio=1\.5 must be a number in \[0, 1\)"),
-            (dict(config=0.4), "config=0.4 must be an AgentConfig"),
-            (dict(schedule=AGENTS), "must be a Schedule"),
+            (
+                dict(schedule=0.4),
+                r"schedule=0\.4 is a number\. .* write ratio=0\.4, as in agentsd\.apply\(pipe, ratio=",
+            ),
+            (
+                dict(schedule=None),
+                r"schedule=None must be the name of a preset \(paper, .*\), a Schedule, a Plan, or set",
+            ),
+            (dict(schedule=True), r"schedule=True must be the name of a preset"),
             (dict(seed=0.5), "seed=0.5 must be an integer"),
             (dict(seed=True), "seed=True must be an integer"),
         ],
@@ -495,7 +502,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             agentsd.apply(tiny_pipe, **arguments)
         assert_same(before, snapshot(tiny_pipe.unet))
-        patch = agentsd.apply(tiny_pipe, config=MERGE)
+        patch = agentsd.apply(tiny_pipe, MERGE)
         with pytest.raises(ValueError, match=message):
             agentsd.apply(tiny_pipe, **arguments)
         assert patch.active
@@ -580,10 +587,10 @@ class TestErrors:
 
     def test_other_code_may_take_the_processors_and_the_earlier_patch_keeps_its_reuse(self, tiny_unet):
         patch = agentsd.apply(tiny_unet)
-        with pytest.raises(ValueError, match="reuse_depth=9 must be at most"):
-            agentsd.apply(tiny_unet, reuse_depth=9)
+        with pytest.raises(ValueError, match="depth=9 must be at most"):
+            agentsd.apply(tiny_unet, Schedule.constant(None, 2, skipping=Skipping(depth=9)))
         assert patch.active
-        assert agentsd.apply(tiny_unet, preset="paper").active
+        assert agentsd.apply(tiny_unet, "paper").active
         assert not patch.active
 
 
@@ -604,7 +611,7 @@ def test_a_call_that_raises_is_over_and_leaves_no_feature(tiny_unet):
 
 class TestReport:
     def test_names_the_layers_and_grids(self, tiny_unet):
-        report = agentsd.apply(tiny_unet, config=AGENTS).report()
+        report = agentsd.apply(tiny_unet, AGENTS).report()
         assert [(layer.name.split(".attentions")[0], layer.downsample, layer.grid) for layer in report.layers] == [
             ("down_blocks.0", 1, (16, 16)),
             ("down_blocks.1", 2, (8, 8)),
@@ -616,11 +623,11 @@ class TestReport:
         ]
         assert len(report.skipped) == 7
         assert {reason for _, reason in report.skipped} == {"cross-attention"}
-        assert "grid 16x16, 256 tokens -> 256 features -> 16 agents" in str(report)
+        assert "grid 16x16, 256 tokens, 256 kept, 16 agents" in str(report)
 
     def test_says_when_the_patch_is_gone(self, tiny_unet):
-        patch = agentsd.apply(tiny_unet, config=AGENTS)
-        later = agentsd.apply(tiny_unet, preset="paper")
+        patch = agentsd.apply(tiny_unet, AGENTS)
+        later = agentsd.apply(tiny_unet, "paper")
         told = patch.report()
         assert not told.active
         assert all(layer.problem is None for layer in told.layers)
@@ -629,7 +636,7 @@ class TestReport:
         assert "REMOVED" not in str(later.report())
 
     def test_follows_the_size_of_the_last_call(self, tiny_unet):
-        patch = agentsd.apply(tiny_unet, config=AGENTS)
+        patch = agentsd.apply(tiny_unet, AGENTS)
         sample, text = unet_inputs(height=17, width=23)
         with torch.no_grad():
             tiny_unet(sample, 900, text)
@@ -639,7 +646,7 @@ class TestReport:
     @pytest.mark.parametrize("make", [make_tiny_pipe, make_sdxl_pipe, make_controlnet])
     def test_every_attention_layer_is_in_it_once(self, make):
         target = make()
-        report = agentsd.apply(target, config=AGENTS).report()
+        report = agentsd.apply(target, AGENTS).report()
         denoiser = getattr(target, "unet", target)
         attentions = sorted(name for name, part in denoiser.named_modules() if isinstance(part, Attention))
         listed = [layer.name for layer in report.layers] + [name for name, _ in report.skipped]
@@ -654,7 +661,7 @@ class TestReport:
 
 def test_a_copy_is_patched_on_its_own(tiny_unet):
     sample, text = unet_inputs()
-    agentsd.apply(tiny_unet, config=AGENTS)
+    agentsd.apply(tiny_unet, AGENTS)
     twin = copy.deepcopy(tiny_unet)
     with torch.no_grad():
         patched = tiny_unet(sample, 900, text).sample

@@ -1,7 +1,5 @@
 """The schema of `results.json`, and the committed evaluations: their tables are theirs, their presets today's."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from agentsd.bench.store import read_json
 from agentsd.evaluation.results import SCHEMA_VERSION
 from agentsd.evaluation.tables import markdown
 from agentsd.presets import PRESETS
+from agentsd.schedule import schedule_object
 
 COMMITTED = Path(__file__).parent.parent / "results" / "evaluation"
 
@@ -50,4 +49,4 @@ class TestCommitted:
         arms = read_json(COMMITTED / name / "results.json")["arms"]
         taken = {arm: found["settings"]["schedule"] for arm, found in arms.items() if arm in PRESETS}
         assert taken
-        assert taken == {arm: json.loads(json.dumps(asdict(PRESETS[arm]))) for arm in taken}
+        assert taken == {arm: schedule_object(PRESETS[arm]) for arm in taken}

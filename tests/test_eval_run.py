@@ -739,7 +739,7 @@ def test_arms_are_read():
         ("x:", r"cannot be read"),
         (":preset=fast", r"cannot be read"),
         ("x:speed=3", r"cannot be read \(unknown: speed\)"),
-        ("x:preset=fastest", r"preset='fastest' is unknown; choose one of"),
+        ("x:preset=fastest", r"preset 'fastest' is unknown\. Did you mean 'fast'"),
         ("x:steps=many", r"steps='many' must be a whole number"),
         ("x:steps=0", r"steps=0 must be a whole number from 1 to 1000"),
         ("x:noise=-1", r"noise=-1 must be 0"),

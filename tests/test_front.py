@@ -18,7 +18,7 @@ from agentsd.bench.likeness import likeness, pairs
 from agentsd.bench.rows import read_rows
 from agentsd.bench.samples import Chunk, Sample, Store, chunks, digest_of, identity
 from agentsd.evaluation import demo_front
-from agentsd.presets import FRONT
+from agentsd.presets import BY_SPEED
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -259,7 +259,7 @@ def test_run_arms_draw_what_the_front_keeps():
 @pytest.mark.parametrize("name", ["front", "front-50"])
 def test_along_the_committed_fronts_speed_rises_and_likeness_falls(name):
     rows = {row["arm"]: row for row in read_rows(ROOT / "results" / "demo" / f"{name}.jsonl")}
-    presets = [f"preset {preset}" for preset in FRONT]
+    presets = [f"preset {preset}" for preset in BY_SPEED]
     assert [rows[preset]["settings"] for preset in presets] == [RUN_ARMS[preset].settings for preset in presets]
     for gentler, faster in pairwise(rows[preset] for preset in presets):
         assert gentler["speedup"] < faster["speedup"]

@@ -86,7 +86,7 @@ def test_makes_a_picture_with_its_settings_inside(run, tmp_path, model):
         height=32,
         width=32,
         seed=3,
-        schedule=agentsd.preset_schedule("paper", 0.2),
+        schedule=agentsd.preset("paper").with_merge_ratio(0.2),
         label="paper, ratio 0.2",
     )
     assert record["environment"]["agentsd"] == agentsd.__version__
@@ -118,12 +118,14 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
 @pytest.mark.parametrize(
     ("options", "label", "schedule"),
     [
-        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset_schedule("paper", 0.3).with_reuse(2)),
-        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset_schedule("paper", 0.2).with_reuse(3)),
+        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset("paper").with_merge_ratio(0.3).with_reuse(2)),
+        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(3)),
         (
-            ["--reuse-depth", 2],
+            ["--depth", 2],
             "paper, ratio 0.2, reuse 2, depth 2",
-            dataclasses.replace(agentsd.preset_schedule("paper", 0.2).with_reuse(2), reuse_depth=2),
+            dataclasses.replace(
+                agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(2), skipping=agentsd.Skipping(depth=2)
+            ),
         ),
         (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_reuse(3)),
     ],
@@ -149,7 +151,7 @@ def test_a_change_that_does_not_fit_the_recorded_schedule_is_refused(run, tmp_pa
     run("--prompt", "a ring", "--steps", 2, "--preset", "paper", output=first)
     code, _, err = run("--from-png", first, "--ratio", 0, output=tmp_path / "b.png", given_model=None)
     assert code == 2
-    assert "error: ratio=0.0 does not fit the recorded schedule (paper): part of the run merges" in err
+    assert "error: ratio=0.0 does not fit the schedule 'paper': part of the run merges" in err
 
 
 def test_a_stock_picture_is_compared_with_the_default_preset(run, tmp_path):
@@ -300,12 +302,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         (["--prompt", "a", "--seed", "-1"], "seed=-1 must be a whole number from 0 to 2**63 - 1."),
         (["--prompt", "a", "--num-images", "0"], "num_images=0 must be a whole number of at least 1."),
         (["--prompt", "a", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1."),
-        (["--prompt", "a", "--ratio", "1.5"], "error: ratio=1.5 must be a number in [0, 1)"),
+        (["--prompt", "a", "--preset", "paper", "--ratio", "1.5"], "error: ratio=1.5 must be a number in [0, 1)"),
         (
             ["--prompt", "a", "--preset", "paper", "--ratio", "0"],
-            "error: ratio=0.0 does not fit preset='paper': part of",
+            "error: ratio=0.0 does not fit the schedule 'paper': part of",
         ),
-        (["--prompt", "a", "--reuse", "0"], "reuse=0 must be an integer of at least 1."),
+        (["--prompt", "a", "--reuse", "0"], "every=0 must be an integer of at least 1."),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),
         (["--prompts-file", "no-such.txt"], "prompts_file='no-such.txt' cannot be read as UTF-8 text"),
@@ -417,7 +419,7 @@ def test_comparing_leaves_the_pipeline_unpatched():
     pipe = make_tiny_pipe()
     before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
     ran = []
-    schedule = agentsd.preset_schedule("paper")
+    schedule = agentsd.preset("paper")
     compare(pipe, Settings(prompt="a", steps=2, schedule=schedule), on_run=lambda: ran.append(1))
     assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before
     assert len(ran) == 4

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from agentsd import MergedTokens
 from agentsd.attention.tokens import cell_pattern, rank_tokens
-from agentsd.schedule import AgentConfig
 from agentsd.unet.processor import LevelPlan, attend
 
 FILES = sorted((Path(__file__).parent / "data").glob("*.npz"))
@@ -23,7 +23,7 @@ def load(path):
 
 def config_of(path, params):
     """The published rule `2 * agents < features` is stated as agent_ratio=None, not left to a size test."""
-    return AgentConfig(
+    return MergedTokens(
         merge_ratio=params["merge_ratio"],
         agent_ratio=params["agent_ratio"] if path.name.startswith("agents") else None,
         stride=params["stride"],
@@ -65,7 +65,7 @@ def test_golden(path):
     pattern = cell_pattern(height, width, config.stride)
 
     ranking = rank_tokens(metric, pattern)
-    token_map = ranking.cut(counts.tokens - counts.features)
+    token_map = ranking.cut(counts.tokens - counts.kept)
     merged = token_map.merge(tokens)
     assert_same_tokens(merged, arrays["merged"], token_map.kept.shape[1])
     if counts.agents is not None:

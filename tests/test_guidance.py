@@ -13,15 +13,15 @@ from probe import unet_inputs
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import Phase, PooledAgents, Schedule, Skipping
 from agentsd.unet.guidance import conditional_half, for_both_halves, guidance_obstacle
 
-POOL = AgentConfig(agents="pool", stride=4)
+POOL = PooledAgents(stride=4)
 
 
 def interval(start, end, config=None, reuse=1, forecast=0.0, depth=1):
     phases = (Phase(1.0, config, reuse),)
-    return Schedule(phases, depth, reuse_forecast=forecast, guidance_interval=(start, end))
+    return Schedule(phases, Skipping(depth=depth, forecast=forecast, last_full=False), (start, end))
 
 
 class Batches:
@@ -71,7 +71,7 @@ def test_equals_the_explicit_account(start, end, unguided):
     pipe = make_tiny_pipe()
     with conditional_alone(pipe.unet, unguided):
         expected = draw(pipe, steps=5, guidance_scale=5.0)
-    with agentsd.apply(pipe, schedule=interval(start, end)), Batches(pipe.unet) as batches:
+    with agentsd.apply(pipe, interval(start, end)), Batches(pipe.unet) as batches:
         found = draw(pipe, steps=5, guidance_scale=5.0)
     assert batches.seen == [1 if i in unguided else 2 for i in range(5)]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -81,7 +81,7 @@ def test_equals_the_explicit_account(start, end, unguided):
 def test_the_whole_interval_is_stock_bit_for_bit():
     pipe = make_tiny_pipe()
     stock = draw(pipe, guidance_scale=5.0)
-    with agentsd.apply(pipe, schedule=interval(0, 1)):
+    with agentsd.apply(pipe, interval(0, 1)):
         assert "forward" not in pipe.unet.__dict__
         assert draw(pipe, guidance_scale=5.0).equal(stock)
 
@@ -89,7 +89,7 @@ def test_the_whole_interval_is_stock_bit_for_bit():
 def test_a_run_without_guidance_is_left_alone():
     pipe = make_tiny_pipe()
     stock = draw(pipe, guidance_scale=1.0)
-    with agentsd.apply(pipe, schedule=interval(0.5, 1)) as patch, warnings.catch_warnings():
+    with agentsd.apply(pipe, interval(0.5, 1)) as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
         assert draw(pipe, guidance_scale=1.0).equal(stock)
         assert "problem" not in str(patch.report())
@@ -99,7 +99,7 @@ def test_a_run_without_guidance_is_left_alone():
 def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
     pipe = make_tiny_pipe()
     with (
-        agentsd.apply(pipe, schedule=interval(0.5, 1.0, POOL, 3, forecast, depth)) as patch,
+        agentsd.apply(pipe, interval(0.5, 1.0, POOL, 3, forecast, depth)) as patch,
         Batches(pipe.unet) as batches,
         warnings.catch_warnings(),
     ):
@@ -108,14 +108,14 @@ def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
         assert batches.seen == ([1] * 4 + [2] * 4 if depth else [1, 1, 2, 2])
         assert batches.full == ([0, 3, 4, 6] if depth else [0, 1, 2, 3])
         assert draw(pipe, steps=8, guidance_scale=5.0).equal(first)
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
 
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_reuse_goes_on_with_the_conditional_half_where_guidance_ends(depth):
     pipe = make_tiny_pipe()
     with (
-        agentsd.apply(pipe, schedule=interval(0.0, 0.5, None, 3, 0.5, depth)),
+        agentsd.apply(pipe, interval(0.0, 0.5, None, 3, 0.5, depth)),
         Batches(pipe.unet) as batches,
         warnings.catch_warnings(),
     ):
@@ -129,7 +129,7 @@ def test_image_to_image_and_several_pictures():
     parts = make_tiny_pipe().components
     pipe = StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
     picture = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with agentsd.apply(pipe, schedule=interval(0.5, 1.0)), Batches(pipe.unet) as batches:
+    with agentsd.apply(pipe, interval(0.5, 1.0)), Batches(pipe.unet) as batches:
         draw(pipe, ["a ring", "a cross"], image=picture, strength=0.5, steps=8, guidance_scale=5.0)
     assert batches.seen == [2, 2, 4, 4]
 
@@ -141,7 +141,7 @@ def test_every_pipeline_leaves_it_out_or_says_why(kind):
     with Batches(pipe.unet) as batches:
         stock = run(pipe, steps=kind.steps, **arguments)
     guided = getattr(pipe, "do_classifier_free_guidance", False)
-    with agentsd.apply(pipe, schedule=interval(0.4, 1.0)) as patch:
+    with agentsd.apply(pipe, interval(0.4, 1.0)) as patch:
         found = run(pipe, steps=kind.steps, **arguments)
         problem = patch.report().guidance_problem
     if problem is not None or not guided:
@@ -158,7 +158,7 @@ def test_undo_copy_and_pickle():
     pipe = make_tiny_pipe()
     stock = draw(pipe, guidance_scale=5.0)
     before = set(pipe.unet.__dict__)
-    patch = agentsd.apply(pipe, schedule=interval(0.5, 1.0))
+    patch = agentsd.apply(pipe, interval(0.5, 1.0))
     patched = draw(pipe, guidance_scale=5.0)
     for other in (copy.deepcopy(pipe.unet), pickle.loads(pickle.dumps(pipe.unet))):
         assert other.forward.args[0] is other
@@ -174,7 +174,7 @@ def test_a_call_that_nobody_guides_is_whole_and_reported():
     unet = make_tiny_unet()
     sample, text = unet_inputs()
     stock = unet(sample, 900, text).sample
-    with agentsd.apply(unet, schedule=interval(0.5, 1.0)) as patch:
+    with agentsd.apply(unet, interval(0.5, 1.0)) as patch:
         with pytest.warns(UserWarning, match="cannot leave out guidance: no pipeline is known"):
             assert unet(sample, 900, text).sample.equal(stock)
         assert "problem: guidance not left out: no pipeline is known" in str(patch.report())
@@ -185,7 +185,7 @@ def test_two_samples_are_not_taken_for_the_halves_of_one():
     """What the pipeline says is how it was called last; this loop does not guide."""
     pipe = make_tiny_pipe()
     samples, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
-    with agentsd.apply(pipe, schedule=interval(0.0, 0.5)) as patch:
+    with agentsd.apply(pipe, interval(0.0, 0.5)) as patch:
         draw(pipe, guidance_scale=5.0, steps=4)
         pipe.scheduler.set_timesteps(4)
         timesteps = pipe.scheduler.timesteps
@@ -206,7 +206,7 @@ def test_two_pictures_of_another_pipeline_without_guidance():
         return draw(other, prompt=["a", "b"], image=pictures, strength=1.0, guidance_scale=1.0, steps=4)
 
     stock = draw_both()
-    with agentsd.apply(pipe, schedule=interval(0.0, 0.5)):
+    with agentsd.apply(pipe, interval(0.0, 0.5)):
         draw(pipe, guidance_scale=5.0, steps=4)
         with pytest.warns(UserWarning, match="halves of a call are different samples"):
             assert draw_both().equal(stock)
@@ -256,4 +256,4 @@ def test_bad_intervals_say_what_is_wrong(value):
 
 def test_plans_refuse_what_they_do_not_time():
     with pytest.raises(ValueError, match=r"guidance_interval=\(0\.5, 1\.0\) is not covered by plans"):
-        agentsd.plan(make_tiny_unet(), 128, 128, schedule=interval(0.5, 1.0), cache=False)
+        agentsd.plan(make_tiny_unet(), interval(0.5, 1.0), cache=False, height=128, width=128)

@@ -20,7 +20,7 @@ def row(name, **changes):
     preset = agentsd.PRESETS.get(name.removeprefix("preset "))
     settings = dict(
         arm=name,
-        settings=repr(preset),
+        settings="" if preset is None else preset.to_json(),
         speedup=2.0,
         speedup_95=[1.9, 2.1],
         psnr_db_median=30.04,

@@ -18,14 +18,14 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
+from probe import AGENTS, COPY, MERGE, MIXED, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, AgentConfig, Phase, Schedule
+from agentsd import PRESETS, MergedTokens, Phase, Schedule
 from agentsd.unet.processor import AgentAttnProcessor
 
-REUSING = Schedule.constant(POOL, reuse=3)
+REUSING = Schedule.constant(POOL, every=3, skipping=COPY)
 CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
 
 
@@ -68,17 +68,17 @@ class TestLora:
     def test_before_or_after_apply_is_the_same(self, lora_files):
         before, after = make_tiny_pipe(), make_tiny_pipe()
         plain = make_tiny_pipe()
-        agentsd.apply(plain, schedule=MIXED)
+        agentsd.apply(plain, MIXED)
         before.load_lora_weights(lora_files[0])
-        agentsd.apply(before, schedule=MIXED)
-        agentsd.apply(after, schedule=MIXED)
+        agentsd.apply(before, MIXED)
+        agentsd.apply(after, MIXED)
         after.load_lora_weights(lora_files[0])
         assert ours(after.unet) == 7
         assert torch.equal(draw(before), draw(after))
         assert not torch.allclose(draw(after), draw(plain), rtol=1e-3)
 
     def test_switching_and_unloading(self, lora_files, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         plain = draw(tiny_pipe)
         for name, folder in zip(("one", "two"), lora_files, strict=True):
             tiny_pipe.load_lora_weights(folder, adapter_name=name)
@@ -100,7 +100,7 @@ class TestLora:
         tiny_pipe.load_lora_weights(lora_files[0])
         stock = draw(tiny_pipe)
         before = snapshot(tiny_pipe.unet)
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         draw(tiny_pipe)
         patch.remove()
         assert_same(before, snapshot(tiny_pipe.unet))
@@ -109,14 +109,14 @@ class TestLora:
     def test_loaded_while_patched_then_removed(self, lora_files, tiny_pipe):
         other = make_tiny_pipe()
         other.load_lora_weights(lora_files[0])
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         tiny_pipe.load_lora_weights(lora_files[0])
         patch.remove()
         assert torch.equal(draw(tiny_pipe), draw(other))
 
     def test_fused(self, lora_files, tiny_pipe):
         tiny_pipe.load_lora_weights(lora_files[0])
-        agentsd.apply(tiny_pipe, config=POOL)
+        agentsd.apply(tiny_pipe, POOL)
         loaded = draw(tiny_pipe, steps=2)
         tiny_pipe.fuse_lora()
         torch.testing.assert_close(draw(tiny_pipe, steps=2), loaded, rtol=1e-2, atol=1e-2)
@@ -139,8 +139,8 @@ class TestIPAdapter:
         before, after, stock = make_tiny_pipe(), make_tiny_pipe(), make_tiny_pipe()
         self.load(stock)
         self.load(before)
-        agentsd.apply(before, schedule=MIXED)
-        agentsd.apply(after, schedule=MIXED)
+        agentsd.apply(before, MIXED)
+        agentsd.apply(after, MIXED)
         self.load(after)
         assert ours(before.unet) == ours(after.unet) == 7
         assert sum(isinstance(p, IPAdapterAttnProcessor2_0) for p in after.unet.attn_processors.values()) == 7
@@ -151,7 +151,7 @@ class TestIPAdapter:
         assert not torch.allclose(image, self.draw(stock), rtol=1e-3)
 
     def test_unloading_keeps_the_patch(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         self.load(tiny_pipe)
         assert not torch.equal(self.draw(tiny_pipe), patched)
@@ -191,7 +191,7 @@ class TestReplacedProcessors:
     def test_one_warning_and_stock_attention_from_then_on(self, replace, tiny_pipe):
         other = make_tiny_pipe()
         replace(other)
-        patch = agentsd.apply(tiny_pipe, config=AGENTS)
+        patch = agentsd.apply(tiny_pipe, AGENTS)
         draw(tiny_pipe, steps=1)
         replace(tiny_pipe)
         with warnings.catch_warnings(record=True) as caught:
@@ -209,7 +209,7 @@ class TestReplacedProcessors:
         assert torch.equal(draw(tiny_pipe, steps=3), images[0])
 
     def test_slicing_on_and_off_warns_once(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, config=AGENTS)
+        agentsd.apply(tiny_pipe, AGENTS)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             tiny_pipe.enable_attention_slicing()
@@ -219,11 +219,11 @@ class TestReplacedProcessors:
         assert len(agentsd_warnings(caught)) == 1
 
     def test_applying_again_takes_the_layers_back(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, config=AGENTS)
+        agentsd.apply(tiny_pipe, AGENTS)
         wanted = draw(tiny_pipe, steps=2)
         tiny_pipe.enable_attention_slicing()
         tiny_pipe.disable_attention_slicing()
-        agentsd.apply(tiny_pipe, config=AGENTS)
+        agentsd.apply(tiny_pipe, AGENTS)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             assert torch.equal(draw(tiny_pipe, steps=2), wanted)
@@ -231,18 +231,18 @@ class TestReplacedProcessors:
     @CONFIGS
     def test_apply_on_sliced_or_classic_processors(self, config):
         wanted = make_tiny_pipe()
-        agentsd.apply(wanted, config=config)
+        agentsd.apply(wanted, config)
         for processor in (AttnProcessor(), SlicedAttnProcessor(1)):
             pipe = make_tiny_pipe()
             pipe.unet.set_attn_processor(processor)
             before = snapshot(pipe.unet)
-            patch = agentsd.apply(pipe, config=config)
+            patch = agentsd.apply(pipe, config)
             torch.testing.assert_close(draw(pipe, steps=2), draw(wanted, steps=2), rtol=1e-3, atol=1e-3)
             patch.remove()
             assert_same(before, snapshot(pipe.unet))
 
     def test_one_of_seven_is_counted(self, tiny_unet):
-        agentsd.apply(tiny_unet, config=AGENTS)
+        agentsd.apply(tiny_unet, AGENTS)
         tiny_unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(AttnProcessor2_0())
         with pytest.warns(UserWarning, match="1 of the 7 attention processors"):
             forward(tiny_unet)
@@ -251,18 +251,18 @@ class TestReplacedProcessors:
 class TestFusedProjections:
     def test_fused_before_apply(self, tiny_pipe):
         wanted = make_tiny_pipe()
-        agentsd.apply(wanted, schedule=MIXED)
+        agentsd.apply(wanted, MIXED)
         tiny_pipe.fuse_qkv_projections(vae=False)
         fused = draw(tiny_pipe)
         before = snapshot(tiny_pipe.unet)
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         torch.testing.assert_close(draw(tiny_pipe), draw(wanted), rtol=1e-3, atol=1e-3)
         patch.remove()
         assert_same(before, snapshot(tiny_pipe.unet))
         assert torch.equal(draw(tiny_pipe), fused)
 
     def test_fused_while_patched_then_unfused(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         tiny_pipe.fuse_qkv_projections(vae=False)
         assert ours(tiny_pipe.unet) == 0
@@ -273,13 +273,13 @@ class TestFusedProjections:
     def test_a_patch_removed_while_fused_can_be_applied_again_after_unfusing(self, tiny_pipe):
         # Unfusing puts back the processors that it found: ours, on layers that are patched no more.
         stock = draw(tiny_pipe)
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         tiny_pipe.fuse_qkv_projections(vae=False)
         patch.remove()
         tiny_pipe.unfuse_qkv_projections(vae=False)
         assert torch.equal(draw(tiny_pipe), stock)
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         assert torch.equal(draw(tiny_pipe), patched)
         patch.remove()
         assert torch.equal(draw(tiny_pipe), stock)
@@ -296,19 +296,19 @@ class TestOffload:
         import accelerate
 
         other = make_tiny_pipe()
-        agentsd.apply(other, schedule=schedule)
+        agentsd.apply(other, schedule)
         wanted = draw(other)
         if patch_first:
-            agentsd.apply(tiny_pipe, schedule=schedule)
+            agentsd.apply(tiny_pipe, schedule)
         if method == "cpu_offload":
             accelerate.cpu_offload(tiny_pipe.unet, execution_device="cpu")
         else:
             accelerate.cpu_offload_with_hook(tiny_pipe.unet, execution_device="cpu")
         if not patch_first:
             before = snapshot(tiny_pipe.unet)
-            patch = agentsd.apply(tiny_pipe, schedule=schedule)
+            patch = agentsd.apply(tiny_pipe, schedule)
         assert torch.equal(draw(tiny_pipe), wanted)
-        assert agentsd.report(tiny_pipe).reuse_problem is None
+        assert agentsd.report(tiny_pipe).skipping_problem is None
         if not patch_first:
             patch.remove()
             after = snapshot(tiny_pipe.unet)
@@ -323,44 +323,44 @@ class TestOffload:
     def test_model_cpu_offload_keeps_reuse_from_call_to_call(self, patch_first, tiny_pipe):
         # After every call diffusers takes accelerate's hooks off and puts them on anew.
         other = make_tiny_pipe()
-        agentsd.apply(other, schedule=REUSING)
+        agentsd.apply(other, REUSING)
         wanted = draw(other)
         if patch_first:
-            patch = agentsd.apply(tiny_pipe, schedule=REUSING)
+            patch = agentsd.apply(tiny_pipe, REUSING)
         tiny_pipe.enable_model_cpu_offload(device="cpu")
         if not patch_first:
-            patch = agentsd.apply(tiny_pipe, schedule=REUSING)
+            patch = agentsd.apply(tiny_pipe, REUSING)
         for _ in range(3):
             assert torch.equal(draw(tiny_pipe), wanted)
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         patch.remove()
         for _ in range(2):
             assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
 
     def test_group_offload_of_blocks_runs_whole_steps_and_says_so(self, tiny_pipe):
         whole = make_tiny_pipe()
-        agentsd.apply(whole, config=POOL)
+        agentsd.apply(whole, POOL)
         wanted = draw(whole)
         cpu = torch.device("cpu")
         tiny_pipe.unet.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
-        patch = agentsd.apply(tiny_pipe, schedule=REUSING)
+        patch = agentsd.apply(tiny_pipe, REUSING)
         with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
             assert torch.equal(draw(tiny_pipe), wanted)
-        assert "group offloading" in patch.report().reuse_problem
+        assert "group offloading" in patch.report().skipping_problem
 
     def test_a_replaced_forward_is_told(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, schedule=REUSING)
+        patch = agentsd.apply(tiny_pipe, REUSING)
         inner = tiny_pipe.unet.forward
         tiny_pipe.unet.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
         draw(tiny_pipe)  # wrapped: still ours
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         del tiny_pipe.unet.forward
         with pytest.warns(UserWarning, match="other code has replaced the UNet's forward since agentsd.apply"):
             draw(tiny_pipe)
-        assert "call it again" in patch.report().reuse_problem
+        assert "call it again" in patch.report().skipping_problem
 
     def test_layerwise_casting(self, tiny_unet):
-        agentsd.apply(tiny_unet, config=POOL)
+        agentsd.apply(tiny_unet, POOL)
         wanted = forward(tiny_unet)
         tiny_unet.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
         output = forward(tiny_unet)
@@ -376,7 +376,7 @@ class TestNumbers:
     def test_channels_last(self, config, tiny_unet):
         # In float64: on some processors float32 rounds differently here, and near-equal tokens change their rank.
         tiny_unet.double()
-        agentsd.apply(tiny_unet, config=config)
+        agentsd.apply(tiny_unet, config)
         wanted = forward(tiny_unet, dtype=torch.float64)
         tiny_unet.to(memory_format=torch.channels_last)
         torch.testing.assert_close(forward(tiny_unet, dtype=torch.float64), wanted)
@@ -387,7 +387,7 @@ class TestNumbers:
     def test_half_precision(self, config, size, dtype):
         exact, half = make_tiny_unet(), make_tiny_unet().to(dtype)
         for unet in (exact, half):
-            agentsd.apply(unet, config=config)
+            agentsd.apply(unet, config)
         wanted = forward(exact, height=size[0], width=size[1])
         output = forward(half, height=size[0], width=size[1], dtype=dtype)
         assert output.dtype == dtype
@@ -398,7 +398,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize(
-        "config", [AGENTS, AgentConfig(merge_ratio=0.9, agent_ratio=None)], ids=["agents", "merge"]
+        "config", [AGENTS, MergedTokens(merge_ratio=0.9, agent_ratio=None)], ids=["agents", "merge"]
     )
     def test_a_flat_picture_in_half_precision(self, config, dtype):
         # Every token finds the same destination: the sum over thousands of tokens must not overflow.
@@ -411,14 +411,14 @@ class TestNumbers:
         text = unet_inputs()[1][:1].to(dtype)
         with torch.no_grad():
             stock = unet(sample, 900, text).sample
-            agentsd.apply(unet, config=config)
+            agentsd.apply(unet, config)
             patched = unet(sample, 900, text).sample
         assert torch.isfinite(stock).all()
         assert torch.isfinite(patched).all()
 
     @CONFIGS
     def test_autocast(self, config, tiny_unet):
-        agentsd.apply(tiny_unet, config=config)
+        agentsd.apply(tiny_unet, config)
         wanted = forward(tiny_unet)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = forward(tiny_unet)
@@ -426,14 +426,14 @@ class TestNumbers:
         assert (output.float() - wanted).abs().mean() < 0.03 * wanted.abs().mean()
 
     def test_inference_mode(self, tiny_unet):
-        agentsd.apply(tiny_unet, preset="paper")
+        agentsd.apply(tiny_unet, "paper")
         wanted = forward(tiny_unet)
         with torch.inference_mode():
             assert torch.equal(forward(tiny_unet), wanted)
         assert torch.equal(forward(tiny_unet), wanted)  # nothing cached is an inference tensor
 
     def test_patterns_made_in_inference_mode_serve_training(self, tiny_unet):
-        agentsd.apply(tiny_unet, config=AGENTS)
+        agentsd.apply(tiny_unet, AGENTS)
         sample, text = unet_inputs()
         with torch.inference_mode():
             tiny_unet(sample, 900, text)
@@ -461,7 +461,7 @@ class TestCopies:
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
     def test_a_copy_is_patched_and_separate(self, duplicate, tiny_unet):
         stock = forward(tiny_unet)
-        agentsd.apply(tiny_unet, config=AGENTS, seed=5)
+        agentsd.apply(tiny_unet, AGENTS, seed=5)
         patched = forward(tiny_unet)
         twin = duplicate(tiny_unet)
         assert ours(twin) == 7
@@ -494,7 +494,7 @@ class TestCopies:
 
     def test_a_copied_pipeline(self, tiny_pipe):
         stock = draw(tiny_pipe)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         twin = copy.deepcopy(tiny_pipe)
         agentsd.remove(tiny_pipe)
@@ -509,7 +509,7 @@ class TestCopies:
         assert (ours(twin), ours(tiny_unet)) == (0, 7)
 
     def test_the_middle_of_a_run_is_not_copied(self, tiny_unet):
-        agentsd.apply(tiny_unet, schedule=MIXED)
+        agentsd.apply(tiny_unet, MIXED)
         timesteps = torch.arange(900, 100, -100)
         for t in timesteps[:5]:
             forward(tiny_unet, t)
@@ -559,7 +559,7 @@ class TestFiles:
 class TestThreads:
     @pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "reuse and forecast"])
     def test_two_sizes_at_once(self, schedule, tiny_unet):
-        patch = agentsd.apply(tiny_unet, schedule=schedule)
+        patch = agentsd.apply(tiny_unet, schedule)
         sizes = [(16, 16), (24, 12)]
         timesteps = torch.arange(900, 100, -100)
 
@@ -582,13 +582,13 @@ class TestThreads:
         for thread in threads:
             thread.join()
         assert not errors
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         for size in sizes:
             for outputs in results[size]:
                 assert all(torch.equal(a, b) for a, b in zip(outputs, wanted[size], strict=True))
 
     def test_disabled_is_for_its_own_thread(self, tiny_unet):
-        patch = agentsd.apply(tiny_unet, config=AGENTS)
+        patch = agentsd.apply(tiny_unet, AGENTS)
         patched = forward(tiny_unet)
         found = []
         with patch.disabled():
@@ -610,7 +610,7 @@ class TestTraining:
     @pytest.mark.parametrize("timesteps", [(900,), (900, 600)], ids=["one step", "two steps"])
     @pytest.mark.parametrize("schedule", [agentsd.Schedule.constant(AGENTS), MIXED], ids=["agents", "mixed"])
     def test_gradient_checkpointing_changes_no_gradient(self, schedule, timesteps, tiny_unet):
-        agentsd.apply(tiny_unet, schedule=schedule)
+        agentsd.apply(tiny_unet, schedule)
         tiny_unet.train()
         plain = gradients(tiny_unet, timesteps)
         tiny_unet.enable_gradient_checkpointing()
@@ -621,7 +621,7 @@ class TestTraining:
 
     @CONFIGS
     def test_gradients_reach_every_projection(self, config, tiny_unet):
-        agentsd.apply(tiny_unet, config=config)
+        agentsd.apply(tiny_unet, config)
         found = gradients(tiny_unet, (900,))
         for name, parameter in tiny_unet.named_parameters():
             assert torch.isfinite(found[name]).all(), name
@@ -643,7 +643,7 @@ def test_feed_forward_in_chunks(config, tiny_unet):
     for block in blocks:
         block.set_chunk_feed_forward(4, dim=1)
     stock = [forward(tiny_unet, timestep, dtype=torch.float64) for timestep in (900, 100)]
-    agentsd.apply(tiny_unet, schedule=Schedule((Phase(0.5, config), Phase(1.0, None))))
+    agentsd.apply(tiny_unet, Schedule((Phase(0.5, config), Phase(1.0, None))))
     chunked = forward(tiny_unet, 900, dtype=torch.float64)
     assert not torch.allclose(chunked, stock[0])
     assert torch.equal(forward(tiny_unet, 100, dtype=torch.float64), stock[1])
@@ -667,13 +667,13 @@ def test_gligen():
 
     stock = run(gligen=objects)
     assert not torch.allclose(run(), stock)
-    with agentsd.apply(unet, schedule=Schedule((Phase(0.5, POOL), Phase(1.0, None)))):
+    with agentsd.apply(unet, Schedule((Phase(0.5, POOL), Phase(1.0, None)))):
         patched = run(gligen=objects)
     assert not torch.allclose(patched[:2], stock[:2], rtol=1e-3)
     assert torch.equal(patched[2:], stock[2:])
-    with agentsd.apply(unet, schedule=Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)))) as patch:
+    with agentsd.apply(unet, Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)), skipping=COPY)) as patch:
         reused = run()
-        assert patch.report().reuse_problem is None
+        assert patch.report().skipping_problem is None
         with pytest.warns(UserWarning, match="cannot reuse features: GLIGEN objects were given"):
             assert torch.equal(run(gligen=objects), patched)
     assert not torch.allclose(reused[3], run()[3])
@@ -686,7 +686,7 @@ class TestOtherAccelerators:
     def test_deepcache(self, tiny_pipe):
         helper_module = pytest.importorskip("DeepCache")
         wanted_stock = draw(tiny_pipe, steps=6)
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe, steps=6)
         helper = helper_module.DeepCacheSDHelper(pipe=tiny_pipe)
         helper.set_params(cache_interval=3, cache_branch_id=0)
@@ -701,7 +701,7 @@ class TestOtherAccelerators:
 
     def test_tomesd(self, tiny_pipe):
         tomesd = pytest.importorskip("tomesd")
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         tomesd.apply_patch(tiny_pipe, ratio=0.5)
         both = draw(tiny_pipe)
@@ -710,7 +710,7 @@ class TestOtherAccelerators:
         assert torch.equal(draw(tiny_pipe), patched)
 
     def test_freeu(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         patched = draw(tiny_pipe)
         tiny_pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
         with watch(tiny_pipe.unet) as calls:

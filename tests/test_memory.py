@@ -55,7 +55,7 @@ def shapes_of_a_layer(config):
     unet = make_one_level_unet()
     sample, text = unet_inputs(1, 32, 32)
     if config is not None:
-        agentsd.apply(unet, config=config)
+        agentsd.apply(unet, config)
     found = {}
 
     def start(attn, args, kwargs):
@@ -81,7 +81,7 @@ def test_a_layer_with_agents_of_cells_never_pairs_tokens(config):
 
 
 def test_a_layer_that_ranks_pairs_sources_with_destinations_only():
-    seen = shapes_of_a_layer(agentsd.AgentConfig(stride=4))
+    seen = shapes_of_a_layer(agentsd.MergedTokens(stride=4))
     sources = TOKENS - AGENTS
     assert seen.matrices(sources, AGENTS) == {(1, sources, AGENTS)}
     assert not seen.matrices(TOKENS, sources)

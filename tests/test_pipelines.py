@@ -1,7 +1,7 @@
 """Every kind of pipeline: agent phases change the image, stock phases and undoing are stock bit for bit."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,24 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from matrix import KINDS, PICTURE, REFUSED, Kind, controlnet, flux, pixart, run, sdxl_controlnet, table
-from probe import AGENTS, MERGE, MIXED, OFF, POOL, SAMPLE, assert_same, expected, snapshot, unet_inputs, watch
+from probe import (
+    AGENTS,
+    COPY,
+    MERGE,
+    MIXED,
+    OFF,
+    POOL,
+    SAMPLE,
+    assert_same,
+    expected,
+    snapshot,
+    unet_inputs,
+    watch,
+)
 from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
 from agentsd.unet.noise import draws_noise
 
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id, indirect=True)
@@ -65,7 +78,7 @@ class TestEveryKind:
     def test_follows_its_schedule_and_comes_back(self, kind):
         unet = kind.pipe.unet
         before = snapshot(unet)
-        patch = agentsd.apply(kind.pipe, schedule=MIXED)
+        patch = agentsd.apply(kind.pipe, MIXED)
         with watch(unet) as calls:
             patched = kind.run_patched()
         assert len(calls) == kind.calls
@@ -83,12 +96,12 @@ class TestEveryKind:
 
     @kinds
     def test_no_schedule_is_stock(self, kind):
-        with agentsd.apply(kind.pipe, schedule=OFF):
+        with agentsd.apply(kind.pipe, OFF):
             assert torch.equal(kind.run(), kind.stock)
 
     @kinds
     def test_the_report_names_the_right_layers(self, kind):
-        with agentsd.apply(kind.pipe, config=AgentConfig(agents="pool", stride=2)) as patch:
+        with agentsd.apply(kind.pipe, PooledAgents(stride=2)) as patch:
             kind.run()
             report = patch.report()
         finest = [layer for layer in report.layers if layer.downsample == 1]
@@ -105,25 +118,28 @@ class TestEveryKind:
     @kinds
     def test_reuse(self, kind):
         if not kind.kind.reuse:
-            with pytest.raises(ValueError, match=r"features cannot be reused: UNet\w+ is no UNet2DConditionModel"):
-                agentsd.apply(kind.pipe, reuse=2)
+            with pytest.raises(ValueError, match=r"steps cannot be skipped: UNet\w+ is no UNet2DConditionModel"):
+                agentsd.apply(kind.pipe, Schedule.constant(None, 2))
             with agentsd.apply(kind.pipe) as patch:  # the default preset asks for reuse
                 assert not torch.equal(kind.run(), kind.stock)
-                assert "is no UNet2DConditionModel; the preset runs without reuse" in str(patch.report())
+                assert "is no UNet2DConditionModel; the preset skips no steps" in str(patch.report())
         else:
             schedule = Schedule.constant(POOL)
-            with agentsd.apply(kind.pipe, schedule=schedule):
+            with agentsd.apply(kind.pipe, schedule):
                 whole = kind.run()
             for depth in (0, 1):
                 middle = []
                 hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_, seen=middle: seen.append(1))
-                with agentsd.apply(kind.pipe, schedule=Schedule((Phase(1.0, POOL, 2),), reuse_depth=depth)) as patch:
+                with agentsd.apply(
+                    kind.pipe,
+                    Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False)),
+                ) as patch:
                     if depth == 0 and draws_noise(kind.pipe.scheduler):
                         with pytest.warns(UserWarning, match="does not reuse the UNet's prediction"):
                             reused = kind.run()
                     else:
                         reused = kind.run_patched()
-                    assert patch.report().reuse_problem is None
+                    assert patch.report().skipping_problem is None
                 hook.remove()
                 assert len(middle) == (kind.calls + 1) // 2
                 assert torch.isfinite(reused).all()
@@ -164,9 +180,9 @@ class TestRivals:
     def test_deepcache_before_reuse_is_refused(self, helper, tiny_pipe):
         helper.enable()
         cached = draw(tiny_pipe)
-        for arguments in (dict(reuse=2), dict(schedule=Schedule.constant(POOL, reuse=2))):
-            with pytest.raises(ValueError, match=r"reuse cannot run on top of DeepCache, .* set reuse=1"):
-                agentsd.apply(tiny_pipe, **arguments)
+        for schedule in (agentsd.preset().with_reuse(2), Schedule.constant(POOL, every=2, skipping=COPY)):
+            with pytest.raises(ValueError, match=r"cannot be skipped on top of DeepCache, .* use schedule\.with_reuse"):
+                agentsd.apply(tiny_pipe, schedule)
         assert torch.equal(draw(tiny_pipe), cached)
 
     def test_deepcache_before_a_preset_takes_the_place_of_its_reuse(self, helper, tiny_pipe):
@@ -175,7 +191,7 @@ class TestRivals:
         cached = draw(tiny_pipe)
         with agentsd.apply(tiny_pipe) as patch:
             both = draw(tiny_pipe)
-            assert "DeepCache is enabled and reuses them itself; the preset runs" in str(patch.report())
+            assert "DeepCache is enabled and skips steps itself; the preset skips none" in str(patch.report())
         assert torch.isfinite(both).all()
         assert not torch.equal(both, cached)
         assert torch.equal(draw(tiny_pipe), cached)
@@ -183,14 +199,14 @@ class TestRivals:
         assert torch.equal(draw(tiny_pipe), draw(other))
 
     def test_deepcache_after_reuse_takes_its_place_and_is_reported(self, helper, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, config=POOL, reuse=2)
+        patch = agentsd.apply(tiny_pipe, Schedule.constant(POOL, 2, skipping=COPY))
         alone = draw(tiny_pipe)
         helper.enable()
         with pytest.warns(UserWarning, match="cannot reuse features: DeepCache is enabled"):
             both = draw(tiny_pipe)
-        assert "DeepCache" in patch.report().reuse_problem
+        assert "DeepCache" in patch.report().skipping_problem
         wanted = make_tiny_pipe()
-        agentsd.apply(wanted, config=POOL)
+        agentsd.apply(wanted, POOL)
         theirs = type(helper)(pipe=wanted)
         theirs.set_params(cache_interval=2, cache_branch_id=0)
         theirs.enable()
@@ -203,7 +219,9 @@ class TestRivals:
     @pytest.mark.parametrize("reuse", [1, 2])
     def test_tomesd_afterwards_has_the_layers_that_it_takes_and_is_reported(self, reuse, tiny_pipe):
         tomesd = pytest.importorskip("tomesd")
-        patch = agentsd.apply(tiny_pipe, config=AgentConfig(agents="pool", stride=4, max_downsample=2), reuse=reuse)
+        patch = agentsd.apply(
+            tiny_pipe, Schedule.constant(PooledAgents(stride=4, max_downsample=2), reuse, skipping=COPY)
+        )
         patched = draw(tiny_pipe)
         tomesd.apply_patch(tiny_pipe, ratio=0.5)  # of the finest level
         with pytest.warns(UserWarning, match="number of tokens differs from the expected grid: stock"):
@@ -223,7 +241,7 @@ class TestPerturbedAttentionGuidance:
         pipe = make_tiny_pipe(diffusers.StableDiffusionPAGPipeline)  # takes the middle block
         stock = draw(pipe, steps=8, pag_scale=3.0)
         before = snapshot(pipe.unet)
-        patch = agentsd.apply(pipe, schedule=MIXED)
+        patch = agentsd.apply(pipe, MIXED)
         while_patched = snapshot(pipe.unet)
         with pytest.warns(UserWarning, match="1 of the 7 attention processors") as caught, watch(pipe.unet) as calls:
             patched = draw(pipe, steps=8, pag_scale=3.0)
@@ -240,7 +258,7 @@ class TestPerturbedAttentionGuidance:
         pipe = make_tiny_pipe(diffusers.StableDiffusionPAGPipeline)
         plain = make_tiny_pipe()
         for each in (pipe, plain):
-            agentsd.apply(each, schedule=MIXED)
+            agentsd.apply(each, MIXED)
         assert torch.equal(draw(pipe, steps=4, pag_scale=0.0), draw(plain, steps=4))
 
 
@@ -257,14 +275,14 @@ class TestControlNet:
     def test_it_is_left_alone_unless_it_is_the_target(self):
         pipe = controlnet()[0]
         before = snapshot(pipe.controlnet)
-        agentsd.apply(pipe, config=AGENTS)
+        agentsd.apply(pipe, AGENTS)
         assert_same(before, snapshot(pipe.controlnet))
 
     def test_it_can_be_the_target(self):
         pipe, arguments = controlnet()
         stock = draw(pipe, steps=8, **arguments)
         unet, net = snapshot(pipe.unet), snapshot(pipe.controlnet)
-        patch = agentsd.apply(pipe.controlnet, schedule=MIXED)
+        patch = agentsd.apply(pipe.controlnet, MIXED)
         assert_same(unet, snapshot(pipe.unet))
         assert [(layer.name.split(".a")[0], layer.downsample) for layer in patch.report().layers] == [
             ("down_blocks.0", 1),
@@ -284,7 +302,7 @@ class TestControlNet:
         pipe, arguments = sdxl_controlnet()
         stock = draw(pipe, steps=8, **arguments)
         net = snapshot(pipe.controlnet)
-        patch = agentsd.apply(pipe.controlnet, schedule=MIXED)
+        patch = agentsd.apply(pipe.controlnet, MIXED)
         assert {(layer.name.split(".a")[0], layer.downsample) for layer in patch.report().layers} == {
             ("down_blocks.1", 1), ("down_blocks.2", 2), ("mid_block", 2)
         }  # fmt: skip
@@ -299,7 +317,7 @@ class TestControlNet:
         stock = draw(pipe, steps=8, **arguments)
         with pytest.raises(ValueError, match=r"holds several ControlNets; call agentsd.apply for each of its `.nets`"):
             agentsd.apply(pipe.controlnet)
-        patches = [agentsd.apply(net, schedule=MIXED) for net in pipe.controlnet.nets]
+        patches = [agentsd.apply(net, MIXED) for net in pipe.controlnet.nets]
         with watch(second) as calls:
             assert not torch.equal(draw(pipe, steps=8, **arguments), stock)
         assert [call.config for call in calls] == expected(MIXED, calls)
@@ -309,9 +327,9 @@ class TestControlNet:
 
     def test_both_at_once(self):
         pipe, arguments = controlnet()
-        agentsd.apply(pipe, schedule=MIXED)
+        agentsd.apply(pipe, MIXED)
         only_unet = draw(pipe, steps=8, **arguments)
-        agentsd.apply(pipe.controlnet, schedule=MIXED)
+        agentsd.apply(pipe.controlnet, MIXED)
         with watch(pipe.unet) as calls:
             assert not torch.equal(draw(pipe, steps=8, **arguments), only_unet)
         assert [call.config for call in calls] == expected(MIXED, calls)
@@ -323,7 +341,7 @@ class TestSizes:
     def test_any_size(self, size, config, tiny_pipe):
         latents = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
         stock = draw(tiny_pipe, steps=2, latents=latents)
-        patch = agentsd.apply(tiny_pipe, config=config)
+        patch = agentsd.apply(tiny_pipe, config)
         patched = draw(tiny_pipe, steps=2, latents=latents)
         assert patched.shape == stock.shape
         assert torch.isfinite(patched).all()
@@ -337,34 +355,34 @@ class TestSizes:
         sample, text = unet_inputs(1, *size)
         with torch.no_grad():
             stock = tiny_unet(sample, 900, text[:1]).sample
-            patch = agentsd.apply(tiny_unet, config=AGENTS)
+            patch = agentsd.apply(tiny_unet, AGENTS)
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
         assert f"stock (grid {size[0]}x{size[1]} holds no whole cell of stride 4)" in str(patch.report())
 
     def test_a_grid_where_agents_would_not_pay_merges_alone_and_says_so(self, tiny_unet):
-        agents = AgentConfig(agents="pool", stride=4, merge_ratio=0.8)
+        agents = MergedTokens(merge_ratio=0.6, agent_ratio=0.81, stride=4)
         sample, text = unet_inputs(1, 5, 5)
         outputs = []
-        for config in (agents, AgentConfig(agent_ratio=None, stride=4, merge_ratio=0.8)):
-            patch = agentsd.apply(tiny_unet, config=config)
+        for config in (agents, replace(agents, agent_ratio=None)):
+            patch = agentsd.apply(tiny_unet, config)
             with torch.no_grad():
                 outputs.append(tiny_unet(sample, 900, text[:1]).sample)
             if config is agents:
-                assert "25 tokens -> 5 features, no agents (they would be half of" in str(patch.report())
+                assert "25 tokens, 10 kept, no agents (they would be half of" in str(patch.report())
         assert torch.equal(*outputs)
 
     def test_a_grid_where_nothing_would_be_saved_runs_stock_and_says_so(self, tiny_unet):
         sample, text = unet_inputs(1, 3, 3)
         with torch.no_grad():
             stock = tiny_unet(sample, 900, text[:1]).sample
-            patch = agentsd.apply(tiny_unet, config=AgentConfig(agent_ratio=0.51, stride=2))
+            patch = agentsd.apply(tiny_unet, MergedTokens(agent_ratio=0.51, stride=2))
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
         assert "stock (grid 3x3 is so small that nothing would be saved)" in str(patch.report())
 
     def test_coarse_levels_too_small_for_a_cell_run_stock_while_fine_ones_do_not(self, tiny_unet):
-        config = AgentConfig(stride=4, max_downsample=4)
+        config = MergedTokens(stride=4, max_downsample=4)
         sample, text = unet_inputs(1, 4, 4)
-        patch = agentsd.apply(tiny_unet, config=config)
+        patch = agentsd.apply(tiny_unet, config)
         with torch.no_grad():
             tiny_unet(sample, 900, text[:1])
         text_report = str(patch.report())
@@ -375,7 +393,7 @@ class TestSizes:
     @pytest.mark.parametrize("guidance", [1.0, 7.5])
     @pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
     def test_an_image_does_not_depend_on_its_batch(self, config, guidance, tiny_pipe):
-        agentsd.apply(tiny_pipe, config=config)
+        agentsd.apply(tiny_pipe, config)
         latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
         prompts = ["one", "two", "three"]
         arguments = dict(steps=2, guidance_scale=guidance)
@@ -386,7 +404,7 @@ class TestSizes:
             torch.testing.assert_close(together[index : index + 1], alone, rtol=1e-3, atol=1e-3)
 
     def test_several_images_per_prompt(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=MIXED)
+        agentsd.apply(tiny_pipe, MIXED)
         images = draw(tiny_pipe, num_images_per_prompt=3)
         assert images.shape[0] == 3
         assert not torch.allclose(images[0], images[1])
@@ -401,7 +419,7 @@ class TestUnetShapes:
     def test_levels_are_counted_from_the_finest_with_attention(self):
         pipe = make_sdxl_pipe()
         stock = draw(pipe, steps=2)
-        patch = agentsd.apply(pipe, config=AgentConfig(stride=2))
+        patch = agentsd.apply(pipe, MergedTokens(stride=2))
         assert not torch.equal(draw(pipe, steps=2), stock)
         report = patch.report()
         assert [(layer.downsample, layer.grid) for layer in report.layers] == (
@@ -424,7 +442,7 @@ class TestUnetShapes:
     @pytest.mark.parametrize("layers", [1, 2])
     def test_several_blocks_per_level(self, layers):
         unet = make_tiny_unet(layers_per_block=layers, transformer_layers_per_block=2, use_linear_projection=True)
-        report = agentsd.apply(unet, config=AGENTS).report()
+        report = agentsd.apply(unet, AGENTS).report()
         assert len(report.layers) == 2 * (layers + layers + 1 + 2 * (layers + 1))
         sample, text = unet_inputs()
         with watch(unet) as calls, torch.no_grad():
@@ -444,7 +462,7 @@ class TestUnetShapes:
             norm_num_groups=8,
             motion_max_seq_length=8,
         )
-        report = agentsd.apply(unet, config=POOL).report()
+        report = agentsd.apply(unet, POOL).report()
         assert report.layers
         assert not [layer.name for layer in report.layers if "motion_modules" in layer.name]
         temporal = [reason for name, reason in report.skipped if "motion_modules" in name and name.endswith("attn1")]
@@ -454,7 +472,7 @@ class TestUnetShapes:
 
 def test_the_phases_of_two_presets_differ_in_the_image(tiny_pipe):
     images = [draw(tiny_pipe)]
-    for arguments in (dict(preset="paper"), dict(preset="balanced"), dict(preset="paper", ratio=0.1)):
+    for arguments in (dict(schedule="paper"), dict(schedule="balanced"), dict(schedule="paper", ratio=0.1)):
         agentsd.apply(tiny_pipe, **arguments)
         images.append(draw(tiny_pipe))
     for one in range(len(images)):
@@ -464,7 +482,7 @@ def test_the_phases_of_two_presets_differ_in_the_image(tiny_pipe):
 
 def test_a_default_call_needs_no_argument(tiny_pipe):
     patch = agentsd.apply(tiny_pipe)
-    assert patch.schedule == agentsd.preset_schedule() == agentsd.PRESETS[agentsd.DEFAULT_PRESET]
-    assert agentsd.apply(tiny_pipe, 0.2).schedule == agentsd.preset_schedule(ratio=0.2)
+    assert patch.schedule == agentsd.preset() == agentsd.PRESETS["balanced"]
+    assert agentsd.apply(tiny_pipe, ratio=0.2).schedule == agentsd.preset("paper").with_merge_ratio(0.2)
     constant = Schedule((Phase(1.0, AGENTS),))
-    assert agentsd.apply(tiny_pipe, config=AGENTS).schedule == constant
+    assert agentsd.apply(tiny_pipe, AGENTS).schedule == constant

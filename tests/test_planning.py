@@ -9,15 +9,17 @@ import torch
 from diffusers import LCMScheduler
 from diffusers.models.attention_processor import AttnProcessor
 from matrix import KINDS, controlnet, lora
+from probe import COPY
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 import agentsd.planning.measuring
-from agentsd import FRONT, AgentConfig, Phase, Plan, Schedule
+from agentsd import Phase, Plan, PooledAgents, Schedule, Skipping
 from agentsd.planning.cache import cache_file
 from agentsd.planning.plans import LayerTiming
+from agentsd.presets import BY_SPEED
 
-POOL = AgentConfig(agents="pool", stride=4, max_downsample=2)
+POOL = PooledAgents(stride=4, max_downsample=2)
 FINE = LayerTiming(0, (64, 64), 5, 1, POOL, 0.4, 0.1)
 COARSE = LayerTiming(1, (32, 32), 5, 0, POOL, 0.05, 0.06)
 
@@ -37,7 +39,7 @@ def test_prediction_is_the_stock_step_less_the_savings():
 
 
 def test_prediction_of_reuse_counts_the_outer_layers_alone():
-    plan = made(Schedule.constant(POOL, reuse=2), shallow=0.6)
+    plan = made(Schedule.constant(POOL, every=2, skipping=COPY), shallow=0.6)
     assert plan.predicted_seconds(0, 4) == pytest.approx(2.5)
     assert plan.predicted_seconds(1, 4) == pytest.approx(0.6 - 0.3)
     assert plan.predicted_speedup(4) == pytest.approx(16 / 5.6)
@@ -50,27 +52,27 @@ def test_stock_phases_cost_the_stock_step():
 
 def test_apply_follows_the_plan_and_says_so():
     pipe = make_tiny_pipe()
-    plan = replace(agentsd.plan(pipe, config=POOL, cache=False), latent=(16, 16))
+    plan = replace(agentsd.plan(pipe, POOL, cache=False), latent=(16, 16))
     losing = replace(plan, timings=tuple(replace(t, agent_seconds=2 * t.stock_seconds) for t in plan.timings))
     stock = draw(pipe)
-    with agentsd.apply(pipe, plan=losing) as patch:
+    with agentsd.apply(pipe, losing) as patch:
         assert torch.equal(draw(pipe), stock)
         assert "the plan measured that these settings do not win here" in str(patch.report())
     winning = replace(plan, timings=tuple(replace(t, agent_seconds=t.stock_seconds / 2) for t in plan.timings))
-    with agentsd.apply(pipe, config=POOL):
+    with agentsd.apply(pipe, POOL):
         everywhere = draw(pipe)
-    with agentsd.apply(pipe, plan=winning):
+    with agentsd.apply(pipe, winning):
         assert torch.equal(draw(pipe), everywhere)
     assert not torch.equal(everywhere, stock)
 
 
 def test_measured_plan_covers_every_shape():
     unet = make_tiny_unet()
-    plan = agentsd.plan(unet, config=POOL, reuse=2, cache=False)
+    plan = agentsd.plan(unet, Schedule.constant(POOL, 2, skipping=COPY), cache=False)
     assert [(t.level, t.grid, t.layers, t.outer) for t in plan.timings] == [(0, (16, 16), 3, 1), (1, (8, 8), 3, 0)]
     assert all(t.stock_seconds > 0 and t.agent_seconds > 0 for t in plan.timings)
     assert 0 < plan.shallow_seconds < plan.step_seconds
-    deeper = agentsd.plan(unet, config=POOL, reuse=2, reuse_depth=2, cache=False)
+    deeper = agentsd.plan(unet, Schedule.constant(POOL, 2, skipping=replace(COPY, depth=2)), cache=False)
     assert deeper.timings[0].outer == 3
     assert "predicted UNet speed-up" in str(plan)
 
@@ -78,26 +80,26 @@ def test_measured_plan_covers_every_shape():
 def test_measurements_are_kept_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
     unet = make_tiny_unet()
-    first = agentsd.plan(unet, config=POOL)
+    first = agentsd.plan(unet, POOL)
     (path,) = (tmp_path / "plans").iterdir()
     assert len(json.loads(path.read_text())) == 3  # the step and two layer shapes
     monkeypatch.setattr(agentsd.planning.measuring, "interleave", None)  # any measurement would fail now
-    assert agentsd.plan(unet, config=POOL) == first
+    assert agentsd.plan(unet, POOL) == first
     monkeypatch.undo()
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
-    agentsd.plan(unet, batch=1, config=POOL)
+    agentsd.plan(unet, POOL, batch=1)
     assert len(list((tmp_path / "plans").iterdir())) == 2
     path.write_text("{")
     with pytest.warns(UserWarning, match="is not a cache of plans"):
-        agentsd.plan(unet, config=POOL)
+        agentsd.plan(unet, POOL)
     assert json.loads(path.read_text())
 
 
 def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
-    speeds = dict(zip(FRONT, (1.2, 1.5, 2.0, 3.0, 4.0), strict=True))
+    speeds = dict(zip(BY_SPEED, (1.2, 1.5, 2.0, 3.0, 4.0), strict=True))
 
     def fake(unet, latent, batch, schedule, cache):
-        name = next(name for name in FRONT if agentsd.PRESETS[name] == schedule)
+        name = next(name for name in BY_SPEED if agentsd.PRESETS[name] == schedule)
         return replace(made(timings=(replace(FINE, layers=0),)), step_seconds=speeds[name])
 
     monkeypatch.setattr(agentsd.planning.measuring, "_plan", fake)
@@ -113,8 +115,8 @@ def test_target_speedup_takes_the_gentlest_that_reaches_it(monkeypatch):
 
 def test_plan_for_another_size_warns_once():
     pipe = make_tiny_pipe()
-    plan = agentsd.plan(pipe, config=POOL, cache=False)
-    with agentsd.apply(pipe, plan=plan), pytest.warns(UserWarning, match="16x16 latents on 24x16") as caught:
+    plan = agentsd.plan(pipe, POOL, cache=False)
+    with agentsd.apply(pipe, plan), pytest.warns(UserWarning, match="16x16 latents on 24x16") as caught:
         draw(pipe, height=48, width=32, steps=3)
     assert len([w for w in caught if "latents on" in str(w.message)]) == 1
 
@@ -125,9 +127,11 @@ def test_plan_for_another_size_warns_once():
         (lambda pipe: agentsd.plan(pipe, height=33), r"height=33 must be a multiple of 2, in pixels"),
         (lambda pipe: agentsd.plan(pipe, batch=0), r"batch=0 must be a whole number of at least 1"),
         (lambda pipe: agentsd.plan(pipe, target_speedup=2, ratio=0.1), r"target_speedup chooses the schedule"),
-        (lambda pipe: agentsd.plan(pipe, config=POOL, reuse=2, reuse_depth=9), r"reuse_depth=9 must be at most 2"),
-        (lambda pipe: agentsd.apply(pipe, plan=made(), ratio=0.1), r"plan says everything"),
-        (lambda pipe: agentsd.apply(pipe, plan="fast"), r"plan='fast' must be what agentsd\.plan returned"),
+        (
+            lambda pipe: agentsd.plan(pipe, Schedule.constant(POOL, 2, skipping=Skipping(depth=9))),
+            r"depth=9 must be at most 2",
+        ),
+        (lambda pipe: agentsd.apply(pipe, made(), ratio=0.1), r"ratio=0\.1 .* does not go with schedule=Plan\("),
         (lambda pipe: made().predicted_speedup(0), r"steps=0 must be a whole number of at least 1"),
     ],
 )
@@ -161,12 +165,12 @@ def test_every_kind_of_pipeline_is_planned_or_refused(kind, quick):
     pipe, _ = kind.build()
     if kind.id in ("animate_diff", "stable_video"):
         with pytest.raises(ValueError, match=r"takes the frames of a video .* call agentsd\.apply with a preset"):
-            agentsd.plan(pipe, config=POOL, cache=False)
+            agentsd.plan(pipe, POOL, cache=False)
         return
-    plan = agentsd.plan(pipe, config=POOL, reuse=2, cache=False)
+    plan = agentsd.plan(pipe, Schedule.constant(POOL, 2, skipping=COPY), cache=False)
     assert plan.timings[0].grid == kind.grid
     assert plan.shallow_seconds > 0
-    agentsd.apply(pipe, plan=plan).remove()
+    agentsd.apply(pipe, plan).remove()
 
 
 @pytest.mark.parametrize(
@@ -181,11 +185,11 @@ def test_every_kind_of_pipeline_is_planned_or_refused(kind, quick):
     ],
 )
 def test_unets_that_want_more_inputs_are_planned(changes, quick):
-    assert agentsd.plan(make_tiny_unet(**changes), config=POOL, reuse=2, cache=False).timings
+    assert agentsd.plan(make_tiny_unet(**changes), Schedule.constant(POOL, 2), cache=False).timings
 
 
 def test_a_controlnet_is_planned(quick):
-    plan = agentsd.plan(controlnet()[0].controlnet, 128, 128, cache=False)
+    plan = agentsd.plan(controlnet()[0].controlnet, height=128, width=128, cache=False)
     assert not plan.schedule.reuses
     assert "features not reused: ControlNetModel is no UNet2DConditionModel" in str(plan)
 
@@ -199,47 +203,47 @@ def test_a_controlnet_is_planned(quick):
 )
 def test_inputs_that_cannot_be_made_up_are_named(changes, text):
     with pytest.raises(ValueError, match=text):
-        agentsd.plan(make_tiny_unet(encoder_hid_dim=24, **changes), config=POOL, cache=False)
+        agentsd.plan(make_tiny_unet(encoder_hid_dim=24, **changes), POOL, cache=False)
 
 
 def test_an_unknown_ip_adapter_is_named():
     pipe = next(kind for kind in KINDS if kind.id == "ip_adapter").build()[0]
     pipe.unet.encoder_hid_proj.image_projection_layers[0] = torch.nn.Linear(8, 32)
     with pytest.raises(ValueError, match=r"image_embeds for an IP-Adapter with Linear"):
-        agentsd.plan(pipe, config=POOL, cache=False)
+        agentsd.plan(pipe, POOL, cache=False)
 
 
 def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
     net = controlnet()[0].controlnet
-    plan = agentsd.plan(net, 128, 128, preset="fast", cache=False)
-    with agentsd.apply(net, preset="fast") as preset:
+    plan = agentsd.plan(net, "fast", cache=False, height=128, width=128)
+    with agentsd.apply(net, "fast") as preset:
         assert plan.schedule == preset.schedule
-        said = preset.report().reuse_problem
-    with agentsd.apply(net, plan=plan) as patch:
-        assert patch.report().reuse_problem == said
+        said = preset.report().skipping_problem
+    with agentsd.apply(net, plan) as patch:
+        assert patch.report().skipping_problem == said
     assert said == "ControlNetModel is no UNet2DConditionModel; the preset runs without reuse"
     with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no"):
-        agentsd.plan(net, 128, 128, preset="fast", reuse=2, cache=False)
+        agentsd.plan(net, agentsd.preset("fast"), cache=False, height=128, width=128)
 
 
 def test_a_scheduler_that_draws_fresh_noise_is_planned_with_the_layer_that_will_run(quick):
     pipe = make_tiny_pipe()
-    schedule = Schedule((Phase(1.0, POOL, 3),), reuse_depth=0)
-    assert agentsd.plan(pipe, schedule=schedule, cache=False).schedule == schedule
+    schedule = Schedule((Phase(1.0, POOL, 3),), skipping=Skipping(forecast=0.0, last_full=False))
+    assert agentsd.plan(pipe, schedule, cache=False).schedule == schedule
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    plan = agentsd.plan(pipe, schedule=schedule, cache=False)
-    assert plan.schedule == replace(schedule, reuse_depth=1)
+    plan = agentsd.plan(pipe, schedule, cache=False)
+    assert plan.schedule == replace(schedule, skipping=replace(schedule.skipping, depth=1))
     assert [timing.outer for timing in plan.timings] == [1, 0]
 
 
 def test_a_step_that_runs_nothing_is_predicted_to_cost_next_to_nothing(quick):
     unet = make_tiny_unet()
-    schedule = Schedule((Phase(1.0, None, 4),), reuse_depth=0, last_full=True)
-    plan = agentsd.plan(unet, schedule=schedule, cache=False)
+    schedule = Schedule((Phase(1.0, None, 4),), skipping=Skipping(forecast=0.0))
+    plan = agentsd.plan(unet, schedule, cache=False)
     assert 0 < plan.shallow_seconds < plan.step_seconds / 10
     assert plan.predicted_speedup(9) == pytest.approx(9 / 3, rel=0.2)
-    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0"):
-        agentsd.plan(make_one_level_unet(), preset="fast", reuse_depth=1, cache=False)
+    with pytest.raises(ValueError, match=r"depth=1 must be at most 0"):
+        agentsd.plan(make_one_level_unet(), Schedule.constant(None, 2, skipping=COPY), cache=False)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +258,11 @@ def test_a_step_that_runs_nothing_is_predicted_to_cost_next_to_nothing(quick):
 def test_measurements_of_another_state_are_not_used(change, tmp_path, monkeypatch, quick):
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
     unet = make_tiny_unet()
-    agentsd.plan(unet, config=POOL)
-    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, POOL)
+    agentsd.plan(unet, POOL)
     assert len(list((tmp_path / "plans").iterdir())) == 1
     change(unet)
-    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, POOL)
     assert len(list((tmp_path / "plans").iterdir())) == 2
 
 
@@ -268,7 +272,7 @@ def test_measurements_with_a_lora_are_kept_apart(tmp_path, monkeypatch, quick):
     pipe = lora()[0]
     for change in (lambda: None, pipe.unet.disable_adapters, pipe.unet.enable_adapters):
         change()
-        agentsd.plan(pipe, config=POOL)
+        agentsd.plan(pipe, POOL)
     assert len(list((tmp_path / "plans").iterdir())) == 2
 
 
@@ -276,13 +280,13 @@ def test_measurements_with_a_lora_are_kept_apart(tmp_path, monkeypatch, quick):
 def test_bad_measurements_are_made_anew(bad, tmp_path, monkeypatch, quick):
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
     unet = make_tiny_unet()
-    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, POOL)
     (path,) = (tmp_path / "plans").iterdir()
     kept = json.loads(path.read_text())
     name = next(name for name, values in kept.items() if len(values) == 2)
     path.write_text(json.dumps({**kept, name: bad, "other": [2.0]}))
     with pytest.warns(UserWarning, match="agentsd measures anew: .* in the place of 2 times"):
-        plan = agentsd.plan(unet, config=POOL)
+        plan = agentsd.plan(unet, POOL)
     again = json.loads(path.read_text())
     assert again[name] != bad
     assert len(again[name]) == 2
@@ -304,12 +308,12 @@ def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
 def test_a_cache_that_is_no_file_is_told(tmp_path, monkeypatch, quick):
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path))
     unet = make_tiny_unet()
-    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, POOL)
     (path,) = (tmp_path / "plans").iterdir()
     path.unlink()
     path.mkdir()
     with pytest.warns(UserWarning, match="measures anew") as caught:
-        assert agentsd.plan(unet, config=POOL).timings
+        assert agentsd.plan(unet, POOL).timings
     assert ["measures anew" in str(w.message) for w in caught] == [True, False]
     assert "has not kept its measurements" in str(caught[1].message)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing half-written beside it
@@ -319,7 +323,7 @@ def test_a_cache_that_cannot_be_written_leaves_the_plan(tmp_path, monkeypatch, q
     (tmp_path / "file").touch()
     monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(UserWarning, match=r"has not kept its measurements: .*Set AGENTSD_CACHE"):
-        assert agentsd.plan(make_tiny_unet(), config=POOL).timings
+        assert agentsd.plan(make_tiny_unet(), POOL).timings
 
 
 def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
@@ -329,11 +333,11 @@ def test_two_writers_keep_both_measurements(tmp_path, monkeypatch, quick):
 
     def other_plan_meanwhile(*arguments):
         monkeypatch.setattr(agentsd.planning.measuring, "_layer_seconds", real)
-        agentsd.plan(unet, config=replace(POOL, stride=8))
+        agentsd.plan(unet, replace(POOL, stride=8))
         return real(*arguments)
 
     monkeypatch.setattr(agentsd.planning.measuring, "_layer_seconds", other_plan_meanwhile)
-    agentsd.plan(unet, config=POOL)
+    agentsd.plan(unet, POOL)
     (path,) = (tmp_path / "plans").iterdir()
     assert len(json.loads(path.read_text())) == 5  # the step, and two layer shapes by two settings
 
@@ -361,12 +365,12 @@ def test_a_compiled_target_cannot_be_planned():
 def test_an_offloaded_target_cannot_be_planned_but_takes_a_plan(quick, recwarn):
     accelerate = pytest.importorskip("accelerate")
     unet = make_tiny_unet()
-    plan = agentsd.plan(unet, config=POOL, cache=False)
+    plan = agentsd.plan(unet, POOL, cache=False)
     accelerate.cpu_offload(unet, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"target is offloaded: .* call agentsd\.plan before offloading is enabled"):
         agentsd.plan(unet)
     recwarn.clear()
-    agentsd.apply(unet, plan=plan).remove()
+    agentsd.apply(unet, plan).remove()
     assert not recwarn.list
     pipe = make_tiny_pipe()
     accelerate.cpu_offload_with_hook(pipe.unet, torch.device("cpu"))
@@ -375,25 +379,25 @@ def test_an_offloaded_target_cannot_be_planned_but_takes_a_plan(quick, recwarn):
 
 
 def test_a_plan_fits_its_architecture_alone(quick):
-    plan = agentsd.plan(make_tiny_unet(), config=POOL, cache=False)
+    plan = agentsd.plan(make_tiny_unet(), POOL, cache=False)
     other = make_tiny_unet(block_out_channels=(16, 32, 64))
     with pytest.raises(ValueError, match=r"plan was made for a UNet of other layers than this UNet2DConditionModel"):
-        agentsd.apply(other, plan=plan)
+        agentsd.apply(other, plan)
     assert not other._forward_pre_hooks
 
 
 @pytest.mark.parametrize(("field", "value"), [("device", "NVIDIA H100"), ("dtype", "torch.float16")])
 def test_a_plan_from_elsewhere_warns(field, value, quick):
     unet = make_tiny_unet()
-    plan = replace(agentsd.plan(unet, config=POOL, cache=False), **{field: value})
+    plan = replace(agentsd.plan(unet, POOL, cache=False), **{field: value})
     with pytest.warns(UserWarning, match=rf"a plan made for {field} {value} on .* Make a plan for this {field}"):
-        agentsd.apply(unet, plan=plan)
+        agentsd.apply(unet, plan)
 
 
 def test_plan_for_another_batch_warns_once(quick):
     pipe = make_tiny_pipe()
-    plan = agentsd.plan(pipe, config=POOL, cache=False)
-    agentsd.apply(pipe, plan=plan)
+    plan = agentsd.plan(pipe, POOL, cache=False)
+    agentsd.apply(pipe, plan)
     draw(pipe, steps=3)
     with pytest.warns(UserWarning, match=r"made for UNet calls of 2 samples on 4") as seen:
         draw(pipe, num_images_per_prompt=2, steps=3)

@@ -56,8 +56,8 @@ def test_layers_of_a_grid_share_one_for_so_many_calls(calls, rankings, monkeypat
     monkeypatch.setattr("agentsd.bench.rankings.rank_tokens", count)
     unet = make_tiny_unet()
     sample, text = unet_inputs()
-    config = agentsd.AgentConfig(stride=4, max_downsample=1)
-    with torch.no_grad(), agentsd.apply(unet, config=config), ranked_by(unet, SharedRanking(calls)):
+    config = agentsd.MergedTokens(stride=4, max_downsample=1)
+    with torch.no_grad(), agentsd.apply(unet, config), ranked_by(unet, SharedRanking(calls)):
         for t in torch.arange(5):
             unet(sample, t, text)
     assert len(made) == rankings

@@ -131,7 +131,7 @@ def test_every_protocol_has_a_command():
 def test_bad_arms_and_options_are_noticed(monkeypatch, capsys):
     assert {"Makefile", "docs/evaluation.md"} <= {page for page, script, _ in LINES if script == EVALUATES}
     for words, said in (
-        (["--arm", "mine:preset=papr"], "preset='papr' is unknown"),
+        (["--arm", "mine:preset=papr"], "preset 'papr' is unknown"),
         (["--protocol", "paper"], "reference is missing"),
         (["--arm", "a:ratio=0.3,preset=paper", "--arm", "a:preset=fast"], "rename one"),
     ):

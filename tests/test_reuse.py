@@ -20,10 +20,11 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
+from probe import COPY
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import Phase, PooledAgents, Schedule, Skipping
 from agentsd.unet.reuse import obstacle
 from agentsd.unet.runs import Cached
 from agentsd.unet.shallow import max_depth
@@ -32,11 +33,11 @@ from agentsd.unet.steps import Position
 # Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
 DEPTHS = pytest.mark.parametrize(("layers", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
 DEPTHS_AND_NONE = pytest.mark.parametrize(("layers", "depth"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)])
-POOL = AgentConfig(agents="pool", stride=4)
+POOL = PooledAgents(stride=4)
 
 
 def reuse(interval, depth=1, config=None):
-    return Schedule((Phase(1.0, config, interval),), reuse_depth=depth)
+    return Schedule((Phase(1.0, config, interval),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False))
 
 
 class Calls:
@@ -79,7 +80,7 @@ def test_equals_deepcache(interval, layers, depth, guidance):
     helper.enable()
     expected = steps()
     helper.disable()
-    with agentsd.apply(pipe, schedule=reuse(interval, depth)):
+    with agentsd.apply(pipe, reuse(interval, depth)):
         ours = steps()
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours[-1], steps()[-1], atol=1e-3)
@@ -89,7 +90,7 @@ def test_equals_deepcache(interval, layers, depth, guidance):
 def test_whole_unet_runs_every_third_call(scheduler):
     pipe = make_tiny_pipe()
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    with agentsd.apply(pipe, schedule=reuse(3)), Calls(pipe.unet) as calls:
+    with agentsd.apply(pipe, reuse(3)), Calls(pipe.unet) as calls:
         draw(pipe, steps=10)
         assert calls.full == -(-calls.all // 3)
         draw(pipe, steps=10)
@@ -100,8 +101,10 @@ def test_whole_unet_runs_every_third_call(scheduler):
 @pytest.mark.parametrize(("forecast", "last_full"), [(0.1, False), (1.0, False), (0.25, True)])
 def test_forecast_follows_the_last_change(forecast, last_full, guidance):
     pipe = make_tiny_pipe()
-    schedule = Schedule((Phase(0.25, None), Phase(1.0, None, 3)), reuse_forecast=forecast, last_full=last_full)
-    with agentsd.apply(pipe, schedule=schedule):
+    schedule = Schedule(
+        (Phase(0.25, None), Phase(1.0, None, 3)), skipping=Skipping(depth=1, forecast=forecast, last_full=last_full)
+    )
+    with agentsd.apply(pipe, schedule):
         kept, started = {}, {}
         unet = pipe.unet
         runtime = unet._agentsd
@@ -128,7 +131,7 @@ def test_forecast_follows_the_last_change(forecast, last_full, guidance):
 
 def test_forecast_starts_anew_in_every_run():
     pipe = make_tiny_pipe()
-    with agentsd.apply(pipe, schedule=Schedule.constant(POOL, reuse=2, reuse_forecast=0.2)):
+    with agentsd.apply(pipe, Schedule.constant(POOL, every=2, skipping=Skipping(depth=1, last_full=False))):
         first = draw(pipe, steps=5)
         other = draw(pipe, steps=5, prompt="another prompt")
         assert draw(pipe, steps=5).equal(first)
@@ -137,7 +140,7 @@ def test_forecast_starts_anew_in_every_run():
 
 def test_what_has_not_changed_yet_is_reused_as_it_is():
     feature, slope = torch.randn(2, 3), torch.randn(2, 3)
-    schedule = Schedule.constant(None, reuse=4, reuse_forecast=1.0)
+    schedule = Schedule.constant(None, every=4, skipping=Skipping(depth=1, forecast=1.0, last_full=False))
     weight = schedule.forecast_at(7, 8, gap=2, distance=3)
     forecast = Cached(feature, 4, change=2 * slope, gap=2).at(Position(7, 8), schedule)
     torch.testing.assert_close(forecast, feature + 3 * weight * slope)
@@ -146,18 +149,18 @@ def test_what_has_not_changed_yet_is_reused_as_it_is():
 
 def test_a_refused_patch_leaves_the_one_before():
     pipe = make_tiny_pipe()
-    patch = agentsd.apply(pipe, config=POOL)
+    patch = agentsd.apply(pipe, POOL)
     patched = draw(pipe)
-    with pytest.raises(ValueError, match="reuse_depth=9 must be at most 2"):
-        agentsd.apply(pipe, reuse=2, reuse_depth=9)
+    with pytest.raises(ValueError, match="depth=9 must be at most 2"):
+        agentsd.apply(pipe, Schedule.constant(None, 2, skipping=Skipping(depth=9)))
     assert patch.active
     assert draw(pipe).equal(patched)
 
 
 @pytest.mark.parametrize("forecast", [-0.1, 1.5, float("nan"), "half", (0.0, 1.0), None, True])
 def test_forecast_must_be_a_share(forecast):
-    with pytest.raises(ValueError, match="reuse_forecast="):
-        Schedule.constant(None, reuse=2, reuse_forecast=forecast)
+    with pytest.raises(ValueError, match="forecast="):
+        Schedule.constant(None, every=2, skipping=Skipping(depth=1, forecast=forecast, last_full=False))
 
 
 @DEPTHS_AND_NONE
@@ -174,7 +177,7 @@ def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
 
     with torch.no_grad():
         stock = unet(sample, 500, context).sample
-        with agentsd.apply(unet, schedule=reuse(3, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, reuse(3, depth)), Calls(unet) as calls:
             outputs = [call(t) for t in torch.tensor([500, 500, 500])]
             assert (calls.full, calls.all) == (1, 3)
     assert torch.equal(outputs[0], stock)
@@ -190,7 +193,7 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
     layers = []
     for module in (unet.conv_in, unet.time_embedding, unet.conv_out):
         module.register_forward_hook(lambda *_: layers.append(1))
-    schedule = Schedule((Phase(1.0, POOL, 2),), reuse_depth=0, reuse_forecast=0.3)
+    schedule = Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(forecast=0.3, last_full=False))
 
     def run():
         for t, sample in zip(timesteps, samples, strict=True):
@@ -198,11 +201,11 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
             output = unet(sample, t, context, return_dict=return_dict)
             yield output.sample if return_dict else output[0], len(layers)
 
-    with torch.no_grad(), agentsd.apply(unet, schedule=Schedule.constant(POOL)):
+    with torch.no_grad(), agentsd.apply(unet, Schedule.constant(POOL)):
         whole = [output for output, _ in run()]
-    with torch.no_grad(), agentsd.apply(unet, schedule=schedule) as patch:
+    with torch.no_grad(), agentsd.apply(unet, schedule) as patch:
         outputs, ran = zip(*run(), strict=True)
-        assert "whole UNet every 2 steps, its prediction reused between, forecast 0.3" in str(patch.report())
+        assert "full step every 2 steps, skipped steps run no layer, forecast 0.3" in str(patch.report())
     assert ran == (3, 0, 3, 0, 3)
     for index in (0, 2, 4):
         assert torch.equal(outputs[index], whole[index])
@@ -214,10 +217,10 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
 def test_a_prediction_that_the_caller_changes_is_not_the_one_kept():
     unet = make_tiny_unet()
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3, 0)):
+    with torch.no_grad(), agentsd.apply(unet, reuse(3, 0)):
         first, *others = (unet(sample, t, context).sample for t in torch.tensor([900, 600, 300]))
         expected = first.clone()
-        with agentsd.apply(unet, schedule=reuse(3, 0)):
+        with agentsd.apply(unet, reuse(3, 0)):
             for t in torch.tensor([900, 600, 300]):
                 output = unet(sample, t, context).sample
                 assert torch.equal(output, expected)
@@ -240,7 +243,7 @@ def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
     pictures = {}
     for depth in (0, 1):
-        with agentsd.apply(pipe, schedule=reuse(3, depth)) as patch, warnings.catch_warnings(record=True) as caught:
+        with agentsd.apply(pipe, reuse(3, depth)) as patch, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             pictures[depth] = draw(pipe, steps=6)
             told = [str(warning.message) for warning in caught if "agentsd" in str(warning.message)]
@@ -254,7 +257,7 @@ def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
 def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
     pipe = make_tiny_pipe()
     calm, noisy = (kind.from_config(pipe.scheduler.config) for kind in (EulerDiscreteScheduler, LCMScheduler))
-    with agentsd.apply(pipe.unet, schedule=reuse(3, 0)) as patch:
+    with agentsd.apply(pipe.unet, reuse(3, 0)) as patch:
         for known in (False, True):
             for pipe.scheduler in (calm, noisy):
                 if known:
@@ -273,11 +276,11 @@ def test_where_no_layer_can_run_alone_fresh_noise_makes_every_step_whole():
     assert max_depth(pipe.unet) == 0
     layers = []
     pipe.unet.conv_out.register_forward_hook(lambda *_: layers.append(1))
-    with agentsd.apply(pipe, schedule=reuse(3, 0)) as patch:
+    with agentsd.apply(pipe, reuse(3, 0)) as patch:
         with pytest.warns(UserWarning, match="cannot reuse features: LCMScheduler adds fresh noise"):
             draw(pipe, steps=6)
         assert len(layers) == 6
-        assert "features not reused: LCMScheduler adds fresh noise" in str(patch.report())
+        assert "steps not skipped: LCMScheduler adds fresh noise" in str(patch.report())
 
 
 def test_depth_zero_wants_nothing_of_the_last_up_block():
@@ -287,35 +290,35 @@ def test_depth_zero_wants_nothing_of_the_last_up_block():
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     )
     assert max_depth(unet) == 0
-    with agentsd.apply(unet, schedule=reuse(2, 0)) as patch:
-        assert patch.schedule.reuses
-    with pytest.raises(ValueError, match=r"reuse_depth=1 must be at most 0 for this UNet2DConditionModel"):
-        agentsd.apply(unet, schedule=reuse(2, 1))
+    with agentsd.apply(unet, reuse(2, 0)) as patch:
+        assert patch.schedule.skips_steps
+    with pytest.raises(ValueError, match=r"depth=1 must be at most 0 for this UNet2DConditionModel"):
+        agentsd.apply(unet, reuse(2, 1))
 
 
 def test_a_controlnet_has_no_prediction_to_reuse():
     net = ControlNetModel.from_unet(make_tiny_unet())
-    with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no UNet2DConditionModel"):
-        agentsd.apply(net, schedule=reuse(2, 0))
-    with agentsd.apply(net, preset="balanced") as patch:
-        assert not patch.schedule.reuses
-        assert "features not reused: ControlNetModel is no UNet2DConditionModel; the preset runs" in str(patch.report())
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is no UNet2DConditionModel"):
+        agentsd.apply(net, reuse(2, 0))
+    with agentsd.apply(net, "balanced") as patch:
+        assert not patch.schedule.skips_steps
+        assert "steps not skipped: ControlNetModel is no UNet2DConditionModel; the preset skips" in str(patch.report())
 
 
 def test_agents_and_reuse_together_change_the_layers_that_run():
     pipe = make_tiny_pipe()
     pictures = {}
     for name, schedule in {"reuse": reuse(3), "both": reuse(3, config=POOL)}.items():
-        with agentsd.apply(pipe, schedule=schedule):
+        with agentsd.apply(pipe, schedule):
             pictures[name] = draw(pipe, steps=6)
     assert not torch.allclose(pictures["reuse"], pictures["both"], atol=1e-4)
 
 
 def test_whole_steps_count_from_the_last_one_across_phases():
-    schedule = Schedule((Phase(0.4, None, 2), Phase(1.0, None, 4)))
+    schedule = Schedule((Phase(0.4, None, 2), Phase(1.0, None, 4)), skipping=COPY)
     assert [i for i in range(11) if schedule.is_full(i, 11)] == [0, 2, 4, 8]
     assert [i for i in range(10) if schedule.is_full(i, 10)] == [0, 2, 6]
-    dense = Schedule((Phase(0.5, None, 4), Phase(1.0, None, 1)))
+    dense = Schedule((Phase(0.5, None, 4), Phase(1.0, None, 1)), skipping=COPY)
     assert [i for i in range(6) if dense.is_full(i, 6)] == [0, 3, 4, 5]
 
 
@@ -331,11 +334,11 @@ def test_nothing_leaks_between_runs_sizes_and_strengths():
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
-    with agentsd.apply(pipe, schedule=reuse(3)):
+    with agentsd.apply(pipe, reuse(3)):
         alone = draw(pipe, steps=7)
-    with agentsd.apply(pipe, schedule=reuse(3)):
+    with agentsd.apply(pipe, reuse(3)):
         half_alone = half(img2img)
-    with agentsd.apply(pipe, schedule=reuse(3)), Calls(pipe.unet) as calls:
+    with agentsd.apply(pipe, reuse(3)), Calls(pipe.unet) as calls:
         draw(pipe, steps=5, height=48, width=32)
         pipe.unet(torch.randn(1, 4, 8, 8), 5, torch.randn(1, 77, 32))
         assert torch.equal(half(img2img), half_alone)
@@ -363,10 +366,10 @@ def test_two_pipes_take_turns_on_one_unet(depth):
     def steps(which):
         return [unet(inputs[which], t, context).sample for t in runs[which]]
 
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)):
+    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)):
         apart = [steps(0), steps(1)]
     runs = [run.clone() for run in runs]
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)):
+    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)):
         turns = [[unet(inputs[i], runs[i][k], context).sample for i in range(2)] for k in range(4)]
     for k in range(4):
         for i in range(2):
@@ -379,7 +382,7 @@ def test_one_call_per_guidance_branch(depth):
     unet = make_tiny_unet()
     sample = torch.randn(1, 4, 16, 16)
     contexts = torch.randn(2, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
         together = [unet(sample.expand(2, -1, -1, -1), t, contexts).sample for t in torch.tensor([900, 600, 300])]
         apart = [[unet(sample, t, contexts[i : i + 1]).sample for i in range(2)] for t in torch.tensor([900, 600, 300])]
         assert (calls.full, calls.all) == (2 + 4, 3 + 6)
@@ -396,7 +399,7 @@ def test_one_call_per_view_with_one_context():
     def run(views):
         return [[unet(view, t, context).sample for view in views] for t in timesteps.clone()]
 
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, reuse(3)), Calls(unet) as calls:
         alone = [run([view]) for view in views]
         assert calls.full == 3 * 2
         together = run(views)
@@ -415,9 +418,9 @@ def test_a_call_to_warm_up_on_the_first_timestep_leaves_no_feature_to_the_run(sa
     timesteps = torch.tensor([900, 700, 500, 300])
     with torch.no_grad():
         stock = [unet(sample, t, context).sample for t in timesteps]
-        with agentsd.apply(unet, schedule=reuse(3)):
+        with agentsd.apply(unet, reuse(3)):
             alone = [unet(sample, t, context).sample for t in timesteps.clone()]
-        with agentsd.apply(unet, schedule=reuse(3)):
+        with agentsd.apply(unet, reuse(3)):
             unet(other, timesteps[0], context if same_context else torch.randn(1, 77, 32))
             outputs = [unet(sample, t, context).sample for t in timesteps]
     assert torch.equal(outputs[0], stock[0])
@@ -434,7 +437,7 @@ def test_timesteps_in_no_order_are_no_run():
     timesteps = torch.tensor([100, 900, 500, 300, 700, 200])
     with torch.no_grad():
         stock = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
-        with agentsd.apply(unet, schedule=reuse(3)) as patch:
+        with agentsd.apply(unet, reuse(3)) as patch:
             with pytest.warns(UserWarning, match="cannot reuse .* the timestep is .* one of many in no order"):
                 outputs = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
             assert "its run cannot be told" in str(patch.report())
@@ -443,7 +446,7 @@ def test_timesteps_in_no_order_are_no_run():
 
 def test_a_bare_number_is_reported():
     unet = make_tiny_unet()
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)) as patch:
+    with torch.no_grad(), agentsd.apply(unet, reuse(3)) as patch:
         with pytest.warns(UserWarning, match="cannot reuse features: the timestep is a number"):
             unet(torch.randn(1, 4, 16, 16), 900, torch.randn(1, 77, 32))
         assert "the timestep is a number" in str(patch.report())
@@ -461,7 +464,7 @@ def test_gradients_taken_through_the_unet_are_those_of_stock():
         return found
 
     stock = gradients()
-    with agentsd.apply(unet, schedule=reuse(3)) as patch:
+    with agentsd.apply(unet, reuse(3)) as patch:
         with pytest.warns(UserWarning, match="gradients are taken through the UNet"):
             patched = gradients()
         assert "gradients are taken through the UNet" in str(patch.report())
@@ -480,7 +483,7 @@ class TestMemory:
     @pytest.mark.parametrize("steps", [4, *(pytest.param(more, marks=pytest.mark.slow) for more in (5, 6))])
     def test_none_after_a_run(self, steps, tiny_pipe):
         before = self.held()
-        patch = agentsd.apply(tiny_pipe, schedule=reuse(3))
+        patch = agentsd.apply(tiny_pipe, reuse(3))
         seen = []
         draw(tiny_pipe, steps=steps, callback_on_step_end=lambda *call: seen.append(self.held()) or call[3])
         assert max(seen) > before  # else nothing is watched here
@@ -493,7 +496,7 @@ class TestMemory:
             return rest[-1]
 
         before = self.held()
-        patch = agentsd.apply(tiny_pipe, schedule=reuse(3))
+        patch = agentsd.apply(tiny_pipe, reuse(3))
         for _ in range(4):
             draw(tiny_pipe, steps=6, callback_on_step_end=interrupt)
         assert self.held() <= before + 1
@@ -513,7 +516,7 @@ def test_controlnet_residuals_reach_the_layers_that_run(layers, depth):
     }
     with torch.no_grad():
         stock = unet(sample, 500, context, **residuals).sample
-        with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
             outputs = [unet(sample, t, context, **residuals).sample for t in torch.tensor([500, 500])]
             assert calls.full == 1
     torch.testing.assert_close(outputs[1], stock)
@@ -526,7 +529,7 @@ def test_adapter_residuals_reach_the_layers_that_run(layers, depth):
     residuals = [torch.randn(1, 16, 16, 16), torch.randn(1, 32, 8, 8), torch.randn(1, 32, 4, 4)]
     with torch.no_grad():
         stock = unet(sample, 500, context, down_intrablock_additional_residuals=list(residuals)).sample
-        with agentsd.apply(unet, schedule=reuse(2, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
             outputs = [
                 unet(sample, t, context, down_intrablock_additional_residuals=list(residuals)).sample
                 for t in torch.tensor([500, 500])
@@ -543,7 +546,7 @@ def test_calls_that_cannot_reuse_run_the_whole_unet_and_are_reported():
     def residuals():
         return [torch.zeros(1, 16, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(1, 32, 4, 4)]
 
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(2)) as patch, Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, reuse(2)) as patch, Calls(unet) as calls:
         timesteps = torch.tensor([600, 300])
         unet(sample, timesteps[0], context)
         with pytest.warns(UserWarning, match=reason):
@@ -585,7 +588,7 @@ def test_training_and_freeu_on_the_last_block_are_obstacles():
 def test_batch_that_changes_within_a_run_runs_the_whole_unet():
     unet = make_tiny_unet()
     context = torch.randn(2, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, schedule=reuse(3)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, reuse(3)), Calls(unet) as calls:
         timesteps = torch.tensor([600, 300, 100])
         unet(torch.randn(2, 4, 16, 16), timesteps[0], context)
         with pytest.warns(UserWarning, match="the batch or picture size changed"):
@@ -605,7 +608,7 @@ def test_lora_scale_holds_in_reuse_steps():
         helper.enable()
         expected = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
         helper.disable()
-        with agentsd.apply(pipe, schedule=reuse(3)):
+        with agentsd.apply(pipe, reuse(3)):
             pictures[scale] = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
         torch.testing.assert_close(pictures[scale], expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pictures[0.3], pictures[1.0], atol=1e-4)
@@ -615,7 +618,7 @@ def test_undo_is_exact():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
     keys = {name: set(module.__dict__) for name, module in pipe.unet.named_modules()}
-    patch = agentsd.apply(pipe, reuse=3)
+    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(3))
     assert not torch.equal(draw(pipe), stock)
     patch.remove()
     assert torch.equal(draw(pipe), stock)
@@ -627,7 +630,7 @@ def test_undo_is_exact():
 def test_copies_run_their_own_weights():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    agentsd.apply(pipe, reuse=2)
+    agentsd.apply(pipe, agentsd.preset().with_reuse(2))
     patched = draw(pipe)
     for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
         assert torch.equal(draw(twin), patched)
@@ -651,7 +654,7 @@ def draw_unet(unet):
 def test_disabled_patch_does_not_reuse():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    with agentsd.apply(pipe, reuse=2) as patch, patch.disabled():
+    with agentsd.apply(pipe, agentsd.preset().with_reuse(2)) as patch, patch.disabled():
         assert torch.equal(draw(pipe), stock)
 
 
@@ -660,7 +663,7 @@ def test_accelerate_hook_on_top_survives_undo():
 
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    patch = agentsd.apply(pipe, reuse=2)
+    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(2))
     patched = draw(pipe)
     cpu_offload_with_hook(pipe.unet, execution_device="cpu")
     assert torch.equal(draw(pipe), patched)
@@ -671,9 +674,11 @@ def test_accelerate_hook_on_top_survives_undo():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda unet: agentsd.apply(unet, reuse=0), r"reuse=0 must be an integer of at least 1"),
-        (lambda unet: agentsd.apply(unet, reuse=3, reuse_depth=3), r"reuse_depth=3 must be at most 2"),
-        (lambda unet: agentsd.apply(unet, reuse=3, schedule=reuse(3)), r"schedule and reuse were given together"),
+        (lambda unet: agentsd.preset().with_reuse(0), r"every=0 must be an integer of at least 1"),
+        (
+            lambda unet: agentsd.apply(unet, Schedule.constant(None, 3, skipping=Skipping(depth=3))),
+            r"depth=3 must be at most 2",
+        ),
     ],
 )
 def test_errors_leave_the_unet_stock(call, text):
@@ -692,6 +697,6 @@ def test_sdxl_like_unet_without_attention_at_the_finest_level():
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
     with torch.no_grad():
         stock = unet(sample, 500, context).sample
-        with agentsd.apply(unet, schedule=reuse(2, 2)):
+        with agentsd.apply(unet, reuse(2, 2)):
             outputs = [unet(sample, t, context).sample for t in torch.tensor([500, 500])]
     torch.testing.assert_close(outputs[1], stock)

@@ -11,7 +11,8 @@ from probe import AGENTS, MERGE, MIXED, POOL, expected, unet_inputs, watch
 from tiny import draw, make_sdxl_pipe, make_tiny_pipe
 
 import agentsd
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, Schedule
+from agentsd.attention.settings import Attention
 
 # scheduler class, settings, calls of the UNet in 10 steps
 SCHEDULERS = {
@@ -63,7 +64,7 @@ def build(name):
 
 @pytest.fixture
 def pipe(tiny_pipe):
-    agentsd.apply(tiny_pipe, schedule=MIXED)
+    agentsd.apply(tiny_pipe, MIXED)
     return tiny_pipe
 
 
@@ -80,7 +81,7 @@ class TestEveryScheduler:
 
     @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "IPNDM"])  # its memory is one entry longer
     def test_without_knowing_the_scheduler(self, name, tiny_pipe):
-        agentsd.apply(tiny_pipe.unet, schedule=MIXED)  # the UNet alone: only the timestep tells
+        agentsd.apply(tiny_pipe.unet, MIXED)  # the UNet alone: only the timestep tells
         tiny_pipe.scheduler, number = build(name)
         with watch(tiny_pipe.unet) as calls:
             draw(tiny_pipe, steps=10, guidance_scale=1.0)
@@ -94,7 +95,7 @@ class TestEveryScheduler:
         other = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipe)
         other.set_progress_bar_config(disable=True)
         other.scheduler, number = build(name)
-        agentsd.apply(other, schedule=MIXED)
+        agentsd.apply(other, MIXED)
         for _ in range(2):
             with watch(other.unet) as calls:
                 draw(other, steps=10, guidance_scale=1.0, image=torch.rand(1, 3, 32, 32), strength=0.5)
@@ -107,7 +108,7 @@ class TestEveryScheduler:
         tiny_pipe.scheduler, number = build(name)
         for cut in range(1, 6):
             schedule = Schedule((Phase(cut / number, POOL), Phase(1.0, None)))
-            agentsd.apply(tiny_pipe, schedule=schedule)
+            agentsd.apply(tiny_pipe, schedule)
             with watch(tiny_pipe.unet) as calls:
                 draw(tiny_pipe, steps=10, guidance_scale=1.0)
             assert [call.config for call in calls] == [POOL] * cut + [None] * (number - cut)
@@ -130,7 +131,7 @@ class TestPipelineArguments:
 
     @pytest.mark.parametrize("first", [AGENTS, None])
     def test_a_single_step_is_the_first_phase(self, first, tiny_pipe):
-        agentsd.apply(tiny_pipe, schedule=Schedule((Phase(0.1, first), Phase(1.0, MERGE))))
+        agentsd.apply(tiny_pipe, Schedule((Phase(0.1, first), Phase(1.0, MERGE))))
         tiny_pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing")
         for _ in range(2):
             with watch(tiny_pipe.unet) as calls:
@@ -142,7 +143,7 @@ class TestPipelineArguments:
 
         base = make_sdxl_pipe()
         pipe = StableDiffusionXLImg2ImgPipeline(**base.components)
-        agentsd.apply(pipe, schedule=Schedule((Phase(0.5, POOL), Phase(1.0, None))))
+        agentsd.apply(pipe, Schedule((Phase(0.5, POOL), Phase(1.0, None))))
         image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         with watch(pipe.unet) as calls:
             draw(pipe, steps=10, denoising_start=0.6, image=image)
@@ -150,7 +151,7 @@ class TestPipelineArguments:
 
     def test_denoising_end_leaves_the_last_steps_of_the_schedule_out(self):
         pipe = make_sdxl_pipe()
-        agentsd.apply(pipe, schedule=Schedule((Phase(0.4, POOL), Phase(1.0, None))))
+        agentsd.apply(pipe, Schedule((Phase(0.4, POOL), Phase(1.0, None))))
         with watch(pipe.unet) as calls:
             draw(pipe, steps=10, denoising_end=0.8)
         assert [call.config for call in calls] == [POOL] * 4 + [None] * 4
@@ -266,7 +267,7 @@ class TestLoopsOfOnesOwn:
 
     def test_timesteps_that_belong_to_no_scheduler(self, tiny_unet):
         sample, text = unet_inputs()
-        agentsd.apply(tiny_unet, schedule=MIXED)
+        agentsd.apply(tiny_unet, MIXED)
         with watch(tiny_unet) as calls, torch.no_grad():
             for t in torch.linspace(1.5, 0.1, 8):  # continuous noise levels
                 tiny_unet(sample, t, text)
@@ -292,11 +293,11 @@ class TestLoopsOfOnesOwn:
             (torch.tensor([500, 900]), None),  # samples at different steps (training): stock
             (torch.tensor([900, 899]), None),
         ],
-        ids=lambda value: None if isinstance(value, AgentConfig | None) else repr(value),
+        ids=lambda value: None if isinstance(value, Attention | None) else repr(value),
     )
     def test_a_bare_number_is_a_share_of_the_training_steps(self, timestep, config, tiny_unet):
         sample, text = unet_inputs()
-        agentsd.apply(tiny_unet, schedule=MIXED)
+        agentsd.apply(tiny_unet, MIXED)
         for positional in (True, False):
             with watch(tiny_unet) as calls, torch.no_grad():
                 if positional:
@@ -310,14 +311,14 @@ class TestLoopsOfOnesOwn:
         timesteps = torch.tensor([500, 900])
         with torch.no_grad():
             stock = tiny_unet(sample, timesteps, text).sample
-            agentsd.apply(tiny_unet, config=AGENTS)
+            agentsd.apply(tiny_unet, AGENTS)
             assert torch.equal(tiny_unet(sample, timesteps, text).sample, stock)
             equal = tiny_unet(sample, torch.tensor([900, 900]), text).sample
             assert torch.equal(equal, tiny_unet(sample, 900, text).sample)
 
     def test_a_call_without_a_timestep_fails_as_the_unet_does(self, tiny_unet):
         sample, text = unet_inputs()
-        agentsd.apply(tiny_unet, config=AGENTS)
+        agentsd.apply(tiny_unet, AGENTS)
         with pytest.raises(TypeError, match="timestep"):
             tiny_unet(sample, encoder_hidden_states=text)
         with pytest.raises(TypeError, match="sample"):
@@ -332,20 +333,20 @@ class TestLoopsOfOnesOwn:
 
 def test_the_paper_preset_over_fifty_steps(tiny_pipe):
     # The official code counts i < 20 over 50 DDIM steps, 21 of 51 calls under PLMS.
-    agentsd.apply(tiny_pipe, preset="paper")
+    agentsd.apply(tiny_pipe, "paper")
     for name, number in (("DDIM", 20), ("PNDM", 21)):
         tiny_pipe.scheduler, _ = build(name)
         with watch(tiny_pipe.unet) as calls:
             draw(tiny_pipe, steps=50, guidance_scale=1.0)
         agents = [call.config.agent_ratio is not None for call in calls]
         assert agents == [True] * number + [False] * (len(calls) - number)
-        assert calls[0].config == AgentConfig(merge_ratio=0.4, agent_ratio=0.95, stride=4)
+        assert calls[0].config == MergedTokens(merge_ratio=0.4, agent_ratio=0.95, stride=4)
 
 
 def test_a_pipeline_that_is_gone_is_no_obstacle():
     pipe = make_tiny_pipe()
     unet = pipe.unet
-    agentsd.apply(pipe, schedule=MIXED)
+    agentsd.apply(pipe, MIXED)
     draw(pipe, steps=2)
     del pipe
     other = make_tiny_pipe(seed=1)

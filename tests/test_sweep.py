@@ -53,8 +53,8 @@ def test_one_setting_at_a_time_or_all_combined(capsys):
 
 def test_phases_say_when_agents_run():
     settings = {phase: script["Setting"](**{**script["CENTRE"], "phase": phase}) for phase in ("early", "late")}
-    assert "until=0.5, config=None" in settings["late"].arm.settings
-    assert "until=1.0, config=None" in settings["early"].arm.settings
+    assert '{"until": 0.5, "every": 1},' in settings["late"].arm.settings
+    assert '{"until": 1.0, "every": 1}]' in settings["early"].arm.settings
 
 
 def test_layer_inputs_are_those_of_the_layers(pipe):
@@ -66,8 +66,8 @@ def test_layer_inputs_are_those_of_the_layers(pipe):
     assert {(given.downsample, given.grid) for given in inputs} == {(1, (16, 16)), (2, (8, 8)), (4, (4, 4))}
     for given in inputs:
         assert given.tokens.shape == given.metric.shape == (2, given.grid[0] * given.grid[1], given.site.attn.query_dim)
-    config = script["Setting"](**script["CENTRE"]).config
-    first = script["layer_errors"](config, inputs)
+    attention = script["Setting"](**script["CENTRE"]).attention
+    first = script["layer_errors"](attention, inputs)
     assert list(first) == ["1"]
     assert 0 < first["1"] < 2
 

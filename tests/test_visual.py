@@ -8,13 +8,13 @@ from probe import AGENTS, MERGE, MIXED, POOL, SAMPLE, assert_same, snapshot
 from tiny import draw
 
 import agentsd
-from agentsd import AgentConfig
+from agentsd import MergedTokens
 from agentsd.attention.tokens import sample_tokens
 from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
 from agentsd.unet.processor import attend
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
-MERGED_AGENTS = AgentConfig(merge_ratio=0.4, agent_ratio=0.9, stride=4)
+MERGED_AGENTS = MergedTokens(merge_ratio=0.4, agent_ratio=0.9, stride=4)
 
 
 @pytest.fixture(autouse=True)
@@ -26,23 +26,23 @@ def _no_window():
 
 
 def recorded(pipe, config, **arguments):
-    with agentsd.apply(pipe, config=config), record(pipe) as seen:
+    with agentsd.apply(pipe, config), record(pipe) as seen:
         draw(pipe, steps=1, **arguments)
     return seen[0]
 
 
 class TestRecord:
     def test_sees_the_calls_that_the_schedule_changes_and_leaves_nothing(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, schedule=MIXED)
+        patch = agentsd.apply(tiny_pipe, MIXED)
         before, patched = snapshot(tiny_pipe.unet), draw(tiny_pipe)
         with record(tiny_pipe) as seen:
             assert torch.equal(draw(tiny_pipe), patched)
-        assert [(each.call, each.plan.config) for each in seen] == [(0, AGENTS), (1, AGENTS), (2, MERGE)]
+        assert [(each.call, each.plan.settings) for each in seen] == [(0, AGENTS), (1, AGENTS), (2, MERGE)]
         assert all(each.name == patch.report().layers[0].name and each.tokens.shape[1] == 256 for each in seen)
         assert_same(before, snapshot(tiny_pipe.unet))
 
     def test_of_another_layer(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, config=AgentConfig(stride=4, max_downsample=2))
+        patch = agentsd.apply(tiny_pipe, MergedTokens(stride=4, max_downsample=2))
         name = patch.report().layers[1].name
         with record(tiny_pipe.unet, name) as seen:
             draw(tiny_pipe, steps=2)
@@ -50,7 +50,7 @@ class TestRecord:
         assert {(each.plan.height, each.plan.width) for each in seen} == {(8, 8)}
 
     def test_ends_with_an_error(self, tiny_pipe):
-        agentsd.apply(tiny_pipe, config=AGENTS)
+        agentsd.apply(tiny_pipe, AGENTS)
         before = snapshot(tiny_pipe.unet)
         with pytest.raises(RuntimeError, match="stop"), record(tiny_pipe):
             raise RuntimeError("stop")
@@ -93,14 +93,14 @@ class TestMaps:
     def test_sampled_agents_gather_from_themselves(self, tiny_pipe):
         seen = recorded(tiny_pipe, SAMPLE)
         gather, broadcast = seen.maps()
-        assert torch.equal(gather.argmax(-1), seen.plan.drawn.expand(2, -1))
+        assert torch.equal(gather.argmax(-1), seen.plan.sample.expand(2, -1))
         assert torch.equal(gather.sum(-1), torch.ones(2, 16))
         attn = seen.attn
         attn.heads, before = 1, attn.heads
         scale, attn.scale = attn.scale, attn.inner_dim**-0.5
         try:
             _, broadcast = seen.maps()
-            value = attn.to_v(sample_tokens(seen.tokens, seen.plan.drawn))
+            value = attn.to_v(sample_tokens(seen.tokens, seen.plan.sample))
             found = attend(attn, seen.tokens, seen.metric, seen.plan)
         finally:
             attn.heads, attn.scale = before, scale
@@ -112,7 +112,7 @@ class TestMaps:
         agents = seen.plan.counts.agents
         assert gather.shape == (2, agents, 256)
         assert broadcast.shape == (2, 256, agents)
-        assert len(broadcast[0].unique(dim=0)) == seen.plan.counts.features
+        assert len(broadcast[0].unique(dim=0)) == seen.plan.counts.kept
 
     def test_a_phase_without_agents_has_none(self, tiny_pipe):
         seen = recorded(tiny_pipe, MERGE)
@@ -132,7 +132,7 @@ class TestPlaces:
     def test_sampled_agents_are_at_their_tokens(self, tiny_pipe):
         seen = recorded(tiny_pipe, SAMPLE)
         places = seen.agent_places()
-        assert torch.equal((places[:, 0] - 0.5) * 16 + places[:, 1] - 0.5, seen.plan.drawn.float())
+        assert torch.equal((places[:, 0] - 0.5) * 16 + places[:, 1] - 0.5, seen.plan.sample.float())
 
     def test_merged_agents_are_one_in_each_cell_and_the_tokens_kept(self, tiny_pipe):
         seen = recorded(tiny_pipe, AGENTS)
@@ -191,7 +191,7 @@ class TestDrawings:
             draw_map(torch.ones(9), seen, PICTURE.permute(1, 2, 0).numpy())
 
     def test_merging_call_by_call(self, tiny_pipe):
-        with agentsd.apply(tiny_pipe, config=MERGE), record(tiny_pipe) as seen:
+        with agentsd.apply(tiny_pipe, MERGE), record(tiny_pipe) as seen:
             draw(tiny_pipe, steps=3)
         axes = draw_merging(seen, PICTURE)
         assert [each.get_title() for each in axes] == [f"call {i}: 256 to 128" for i in range(3)]

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from agentsd.attention.settings import Attention, PooledAgents, SampledKeys
 from agentsd.bench.arm import Arm, RunArm, as_run
-from agentsd.bench.baselines import channels_last, compiled, no_self_attention_arm, stock, unfused_arm
+from agentsd.bench.baselines import COPIED_LAYER, channels_last, compiled, no_self_attention_arm, stock, unfused_arm
 from agentsd.bench.ours import agent_arm, ranking_arm, run_arm
 from agentsd.bench.rankings import Ranker, SharedRanking, rank_in_windows, ranking_free
 from agentsd.bench.rivals import (
@@ -20,11 +21,12 @@ from agentsd.bench.rivals import (
     tomesd_arm,
 )
 from agentsd.presets import PRESETS
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.schedule import Schedule, Skipping
 
-SAMPLED_4, SAMPLED_8 = (PRESETS[name].configs[0] for name in ("quality", "fast"))
+COPIED_PREDICTION = Skipping(depth=0, forecast=0.0, last_full=False)  # the cached prediction as it is
+SAMPLED_4, SAMPLED_8 = (SampledKeys(stride=stride, min_keys=64, max_keys=256) for stride in (4, 8))
 _TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
-_PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].configs
+_PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].attentions
 
 # What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
 STEP_ARMS = MappingProxyType(
@@ -38,20 +40,20 @@ STEP_ARMS = MappingProxyType(
         "paper, agent phase": agent_arm(Schedule.constant(_PAPER_EARLY)),
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
-        "pooled agents, stride 4": agent_arm(Schedule.constant(AgentConfig(agents="pool"))),
+        "pooled agents, stride 4": agent_arm(Schedule.constant(PooledAgents())),
         "sampled agents, stride 4": agent_arm(Schedule.constant(SAMPLED_4)),
         "sampled agents, stride 8": agent_arm(Schedule.constant(SAMPLED_8)),
         "DeepCache 3": deepcache_arm(3),
         "DeepCache 5": deepcache_arm(5),
-        "reuse 3": agent_arm(Schedule.constant(None, reuse=3)),
-        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(reuse=3),
-        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(reuse=5),
-        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3)),
-        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5)),
-        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=3, reuse_depth=0)),
-        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, reuse=5, reuse_depth=0)),
-        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=3)),
-        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, reuse=5)),
+        "reuse 3": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
+        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(every=3),
+        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(every=5),
+        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)),
+        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)),
+        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)),
+        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)),
+        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)),
+        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)),
     }
 )
 
@@ -71,18 +73,20 @@ def _front() -> dict[str, RunArm]:
         "ranking in windows": lambda: rank_in_windows,
     }
     arms |= {f"paper, {name}": as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
-    configs = {f"pooled agents, stride {stride}": AgentConfig(agents="pool", stride=stride) for stride in (4, 8)}
-    configs["sampled agents, stride 2"] = AgentConfig(agents="sample", stride=2)
-    configs["sampled agents, stride 4"] = SAMPLED_4
-    configs["sampled agents, stride 8"] = SAMPLED_8
-    configs["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
-    configs["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
-    arms |= {name: run_arm(Schedule.constant(config)) for name, config in configs.items()}
-    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, reuse=k)) for k in (2, 3, 5)}
+    settings: dict[str, Attention]
+    settings = {f"pooled agents, stride {stride}": PooledAgents(stride=stride) for stride in (4, 8)}
+    settings["sampled agents, stride 2"] = SampledKeys(stride=2)
+    settings["sampled agents, stride 4"] = SAMPLED_4
+    settings["sampled agents, stride 8"] = SAMPLED_8
+    settings["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
+    settings["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
+    arms |= {name: run_arm(Schedule.constant(setting)) for name, setting in settings.items()}
+    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, k, skipping=COPIED_LAYER)) for k in (2, 3, 5)}
     for every in (3, 5):
         for forecast, told in {0.0: "", 0.2: ", forecast 0.2"}.items():
             for depth, what in {1: "reuse", 0: "prediction reuse"}.items():
-                schedule = Schedule.constant(SAMPLED_8, reuse=every, reuse_depth=depth, reuse_forecast=forecast)
+                skipping = Skipping(depth=depth, forecast=forecast, last_full=False)
+                schedule = Schedule.constant(SAMPLED_8, every, skipping=skipping)
                 arms[f"{what} {every} + sampled agents{told}"] = run_arm(schedule)
     for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
         for name in ("quality", "balanced"):

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from agentsd.bench.arm import Arm, restored
 from agentsd.patch import apply
-from agentsd.schedule import Schedule
+from agentsd.schedule import Schedule, Skipping
 from agentsd.unet.processor import SITE, Site
+
+COPIED_LAYER = Skipping(depth=1, forecast=0.0, last_full=False)  # as DeepCache: the last layer, without a forecast
 
 
 def stock(pipe: Any) -> AbstractContextManager[Any]:
@@ -32,13 +34,13 @@ def unfused_arm() -> Arm:
     return Arm(arm)
 
 
-def no_self_attention_arm(reuse: int = 1) -> Arm:
+def no_self_attention_arm(every: int = 1) -> Arm:
     """Return the arm without any self-attention: the ceiling of every attention method, not a picture anyone wants."""
-    schedule = Schedule.constant(None, reuse=reuse)
+    schedule = Schedule.constant(None, every, skipping=COPIED_LAYER)
 
     @contextmanager
     def enter(pipe: Any) -> Iterator[None]:
-        with apply(pipe, schedule=schedule):
+        with apply(pipe, schedule):
             carried = [module.__dict__.get(SITE) for module in pipe.unet.modules()]
             sites = [site for site in carried if isinstance(site, Site)]
             before = [site.original for site in sites]
@@ -50,7 +52,7 @@ def no_self_attention_arm(reuse: int = 1) -> Arm:
                 for site, original in zip(sites, before, strict=True):
                     site.original = original
 
-    return Arm(enter, reuse, repr(schedule) if reuse > 1 else "")
+    return Arm(enter, every, schedule.to_json() if every > 1 else "")
 
 
 def compiled(arm: Arm, backend: Any = "inductor") -> Arm:

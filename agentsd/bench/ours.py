@@ -12,8 +12,8 @@ from agentsd.schedule import Schedule
 
 def agent_arm(schedule: Schedule) -> Arm:
     """Return the arm that applies a schedule of ours."""
-    cycle = max(phase.reuse for phase in schedule.phases)
-    return Arm(lambda pipe: apply(pipe, schedule=schedule), cycle, repr(schedule))
+    cycle = max(phase.every for phase in schedule.phases)
+    return Arm(lambda pipe: apply(pipe, schedule), cycle, schedule.to_json())
 
 
 def ranking_arm(schedule: Schedule, ranker: Callable[[], Ranker]) -> Arm:
@@ -21,10 +21,10 @@ def ranking_arm(schedule: Schedule, ranker: Callable[[], Ranker]) -> Arm:
 
     @contextmanager
     def enter(pipe: Any) -> Iterator[None]:
-        with apply(pipe, schedule=schedule), ranked_by(pipe.unet, ranker()):
+        with apply(pipe, schedule), ranked_by(pipe.unet, ranker()):
             yield
 
-    return Arm(enter, settings=repr(schedule))
+    return Arm(enter, settings=schedule.to_json())
 
 
 def run_arm(schedule: Schedule) -> RunArm:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from agentsd.presets import DEFAULT_PRESET, PRESETS
+from agentsd.presets import PRESETS
 
 MEASURED = Path(__file__).with_name("measured.json")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
@@ -34,7 +34,7 @@ def collect() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "devices": _devices(),
-        "default_preset": DEFAULT_PRESET,
+        "default_preset": "balanced",
         "presets": {name: current_figures(name, measured) for name in PRESETS},
         "measured_with": measured.get("setup"),
         "demo_model": _demo_model(),
@@ -115,7 +115,7 @@ def current_figures(name: str, measured: Mapping[str, Any]) -> dict[str, Any] | 
         True
     """
     figures: dict[str, Any] | None = measured.get("presets", {}).get(name)
-    return figures if figures is not None and figures["settings"] == repr(PRESETS[name]) else None
+    return figures if figures is not None and figures["settings"] == PRESETS[name].to_json() else None
 
 
 def describe(facts: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from agentsd.bench.arm import RunArm
@@ -11,8 +11,8 @@ from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.ours import run_arm
 from agentsd.bench.store import slug
 from agentsd.pictures.generate import labelled_schedule
-from agentsd.presets import DEFAULT_PRESET, PRESETS
-from agentsd.schedule import Schedule
+from agentsd.presets import PRESETS
+from agentsd.schedule import Schedule, schedule_object
 
 STOCK = "stock"
 CONTROL = "stock A/A"
@@ -65,9 +65,13 @@ class EvaluationArm:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the pictures, as plain data."""
-        data = asdict(self)
-        settings = None if self.rival is None else RUN_ARMS[self.rival].settings
-        return {key: data[key] for key in ("steps", "schedule", "rival", "noise")} | {"rival_settings": settings}
+        return {
+            "steps": self.steps,
+            "schedule": None if self.schedule is None else schedule_object(self.schedule),
+            "rival": self.rival,
+            "noise": self.noise,
+            "rival_settings": None if self.rival is None else RUN_ARMS[self.rival].settings,
+        }
 
 
 def parse_arm(text: str, steps: int) -> EvaluationArm:
@@ -85,7 +89,7 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
 
     Example:
         >>> arm = parse_arm("gentle:preset=quality,reuse=2", 20)
-        >>> arm.name, arm.schedule.reuses
+        >>> arm.name, arm.schedule.skips_steps
         ('gentle', True)
     """
     name, colon, rest = (part.strip() for part in text.partition(":"))
@@ -116,10 +120,10 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
     if not ours:
         return plain  # stock with other steps or noise
     schedule, _ = labelled_schedule(
-        given.get("preset", DEFAULT_PRESET),
+        given.get("preset", "balanced"),
         ratio=_number(text, given, "ratio", float, None),
         reuse=_number(text, given, "reuse", int, None),
-        reuse_depth=_number(text, given, "depth", int, None),
+        depth=_number(text, given, "depth", int, None),
     )
     return replace(plain, schedule=schedule)
 
@@ -144,7 +148,7 @@ def base_arms(texts: Sequence[str], steps: int) -> list[EvaluationArm]:
     arms = [
         EvaluationArm(name=STOCK, role="stock", steps=steps),
         EvaluationArm(name=CONTROL, role="control", steps=steps),
-        *(parse_arm(text, steps) for text in texts or [DEFAULT_PRESET]),
+        *(parse_arm(text, steps) for text in texts or ["balanced"]),
     ]
     _check_names(arms)
     return arms

@@ -15,6 +15,7 @@ from torch import Tensor
 from agentsd.bench.metrics import psnr, ssim
 from agentsd.patch import apply
 from agentsd.pictures.generate import Settings, generate
+from agentsd.schedule import Schedule
 from agentsd.system.timing import interleave
 
 _WARMUP_STEPS = 4
@@ -58,18 +59,19 @@ class Comparison:
         }
 
 
-def _check(settings: Settings) -> None:
-    if settings.schedule is None:  # `apply` would take the default preset
+def _schedule(settings: Settings) -> Schedule:
+    if settings.schedule is None:
         raise ValueError("schedule=None has nothing to compare with the stock pipeline; give a preset.")
+    return settings.schedule
 
 
 def warm_up(pipe: Any, settings: Settings) -> None:
     """Run both arms of a comparison a few steps at its shape, so that no first-call cost enters a time."""
-    _check(settings)
+    schedule = _schedule(settings)
     short = dataclasses.replace(settings, steps=min(_WARMUP_STEPS, settings.steps or _WARMUP_STEPS))
     for _ in range(_WARMUP_RUNS):
         generate(pipe, [short])
-        with apply(pipe, schedule=settings.schedule, seed=settings.agents_seed):
+        with apply(pipe, schedule, seed=settings.agents_seed):
             generate(pipe, [short])
 
 
@@ -87,7 +89,7 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
     Raises:
         ValueError: If the settings hold no schedule.
     """
-    _check(settings)
+    schedule = _schedule(settings)
     drawn: dict[str, Image.Image] = {}
 
     def draw(name: str) -> None:
@@ -95,7 +97,7 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
 
     @contextmanager
     def arm(patched: bool) -> Iterator[None]:
-        with apply(pipe, schedule=settings.schedule, seed=settings.agents_seed) if patched else nullcontext():
+        with apply(pipe, schedule, seed=settings.agents_seed) if patched else nullcontext():
             yield
         if on_run is not None:
             on_run()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agentsd.patch import choose_schedule
-from agentsd.presets import DEFAULT_PRESET, with_ratio
-from agentsd.schedule import AgentConfig, Phase, Schedule
+from agentsd.presets import preset as preset_named
+from agentsd.presets import with_ratio
+from agentsd.schedule import Schedule, schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.precision import slow_dtype_warning
 
@@ -111,7 +111,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain data for JSON."""
-        return dataclasses.asdict(self)
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return found | {"schedule": None if self.schedule is None else schedule_object(self.schedule)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Settings":
@@ -121,27 +122,29 @@ class Settings:
             ValueError: If a field is unknown, missing or out of range.
 
         Example:
-            >>> settings = Settings(prompt="a red circle", schedule=agentsd.preset_schedule("paper"))
+            >>> settings = Settings(prompt="a red circle", schedule=agentsd.preset("paper"))
             >>> Settings.from_dict(settings.to_dict()) == settings
             True
         """
         try:
             schedule = data.get("schedule")
             if schedule is not None:
-                phases = tuple(
-                    Phase(**{**phase, "config": None if phase["config"] is None else AgentConfig(**phase["config"])})
-                    for phase in schedule["phases"]
-                )
-                data = {**data, "schedule": Schedule(**{**schedule, "phases": phases})}
+                data = {**data, "schedule": schedule_from(schedule)}
             return cls(**data)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"settings are not of this version of agentsd: {error}.") from error
 
 
 def labelled_schedule(
-    preset: str | None = None, ratio: float | None = None, reuse: int | None = None, reuse_depth: int | None = None
+    preset: str = "balanced", *, ratio: float | None = None, reuse: int | None = None, depth: int | None = None
 ) -> tuple[Schedule, str]:
-    """Return a preset's schedule with the changes given, and what to call it; see `agentsd.apply`.
+    """Return a preset with the changes given, and its label for captions.
+
+    Args:
+        preset: Name of the preset.
+        ratio: Share of tokens merged; for presets that merge.
+        reuse: Full steps every so many steps.
+        depth: Layers that run at a skipped step, see `agentsd.Skipping`.
 
     Raises:
         ValueError: If the preset is unknown or a value out of range.
@@ -150,8 +153,7 @@ def labelled_schedule(
         >>> labelled_schedule("paper", ratio=0.2)[1]
         'paper, ratio 0.2'
     """
-    schedule = choose_schedule(ratio, preset, None, None, reuse, reuse_depth)
-    return schedule, _changed_label(DEFAULT_PRESET if preset is None else preset, ratio, reuse, reuse_depth)
+    return changed_schedule(preset_named(preset), preset, ratio=ratio, reuse=reuse, depth=depth)
 
 
 def changed_schedule(
@@ -160,9 +162,9 @@ def changed_schedule(
     *,
     ratio: float | None = None,
     reuse: int | None = None,
-    reuse_depth: int | None = None,
+    depth: int | None = None,
 ) -> tuple[Schedule, str]:
-    """Return a recorded schedule and its label with the changes given; see `agentsd.apply`.
+    """Return a recorded schedule and its label with the changes given, as in `labelled_schedule`.
 
     Raises:
         ValueError: If a value is out of range or does not fit the schedule.
@@ -173,17 +175,17 @@ def changed_schedule(
         'paper, reuse 2, ratio 0.3'
     """
     if ratio is not None:
-        schedule = with_ratio(schedule, ratio, f"the recorded schedule ({label})")
+        schedule = with_ratio(schedule, ratio, f"the schedule {label!r}")
     if reuse is not None:
         schedule = schedule.with_reuse(reuse)
-    if reuse_depth is not None:
-        schedule = dataclasses.replace(schedule, reuse_depth=reuse_depth)
-    return schedule, _changed_label(label, ratio, reuse, reuse_depth)
+    if depth is not None:
+        schedule = dataclasses.replace(schedule, skipping=dataclasses.replace(schedule.skipping, depth=depth))
+    return schedule, _changed_label(label, ratio, reuse, depth)
 
 
-def _changed_label(label: str, ratio: float | None, reuse: int | None, reuse_depth: int | None) -> str:
+def _changed_label(label: str, ratio: float | None, reuse: int | None, depth: int | None) -> str:
     parts = label.split(", ")
-    for name, value in (("ratio", ratio), ("reuse", reuse), ("depth", reuse_depth)):
+    for name, value in (("ratio", ratio), ("reuse", reuse), ("depth", depth)):
         if value is not None:
             parts = [part for part in parts if not part.startswith(f"{name} ")] + [f"{name} {value:g}"]
     return ", ".join(parts)

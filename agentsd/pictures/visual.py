@@ -6,14 +6,14 @@ Drawing needs matplotlib (`pip install agentsd[notebooks]`), imported when somet
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agentsd.attention.settings import Attention, MergedTokens, SampledKeys
 from agentsd.attention.tokens import cell_edges
-from agentsd.schedule import AgentConfig
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.processor import SITE, LevelPlan, cut_tokens, split_heads
 from agentsd.unet.runtime import Runtime
@@ -53,23 +53,25 @@ class Recording:
         Raises:
             ValueError: If the step had no agents.
         """
-        cut = cut_tokens(self.tokens, self.metric, self.plan)
-        if cut.agents is None:
+        cut, settings = cut_tokens(self.tokens, self.metric, self.plan), self.plan.settings
+        if cut.agents is None and cut.sampled is None:
             raise ValueError(f"call={self.call} of {self.name} merged without agents; look at an agent phase.")
         attn, scale = self.attn, self.attn.scale
-        query = split_heads(attn, attn.to_q(cut.features)).float()
-        if self.plan.drawn is not None:
-            agents, exponent = split_heads(attn, attn.to_k(cut.agents)).float(), 1.0
-            gather = F.one_hot(self.plan.drawn, self.plan.counts.tokens).to(query).expand(len(query), -1, -1)
+        query = split_heads(attn, attn.to_q(cut.kept)).float()
+        if isinstance(settings, SampledKeys):
+            agents, exponent = split_heads(attn, attn.to_k(cut.sampled)).float(), 1.0
+            gather = (
+                F.one_hot(cast(Tensor, self.plan.sample), self.plan.counts.tokens).to(query).expand(len(query), -1, -1)
+            )
         else:
-            agents, exponent = split_heads(attn, attn.to_q(cut.agents)).float(), self.plan.config.broadcast_exponent
-            key = split_heads(attn, attn.to_k(cut.features)).float()
+            agents, exponent = split_heads(attn, attn.to_q(cut.agents)).float(), settings.broadcast_exponent
+            key = split_heads(attn, attn.to_k(cut.kept)).float()
             gather = (agents @ key.transpose(-1, -2) * scale).softmax(-1).mean(1)
-            if cut.feature_map is not None:
-                gather = cut.feature_map.unmerge(gather.transpose(1, 2)).transpose(1, 2)
+            if cut.kept_map is not None:
+                gather = cut.kept_map.unmerge(gather.transpose(1, 2)).transpose(1, 2)
         broadcast = (query @ agents.transpose(-1, -2) * scale**exponent).softmax(-1).mean(1)
-        if cut.feature_map is not None:
-            broadcast = cut.feature_map.unmerge(broadcast)
+        if cut.kept_map is not None:
+            broadcast = cut.kept_map.unmerge(broadcast)
         return gather, broadcast
 
     @torch.no_grad()
@@ -86,15 +88,15 @@ class Recording:
             ValueError: If the step had no agents.
         """
         height, width = self.plan.height, self.plan.width
-        if self.plan.counts.agents is None:
+        if self.plan.counts.agents is None and self.plan.sample is None:
             raise ValueError(f"call={self.call} of {self.name} merged without agents; look at an agent phase.")
         agent_map = cut_tokens(self.tokens, self.metric, self.plan).agent_map
-        if self.plan.drawn is not None:
-            index = self.plan.drawn.cpu()
+        if self.plan.sample is not None:
+            index = self.plan.sample.cpu()
         elif agent_map is not None:
             index = torch.cat([agent_map.kept[sample], agent_map.destinations]).cpu()
         else:
-            stride = self.plan.config.cell_stride(height, width)
+            stride = self.plan.settings.cell_stride(height, width)
             rows, columns = ((torch.arange(0, side, stride), side) for side in (height, width))
             y, x = ((start + (start + stride).clamp(max=side)) / 2 for start, side in (rows, columns))
             return torch.cartesian_prod(y, x)
@@ -102,7 +104,7 @@ class Recording:
 
     @torch.no_grad()
     def merge_picture(self, picture: Tensor, sample: int = -1) -> Tensor:
-        """Return a picture whose tokens are merged as the layer's features were: what is left for it to see apart.
+        """Return a picture whose tokens are merged as the layer's tokens were: what the layer can tell apart.
 
         Args:
             picture: The picture, [3, H, W], in [0, 1].
@@ -118,11 +120,11 @@ class Recording:
             raise ValueError(f"picture of shape {tuple(picture.shape)} must be [3, H, W].")
         grid = (self.plan.height, self.plan.width)
         small = F.adaptive_avg_pool2d(picture.float(), grid)
-        feature_map = cut_tokens(self.tokens, self.metric, self.plan).feature_map
-        if feature_map is None:
+        kept_map = cut_tokens(self.tokens, self.metric, self.plan).kept_map
+        if kept_map is None:
             return small
         tokens = small.flatten(1).T.expand(self.tokens.shape[0], -1, -1).to(self.tokens.device)
-        merged = feature_map.unmerge(feature_map.merge(tokens))[sample].T
+        merged = kept_map.unmerge(kept_map.merge(tokens))[sample].T
         return merged.reshape(3, *grid).cpu()
 
 
@@ -141,7 +143,7 @@ def record(target: Any, layer: str | None = None) -> Iterator[list[Recording]]:
         ValueError: If the target is not patched, or has no such layer.
 
     Example:
-        >>> with agentsd.apply(pipe, preset="paper"), record(pipe) as seen:
+        >>> with agentsd.apply(pipe, "paper"), record(pipe) as seen:
         ...     _ = pipe("a red ring", num_inference_steps=2, output_type="latent")
         >>> seen[0].name, seen[0].plan.counts.agents
         ('down_blocks.0.attentions.0.transformer_blocks.0.attn1', 16)
@@ -180,17 +182,17 @@ def record(target: Any, layer: str | None = None) -> Iterator[list[Recording]]:
             hook.remove()
 
 
-def multiply_adds(height: int, width: int, channels: int, config: AgentConfig | None = None) -> int:
+def multiply_adds(height: int, width: int, channels: int, settings: Attention | None = None) -> int:
     """Return the multiply-adds of one self-attention layer's softmaxes (and ranking), without its projections.
 
-    Softmax attention takes `2 N^2 C`; with `n` agents and `M` features left it is `4 n M C`, and ranking by similarity
-    adds `N D C` for `D` destinations (https://arxiv.org/abs/2312.08874, https://arxiv.org/abs/2303.17604).
+    Softmax attention takes `2 N^2 C`; with `n` agents and `M` kept tokens `4 n M C`, with `n` sampled keys `2 n N C`.
+    Ranking by similarity adds `N D C` for `D` destinations (https://arxiv.org/abs/2312.08874, https://arxiv.org/abs/2303.17604).
 
     Args:
         height: Grid height in tokens.
         width: Grid width in tokens.
         channels: Channels of the layer, over all heads.
-        config: Settings; `None` is stock attention.
+        settings: Settings; `None` is stock attention.
 
     Returns:
         The count.
@@ -199,21 +201,26 @@ def multiply_adds(height: int, width: int, channels: int, config: AgentConfig | 
         ValueError: If a size is below 1.
 
     Example:
-        >>> multiply_adds(64, 64, 320) / multiply_adds(64, 64, 320, AgentConfig(agents="pool", stride=4))
+        >>> from agentsd import PooledAgents
+        >>> multiply_adds(64, 64, 320) / multiply_adds(64, 64, 320, PooledAgents(stride=4))
         8.0
     """
     for name, value in {"height": height, "width": width, "channels": channels}.items():
         if value < 1:
             raise ValueError(f"{name}={value!r} must be at least 1.")
     tokens = height * width
-    counts = None if config is None else config.count_tokens(height, width)
-    if config is None or counts is None:
+    counts = None if settings is None else settings.count_tokens(height, width)
+    if counts is None:
         return 2 * tokens**2 * channels
-    cells = (height // config.stride) * (width // config.stride)
-    ranking = (tokens - cells) * cells * channels if config.uses_ranking else 0
+    if counts.keys is not None:
+        return 2 * counts.keys * tokens * channels
+    ranking = 0
+    if isinstance(settings, MergedTokens):
+        cells = (height // settings.stride) * (width // settings.stride)
+        ranking = (tokens - cells) * cells * channels
     if counts.agents is None:
-        return ranking + 2 * counts.features**2 * channels
-    return ranking + (4 if config.gathers else 2) * counts.agents * counts.features * channels
+        return ranking + 2 * counts.kept**2 * channels
+    return ranking + 4 * counts.agents * counts.kept * channels
 
 
 def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
@@ -232,28 +239,28 @@ def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
         ImportError: If matplotlib is not installed.
 
     Example:
-        >>> with agentsd.apply(pipe, preset="paper"), record(pipe) as seen:
+        >>> with agentsd.apply(pipe, "paper"), record(pipe) as seen:
         ...     picture = pipe("a red ring", num_inference_steps=1).images[0]
         >>> len(draw_agents(seen[0], picture).collections)
         1
     """
     places = recording.agent_places().numpy()
     axes = _axes(axes)
-    height, width, config = recording.plan.height, recording.plan.width, recording.plan.config
-    stride = config.stride if config.agents == "merge" else config.cell_stride(height, width)
+    height, width, settings = recording.plan.height, recording.plan.width, recording.plan.settings
+    stride = settings.cell_stride(height, width)
     axes.imshow(picture, extent=(0, width, height, 0))
-    for line in _cell_lines(height, stride, config.agents):
+    for line in _cell_lines(height, stride, settings):
         axes.axhline(line, color="white", linewidth=0.4)
-    for line in _cell_lines(width, stride, config.agents):
+    for line in _cell_lines(width, stride, settings):
         axes.axvline(line, color="white", linewidth=0.4)
     axes.scatter(places[:, 1], places[:, 0], s=6, color="black", edgecolors="white", linewidths=0.4)
     axes.set_title(f"{len(places)} agents for {height * width} tokens")
     return _bare(axes)
 
 
-def _cell_lines(length: int, stride: int, agents: str) -> list[int]:
-    """Return where cells meet: sampled agents' are of equal size, the others' cut off at the border."""
-    if agents == "sample":
+def _cell_lines(length: int, stride: int, settings: Attention) -> list[int]:
+    """Return where cells meet: those of sampled keys are of equal size, the others are cut off at the border."""
+    if isinstance(settings, SampledKeys):
         return cell_edges(length, stride)[0].tolist()[1:]
     return list(range(stride, length, stride))
 
@@ -310,13 +317,13 @@ def draw_merging(recordings: Sequence[Recording], picture: Tensor, axes: Any = N
     for recording, place in zip(recordings, axes, strict=True):
         place.imshow(recording.merge_picture(picture).permute(1, 2, 0).numpy())
         counts = recording.plan.counts
-        place.set_title(f"call {recording.call}: {counts.tokens} to {counts.features}")
+        place.set_title(f"call {recording.call}: {counts.tokens} to {counts.kept}")
         _bare(place)
     return axes
 
 
 def draw_costs(
-    arms: Mapping[str, AgentConfig | None], sides: Sequence[int] = (16, 32, 48, 64, 96, 128), axes: Any = None
+    arms: Mapping[str, Attention | None], sides: Sequence[int] = (16, 32, 48, 64, 96, 128), axes: Any = None
 ) -> Any:
     """Draw multiply-adds of one layer with 320 channels against the number of tokens, a line for each setting.
 
@@ -336,8 +343,8 @@ def draw_costs(
         [2621440.0, 41943040.0]
     """
     axes = _axes(axes)
-    for label, config in arms.items():
-        costs = [float(multiply_adds(side, side, 320, config)) for side in sides]
+    for label, settings in arms.items():
+        costs = [float(multiply_adds(side, side, 320, settings)) for side in sides]
         axes.loglog([side * side for side in sides], costs, marker="o", label=label)
     axes.set_xlabel("tokens")
     axes.set_ylabel("multiply-adds of one layer")

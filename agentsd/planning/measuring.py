@@ -6,24 +6,24 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from agentsd.patch import choose_schedule
+from agentsd.attention.settings import Attention
 from agentsd.planning.cache import Measurements, cache_file
 from agentsd.planning.inputs import random_inputs
 from agentsd.planning.plans import LayerTiming, Plan, check_steps
-from agentsd.presets import FRONT, preset_schedule
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.presets import BY_SPEED, as_schedule, preset
+from agentsd.schedule import Schedule, attention_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import SITE, attend, level_plan
-from agentsd.unet.reuse import caches_already, fit_reuse
+from agentsd.unet.reuse import caches_already, fit_skipping
 from agentsd.unet.runtime import grid_at
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
 from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
@@ -38,16 +38,12 @@ DEFAULT_STEPS = 50
 
 def plan(
     target: Any,
+    schedule: str | Schedule | Attention = "balanced",
+    *,
     height: int | None = None,
     width: int | None = None,
     batch: int = 2,
-    *,
     ratio: float | None = None,
-    preset: str | None = None,
-    config: AgentConfig | None = None,
-    schedule: Schedule | None = None,
-    reuse: int | None = None,
-    reuse_depth: int | None = None,
     target_speedup: float | None = None,
     steps: int | None = None,
     cache: bool = True,
@@ -56,31 +52,27 @@ def plan(
 
     Args:
         target: A diffusers pipeline with a UNet where it will run (device, dtype), not patched, compiled or offloaded.
+        schedule: A preset's name, a `Schedule` or settings of self-attention, see `agentsd.apply`.
         height: Picture height in pixels; the model's own by default.
         width: Picture width in pixels; the model's own by default.
         batch: Samples in one UNet call: pictures, doubled by classifier-free guidance.
         ratio: See `agentsd.apply`.
-        preset: See `agentsd.apply`.
-        config: See `agentsd.apply`.
-        schedule: See `agentsd.apply`.
-        reuse: See `agentsd.apply`.
-        reuse_depth: See `agentsd.apply`.
-        target_speedup: Choose the gentlest of the presets `agentsd.FRONT` that is predicted to reach this speed-up of
-            the UNet, in the place of a schedule of your own.
+        target_speedup: Choose the gentlest of our presets that is predicted to reach this speed-up of the UNet; leave
+            `schedule` out then.
         steps: Steps of the run for which `target_speedup` shall hold (50).
         cache: Keep measurements on disk (`AGENTSD_CACHE`, else the user's cache folder), by device, dtype, versions,
             architecture and shape, and use those kept.
 
     Returns:
-        The plan, for `agentsd.apply(pipe, plan=...)`.
+        The plan, for `agentsd.apply(pipe, plan)`.
 
     Raises:
         ValueError: If arguments contradict each other or are out of range, the target is patched, compiled or
             offloaded, has nothing to patch or wants inputs that cannot be made up, or no preset is fast enough.
 
     Example:
-        >>> made = agentsd.plan(pipe, preset="paper", cache=False)
-        >>> patch = agentsd.apply(pipe, plan=made)
+        >>> made = agentsd.plan(pipe, "paper", cache=False)
+        >>> patch = agentsd.apply(pipe, made)
         >>> patch.remove()
     """
     unet = denoiser_of(target)
@@ -89,16 +81,15 @@ def plan(
         raise ValueError(f"batch={batch!r} must be a whole number of at least 1.")
     _check_speedup(target_speedup, steps)
     _check_target(target, unet)
-    chosen = (ratio, preset, config, schedule, reuse, reuse_depth)
     if target_speedup is None:
-        asked = any(value is not None for value in (schedule, reuse, reuse_depth))
-        return _fitted(target, latent, batch, choose_schedule(*chosen), cache, asked=asked)
-    if any(value is not None for value in chosen):
-        raise ValueError("target_speedup chooses the schedule; give it without ratio, preset, config, schedule, reuse.")
+        chosen = as_schedule(schedule, ratio)
+        return _fitted(target, latent, batch, chosen, cache, asked=not isinstance(schedule, str))
+    if schedule != "balanced" or ratio is not None:
+        raise ValueError("target_speedup chooses the schedule; leave schedule and ratio out.")
     steps = DEFAULT_STEPS if steps is None else steps
-    plans = [_fitted(target, latent, batch, preset_schedule(name), cache, asked=False) for name in FRONT]
-    reached = {name: made.predicted_speedup(steps) for name, made in zip(FRONT, plans, strict=True)}
-    for name, made in zip(FRONT, plans, strict=True):
+    plans = [_fitted(target, latent, batch, preset(name), cache, asked=False) for name in BY_SPEED]
+    reached = {name: made.predicted_speedup(steps) for name, made in zip(BY_SPEED, plans, strict=True)}
+    for name, made in zip(BY_SPEED, plans, strict=True):
         if reached[name] >= target_speedup:
             return made
     told = ", ".join(f"{name} {speed:.2f}x" for name, speed in reached.items())
@@ -133,7 +124,7 @@ def _check_target(target: Any, unet: Any) -> None:
     if is_offloaded(unet):
         raise ValueError(
             "target is offloaded: its weights are not where it runs, so that layers cannot be timed one by one; "
-            "call agentsd.plan before offloading is enabled, and agentsd.apply(plan=...) after."
+            "call agentsd.plan before offloading is enabled, and agentsd.apply with the plan after."
         )
     if is_compiled(target if isinstance(target, nn.Module) else target.unet):
         raise ValueError(
@@ -144,10 +135,14 @@ def _check_target(target: Any, unet: Any) -> None:
 
 def _fitted(target: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
     unet = denoiser_of(target)
-    schedule, refused = fit_reuse(unet, schedule, asked=asked)
-    if schedule.reuses and draws_noise(getattr(target, "scheduler", None)):  # as it will run
-        schedule = replace(schedule, reuse_depth=depth_under_noise(unet, schedule.reuse_depth))
-    return replace(_plan(unet, latent, batch, schedule, cache), reuse_problem=refused)
+    schedule, refused = fit_skipping(unet, schedule, asked=asked)
+    if schedule.skips_steps and draws_noise(getattr(target, "scheduler", None)):  # as it will run
+        schedule = _at_depth(schedule, depth_under_noise(unet, schedule.skipping.depth))
+    return replace(_plan(unet, latent, batch, schedule, cache), skipping_problem=refused)
+
+
+def _at_depth(schedule: Schedule, depth: int) -> Schedule:
+    return replace(schedule, skipping=replace(schedule.skipping, depth=depth))
 
 
 @torch.inference_mode()
@@ -166,13 +161,13 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
     kept = Measurements(cache_file(unet, latent, batch) if cache else None)
     step = kept.get("step", lambda: _median_seconds(lambda: unet(**inputs), unet.device))
     shallow = None
-    if schedule.reuses:
+    if schedule.skips_steps:
         shallow = kept.get(
-            f"shallow {schedule.reuse_depth}", lambda: _shallow_seconds(unet, schedule.reuse_depth, inputs)
+            f"shallow {schedule.skipping.depth}", lambda: _shallow_seconds(unet, schedule.skipping.depth, inputs)
         )
     timings = []
     finest = min(site.level for site in sites)
-    for setting in schedule.configs:
+    for setting in schedule.attentions:
         groups: dict[tuple[int, int, int], list[Candidate]] = {}
         for site in sites:
             if 2 ** (site.level - finest) <= setting.max_downsample:
@@ -182,9 +177,9 @@ def _plan(unet: Any, latent: tuple[int, int], batch: int, schedule: Schedule, ca
             here = setting.at_downsample(2 ** (level - finest))
             if here.count_tokens(*grid) is None:
                 continue
-            key = json.dumps(["layer", level, channels, heads, asdict(here)])
+            key = json.dumps(["layer", level, channels, heads, attention_object(here)])
             stock, agents = kept.get_pair(key, lambda: _layer_seconds(group[0], grid, batch, here))  # noqa: B023
-            outer = sum(_is_outer(unet, site.name, schedule.reuse_depth) for site in group)
+            outer = sum(_is_outer(unet, site.name, schedule.skipping.depth) for site in group)
             timings.append(LayerTiming(level, grid, len(group), outer, setting, stock, agents))
     kept.save()
     return Plan(
@@ -231,7 +226,7 @@ def _shallow_seconds(unet: Any, depth: int, inputs: dict[str, Any]) -> float:
     return _median_seconds(lambda: shallow_pass(unet, feature, depth, inputs), unet.device)
 
 
-def _layer_seconds(site: "Candidate", grid: tuple[int, int], batch: int, setting: AgentConfig) -> tuple[float, float]:
+def _layer_seconds(site: "Candidate", grid: tuple[int, int], batch: int, setting: Attention) -> tuple[float, float]:
     """Return median seconds of one layer, stock and by the setting, on random tokens."""
     attn = site.attn
     weight = attn.to_q.weight

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.attention.settings import Attention
+from agentsd.schedule import Schedule
 from agentsd.system.numbers import is_whole
 
 _MARGIN = 1.03  # medians of two equal layers differ by as much on a quiet machine
@@ -16,8 +17,8 @@ class LayerTiming:
         level: Halvings of the latent grid before the layer.
         grid: Token grid (height, width).
         layers: How many layers of this shape the UNet has.
-        outer: How many of them run at a step that reuses features.
-        config: The setting that was timed.
+        outer: How many of them run at a skipped step.
+        attention: The settings that were timed.
         stock_seconds: Median seconds of the stock layer.
         agent_seconds: Median seconds of the layer by the setting.
     """
@@ -26,7 +27,7 @@ class LayerTiming:
     grid: tuple[int, int]
     layers: int
     outer: int
-    config: AgentConfig
+    attention: Attention
     stock_seconds: float
     agent_seconds: float
 
@@ -45,12 +46,12 @@ class Plan:
         latent: Size of the latents it was made for, (height, width).
         batch: Samples in one UNet call it was made for.
         step_seconds: Measured seconds of a whole stock UNet step.
-        shallow_seconds: Measured seconds of a stock step that reuses features; `None` if the schedule has none.
+        shallow_seconds: Measured seconds of a skipped step with stock attention; `None` if the schedule has none.
         timings: What was measured, layer shape by layer shape.
         device: Where it was measured, see `agentsd.unet.traits.device_label`.
         dtype: Type of the UNet's weights.
         architecture: What UNet it fits, see `agentsd.unet.traits.layer_digest`.
-        reuse_problem: Why the preset's reuse of features was dropped; `None` if it was not.
+        skipping_problem: Why the preset skips no steps on this UNet; `None` if it does.
     """
 
     schedule: Schedule
@@ -62,11 +63,11 @@ class Plan:
     device: str
     dtype: str
     architecture: str
-    reuse_problem: str | None = None
+    skipping_problem: str | None = None
 
-    def stock_levels(self, config: AgentConfig) -> frozenset[int]:
+    def stock_levels(self, attention: Attention) -> frozenset[int]:
         """Return the levels where the setting does not win and layers stay stock."""
-        return frozenset(timing.level for timing in self.timings if timing.config == config and not timing.wins)
+        return frozenset(timing.level for timing in self.timings if timing.attention == attention and not timing.wins)
 
     def predicted_seconds(self, index: int, total: int) -> float:
         """Return the predicted seconds of UNet step `index` of a run of `total` steps.
@@ -75,9 +76,9 @@ class Plan:
         """
         full = self.schedule.is_full(index, total) or self.shallow_seconds is None
         seconds = self.step_seconds if full else self.shallow_seconds
-        config = self.schedule.at(index, total)
+        attention = self.schedule.at(index, total)
         for timing in self.timings:
-            if timing.config == config and timing.level not in self.stock_levels(timing.config):
+            if timing.attention == attention and timing.level not in self.stock_levels(timing.attention):
                 running = timing.layers if full else timing.outer
                 seconds = (seconds or 0.0) - running * (timing.stock_seconds - timing.agent_seconds)
         return seconds or 0.0
@@ -102,13 +103,13 @@ class Plan:
         ]
         for timing in self.timings:
             ratio = timing.stock_seconds / timing.agent_seconds
-            verdict = "stays stock" if timing.level in self.stock_levels(timing.config) else "agents"
+            verdict = "stays stock" if timing.level in self.stock_levels(timing.attention) else "agents"
             lines.append(
                 f"  level /{2**timing.level}, grid {timing.grid[0]}x{timing.grid[1]}, {timing.layers} layers: "
-                f"{ratio:.2f}x by {timing.config}: {verdict}"
+                f"{ratio:.2f}x by {timing.attention}: {verdict}"
             )
-        if self.reuse_problem is not None:
-            lines.append(f"  features not reused: {self.reuse_problem}")
+        if self.skipping_problem is not None:
+            lines.append(f"  steps not skipped: {self.skipping_problem}")
         return "\n".join(lines)
 
 

@@ -75,13 +75,13 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
         denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
         denoiser.register_forward_hook(after_denoiser_call, always_call=True)
         # With depth 0 too, should the scheduler turn out to draw fresh noise.
-        depth = depth_under_noise(denoiser, schedule.reuse_depth) if schedule.reuses else 0
+        depth = depth_under_noise(denoiser, schedule.skipping.depth) if schedule.skips_steps else 0
         if depth:
             module, sees_input = feature_hook_target(denoiser, depth)
             setattr(module, KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(on_deep_feature, with_kwargs=True)
-        if schedule.reuses or schedule.skips_guidance:
+        if schedule.skips_steps or schedule.skips_guidance:
             # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
             # hook off: with enable_model_cpu_offload after every call of the pipeline.
             name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"

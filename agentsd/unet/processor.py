@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.attention.agent import agent_attention
+from agentsd.attention.settings import Attention as Settings
+from agentsd.attention.settings import MergedTokens, PooledAgents, SampledKeys, TokenCounts
 from agentsd.attention.tokens import (
     CellPattern,
     TokenMap,
@@ -20,7 +22,6 @@ from agentsd.attention.tokens import (
     rank_tokens,
     sample_tokens,
 )
-from agentsd.schedule import AgentConfig, TokenCounts
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
@@ -35,42 +36,44 @@ class LevelPlan:
 
     height: int
     width: int
-    config: AgentConfig
+    settings: Settings
     counts: TokenCounts
-    pattern: CellPattern | None = None  # None if nothing is ranked
-    drawn: Tensor | None = None  # the tokens that are agents, int64 [n]; None if they are not sampled
+    pattern: CellPattern | None = None  # for merged tokens: which are ranked against which
+    sample: Tensor | None = None  # for sampled keys: the tokens whose keys and values are used, int64 [n]
 
 
 def level_plan(
     height: int,
     width: int,
-    config: AgentConfig,
+    settings: Settings,
     device: torch.device | None = None,
     *,
     pattern: Callable[[int, int, int], CellPattern] = cell_pattern,
     draw: Callable[[int, int, int], Tensor] = draw_tokens,
 ) -> LevelPlan | None:
-    """Return what settings do on a grid; `None` if nothing is left to do there.
+    """Return what settings do on a grid; `None` if attention stays stock there.
 
     Args:
         height: Grid height in tokens.
         width: Grid width in tokens.
-        config: Settings of the level.
+        settings: Settings of the level.
         device: Where tokens will be; `None` is the CPU.
-        pattern: Gives the cell pattern of a height, width and stride; by default nothing is left to chance.
-        draw: Gives the tokens that are sampled agents, likewise.
+        pattern: Returns the cell pattern of a height, width and stride; by default it is not random.
+        draw: Returns the sampled tokens of a height, width and stride; by default they are not random.
 
     Example:
-        >>> level_plan(8, 8, AgentConfig(agents="sample", stride=4)).drawn.tolist()
+        >>> level_plan(8, 8, SampledKeys(stride=4)).sample.tolist()
         [18, 22, 50, 54]
     """
-    counts = config.count_tokens(height, width)
+    counts = settings.count_tokens(height, width)
     if counts is None:
         return None
-    cells = pattern(height, width, config.stride).to(device) if config.uses_ranking else None
-    samples = counts.agents is not None and not config.gathers
-    drawn = draw(height, width, config.cell_stride(height, width)).to(device) if samples else None
-    return LevelPlan(height, width, config, counts, cells, drawn)
+    cells = sample = None
+    if isinstance(settings, MergedTokens):
+        cells = pattern(height, width, settings.stride).to(device)
+    elif isinstance(settings, SampledKeys):
+        sample = draw(height, width, settings.cell_stride(height, width)).to(device)
+    return LevelPlan(height, width, settings, counts, cells, sample)
 
 
 @dataclass(frozen=True)
@@ -232,56 +235,57 @@ def _problem(
 
 def attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Tensor:
     """Merge, attend (through agents or directly), project out and unmerge: [B, N, C] -> [B, N, C]."""
-    features, token_map, agent_tokens, _ = cut_tokens(tokens, metric, plan)
-    # Sampled agents bring their own keys and values.
-    keepers = features if agent_tokens is None or plan.config.gathers else agent_tokens
-    query = split_heads(attn, attn.to_q(features))
-    key, value = (split_heads(attn, project(keepers)) for project in (attn.to_k, attn.to_v))
-    if agent_tokens is None or not plan.config.gathers:
+    kept, token_map, agents, _, sampled = cut_tokens(tokens, metric, plan)
+    sources = kept if sampled is None else sampled
+    query = split_heads(attn, attn.to_q(kept))
+    key, value = (split_heads(attn, project(sources)) for project in (attn.to_k, attn.to_v))
+    if agents is None or isinstance(plan.settings, SampledKeys):
         attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
     else:
         attended = agent_attention(
             query,
-            split_heads(attn, attn.to_q(agent_tokens)),
+            split_heads(attn, attn.to_q(agents)),
             key,
             value,
             scale=attn.scale,
-            broadcast_exponent=plan.config.broadcast_exponent,
-            shortcut=plan.config.shortcut,
+            broadcast_exponent=plan.settings.broadcast_exponent,
+            shortcut=plan.settings.shortcut,
         )
     output: Tensor = attn.to_out[1](attn.to_out[0](attended.transpose(1, 2).flatten(2)))
     return output if token_map is None else token_map.unmerge(output)
 
 
 class Cut(NamedTuple):
-    """What is left of a layer's tokens: features [B, M, C], agent tokens [B, n, C], and the maps that merged them."""
+    """What is left of a layer's tokens [B, N, C]: those kept [B, M, C], agents [B, n, C], sampled tokens [B, n, C]."""
 
-    features: Tensor
-    feature_map: TokenMap | None  # None if nothing is merged
-    agents: Tensor | None  # None if there are none
-    agent_map: TokenMap | None  # None if they are pooled or sampled
+    kept: Tensor
+    kept_map: TokenMap | None = None  # None if nothing is merged
+    agents: Tensor | None = None  # None if there are none
+    agent_map: TokenMap | None = None  # None if they are pooled
+    sampled: Tensor | None = None  # the tokens with keys and values; None if all kept tokens have them
 
 
 def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
-    """Merge tokens [B, N, C] into features and, by one ranking, into agents, or pool or sample these, as planned."""
-    config, counts = plan.config, plan.counts
-    features, feature_map, agents, agent_map, ranking = tokens, None, None, None, None
-    if plan.pattern is not None:
-        ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
-    if ranking is not None and counts.features < counts.tokens:
-        feature_map = ranking.cut(counts.tokens - counts.features)
-        features = feature_map.merge(tokens)
+    """Merge tokens [B, N, C] into kept tokens and, by one ranking, into agents, or pool or sample them."""
+    settings, counts = plan.settings, plan.counts
+    if isinstance(settings, SampledKeys):
+        if plan.sample is None:
+            raise ValueError("sample=None must be the tokens whose keys are used; make the plan with level_plan.")
+        return Cut(tokens, sampled=sample_tokens(tokens, plan.sample.to(tokens.device)))
+    if isinstance(settings, PooledAgents):
+        stride = settings.cell_stride(plan.height, plan.width)
+        return Cut(tokens, agents=pool_tokens(tokens, plan.height, plan.width, stride))
+    if plan.pattern is None:
+        raise ValueError("pattern=None must be the cell pattern of merged tokens; make the plan with level_plan.")
+    ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
+    kept, kept_map, agents, agent_map = tokens, None, None, None
+    if counts.kept < counts.tokens:
+        kept_map = ranking.cut(counts.tokens - counts.kept)
+        kept = kept_map.merge(tokens)
     if counts.agents is not None:
-        if config.agents == "sample":
-            if plan.drawn is None:
-                raise ValueError("drawn=None must be the tokens that are agents; make the plan with level_plan.")
-            agents = sample_tokens(tokens, plan.drawn.to(tokens.device))
-        elif config.agents == "pool" or ranking is None:
-            agents = pool_tokens(tokens, plan.height, plan.width, config.cell_stride(plan.height, plan.width))
-        else:
-            agent_map = ranking.cut(counts.tokens - counts.agents)
-            agents = agent_map.merge(tokens)
-    return Cut(features, feature_map, agents, agent_map)
+        agent_map = ranking.cut(counts.tokens - counts.agents)
+        agents = agent_map.merge(tokens)
+    return Cut(kept, kept_map, agents, agent_map)
 
 
 def split_heads(attn: "Attention", tokens: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
         return f"{name} is no UNet2DConditionModel"
     most = max_depth(denoiser)
     if depth > most:
-        return f"reuse_depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
+        return f"depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
     return None
 
 
@@ -70,42 +70,42 @@ def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     return None
 
 
-def fit_reuse(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:
-    """Return the schedule that a denoiser can run, and why it lost its reuse of features, if it did.
+def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tuple[Schedule, str | None]:
+    """Return the schedule that a denoiser can run, and why it lost its skipped steps, if it did.
 
     Args:
         denoiser: What is to be patched.
-        schedule: What `choose_schedule` returned.
-        asked: Whether the user asked for the reuse. If a preset did, a ControlNet, a video UNet or one with DeepCache
-            gets the rest of the schedule and is told so.
+        schedule: What `as_schedule` returned.
+        asked: Whether the user wrote the schedule. If it is a preset, a ControlNet, a video UNet or one with DeepCache
+            gets it without skipped steps, and the report says so.
 
     Raises:
-        ValueError: If the denoiser cannot reuse as deep as the schedule says, or not at all and the user asked for it.
+        ValueError: If the user wrote the schedule and the denoiser cannot skip steps as it says.
 
     Example:
-        >>> fit_reuse(unet, agentsd.PRESETS["fast"], asked=False)[1] is None
+        >>> fit_skipping(unet, agentsd.preset("fast"), asked=False)[1] is None
         True
     """
     refused = None
-    if schedule.reuses and not asked:
-        problem = why_not_reuse(denoiser, schedule.reuse_depth)
+    if schedule.skips_steps and not asked:
+        problem = why_not_reuse(denoiser, schedule.skipping.depth)
         if problem is not None:
-            refused = f"{problem}; the preset runs without reuse"
+            refused = f"{problem}; the preset skips no steps"
         elif caches_already(denoiser):
-            refused = "DeepCache is enabled and reuses them itself; the preset runs without reuse"
+            refused = "DeepCache is enabled and skips steps itself; the preset skips none"
         if refused is not None:
             schedule = schedule.with_reuse(1)
-    check_reuse(denoiser, schedule)
+    check_skipping(denoiser, schedule)
     return schedule, refused
 
 
-def check_reuse(denoiser: nn.Module, schedule: Schedule) -> None:
-    """Raise ValueError if a denoiser cannot reuse as its schedule says."""
-    problem = why_not_reuse(denoiser, schedule.reuse_depth) if schedule.reuses else None
+def check_skipping(denoiser: nn.Module, schedule: Schedule) -> None:
+    """Raise ValueError if a denoiser cannot skip steps as its schedule says."""
+    problem = why_not_reuse(denoiser, schedule.skipping.depth) if schedule.skips_steps else None
     if problem is not None:
-        raise ValueError(f"features cannot be reused: {problem}. Lower reuse_depth, or set reuse=1.")
-    if schedule.reuses and caches_already(denoiser):
+        raise ValueError(f"steps cannot be skipped: {problem}. Lower depth, or use schedule.with_reuse(1).")
+    if schedule.skips_steps and caches_already(denoiser):
         raise ValueError(
-            "reuse cannot run on top of DeepCache, which is enabled on this UNet and reuses features itself; "
-            "set reuse=1, or call the helper's disable() first."
+            "steps cannot be skipped on top of DeepCache, which is enabled on this UNet and skips steps itself; "
+            "use schedule.with_reuse(1), or call the helper's disable() first."
         )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
-from agentsd.schedule import AgentConfig, Schedule
+from agentsd.schedule import Schedule
 from agentsd.unet.choices import Choices
 from agentsd.unet.forward import bind_arguments, replaced_forward
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
@@ -50,7 +51,7 @@ class Runtime:
         self.finest = min(site.level for site in self.sites)
         self.plan = plan
         self.sample: tuple[int, int] | None = None
-        self.reuse_problem: str | None = None
+        self.skipping_problem: str | None = None
         self.noise_problem: str | None = None
         self.guidance_problem: str | None = None
         self._fresh()
@@ -107,10 +108,10 @@ class Runtime:
         if position is None or not getattr(self.local, "enabled", True):
             self.slot.write(StepContext())
             return
-        if position.run is not None and (self.schedule.reuses or self.schedule.skips_guidance):
+        if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
         guided = self._guided(denoiser, position, arguments)
-        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.reuses else 0
+        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments), depth)
         attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
@@ -129,7 +130,7 @@ class Runtime:
             fresh = Cached(feature.detach().clone(), run.index)
             before = run.kept.get(run.call)
             alike = before is not None and before.index < fresh.index and fits(before.feature, fresh.feature)
-            if self.schedule.forecasts and before is not None and alike:
+            if self.schedule.skipping.forecast and before is not None and alike:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             run.kept[run.call] = fresh
@@ -165,7 +166,7 @@ class Runtime:
 
     def _depth(self, denoiser: nn.Module, timestep: object) -> int:
         """Return how many layers run on a reused feature: one in the place of none where noise is drawn anew."""
-        asked = self.schedule.reuse_depth
+        asked = self.schedule.skipping.depth
         problem = None if asked else self._fresh_noise(timestep)
         if problem is None:
             return asked
@@ -175,7 +176,7 @@ class Runtime:
         self.noise_problem = problem
         self.warn_once(
             f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
-            "instead, as reuse_depth=1 says without this warning."
+            "instead, as Skipping(depth=1) says without this warning."
         )
         return depth
 
@@ -190,7 +191,7 @@ class Runtime:
         self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int
     ) -> tuple[Tensor | None, bool]:
         """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
-        if not self.schedule.reuses:
+        if not self.schedule.skips_steps:
             return None, False
         run: Run | None = self.local.run
         if run is None:
@@ -217,7 +218,7 @@ class Runtime:
         return None, not last
 
     def _cannot_reuse(self, problem: str) -> None:
-        self.reuse_problem = problem
+        self.skipping_problem = problem
         self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
 
     def _run(self, number: int, index: int) -> Run:
@@ -235,11 +236,12 @@ class Runtime:
         self.slot.forget()
 
     def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
-        config = self.schedule.at(position.index, position.total)
+        attention = self.schedule.at(position.index, position.total)
         levels: dict[int, LevelPlan] = {}
-        if config is None:
+        if attention is None:
             return levels
-        index = position.index if config.randomize else None
+        random = not isinstance(attention, PooledAgents) and attention.randomize
+        index = position.index if random else None
 
         def pattern(height: int, width: int, stride: int) -> CellPattern:
             return self.choices.pattern(index, height, width, stride, sample.device)
@@ -249,18 +251,18 @@ class Runtime:
 
         for level in sorted({site.level for site in self.sites}):
             downsample = 2 ** (level - self.finest)
-            if downsample > config.max_downsample or level in self.left_stock(config):
+            if downsample > attention.max_downsample or level in self.left_stock(attention):
                 continue
             height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
-            here = config.at_downsample(downsample)
+            here = attention.at_downsample(downsample)
             made = level_plan(height, width, here, sample.device, pattern=pattern, draw=draw)
             if made is not None:
                 levels[level] = made
         return levels
 
-    def left_stock(self, config: AgentConfig) -> frozenset[int]:
+    def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""
-        return frozenset() if self.plan is None else self.plan.stock_levels(config)
+        return frozenset() if self.plan is None else self.plan.stock_levels(attention)
 
     def warn_once(self, message: str) -> None:
         """Warn, unless this denoiser said the same before."""

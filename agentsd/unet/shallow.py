@@ -26,7 +26,7 @@ def depth_under_noise(unet: nn.Module, depth: int) -> int:
 
 
 def max_depth(unet: nn.Module) -> int:
-    """Return the largest `reuse_depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
+    """Return the largest `depth` of a UNet: the number of layers in its last up block; 0 if that does not fit."""
     from diffusers import UNet2DConditionModel
     from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, CrossAttnUpBlock2D, DownBlock2D, UpBlock2D
 

@@ -66,7 +66,7 @@ def check(unet, size: int, preset: str, args: argparse.Namespace) -> dict:
     """Return one row: the prediction, what the planned patch measures, and what the preset without a plan does."""
     inputs = random_inputs(unet, size // 8, size // 8, args.batch)
     others = {key: value for key, value in inputs.items() if key not in ("sample", "timestep")}
-    made = agentsd.plan(unet, size, size, args.batch, preset=preset, cache=False)
+    made = agentsd.plan(unet, preset, height=size, width=size, batch=args.batch, cache=False)
     stand = Stand(unet)
 
     def run(name: str) -> None:
@@ -77,8 +77,8 @@ def check(unet, size: int, preset: str, args: argparse.Namespace) -> dict:
 
     arms = {
         "stock": nullcontext,
-        "planned": partial(applied, stand, plan=made),
-        "unplanned": partial(applied, stand, preset=preset),
+        "planned": partial(applied, stand, made),
+        "unplanned": partial(applied, stand, preset),
     }
     seconds = interleave(run, arms, rounds=args.rounds, device=args.device)
     step = {name: [time / (1 if name == "stock" else args.steps) for time in times] for name, times in seconds.items()}
@@ -99,14 +99,14 @@ def check(unet, size: int, preset: str, args: argparse.Namespace) -> dict:
         "unplanned": round(unplanned.median, 4),
         "unplanned_95": [round(unplanned.low, 4), round(unplanned.high, 4)],
         "error": round(predicted / measured.median - 1, 4),
-        "stock_levels": sorted({level for config in made.schedule.configs for level in made.stock_levels(config)}),
+        "stock_levels": sorted({level for one in made.schedule.attentions for level in made.stock_levels(one)}),
         "rounds": measured.pairs,
         **environment(args.device),
     }
 
 
-def applied(stand, **settings):
-    patch = agentsd.apply(stand.unet, **settings)
+def applied(stand, schedule):
+    patch = agentsd.apply(stand.unet, schedule)
     patch.attach(stand)
     return patch
 

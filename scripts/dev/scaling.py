@@ -4,6 +4,7 @@ A row is appended for each arm and grid as soon as the grid is measured; what is
 """
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 
-from agentsd import PRESETS, AgentConfig
+from agentsd import PRESETS, PooledAgents, SampledKeys
+from agentsd.attention.settings import Attention
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
 from agentsd.bench.ratios import power_law, speedup
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
+from agentsd.schedule import attention_object
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment, interleave
 from agentsd.unet.processor import LevelPlan, attend, level_plan
@@ -28,22 +31,20 @@ KEY = ("benchmark", "architecture", "arm", "settings", "grid", "batch", "dtype",
 STOCK = "stock"
 Layers = dict[int, list[Any]]  # by how much coarser their grid is than the finest
 
-ARMS: dict[str, AgentConfig | None] = {
+ARMS: dict[str, Attention | None] = {
     STOCK: None,
-    "paper, agent phase": PRESETS["paper"].configs[0],
-    "pooled agents, stride 4": AgentConfig(agents="pool", stride=4),
-    "pooled agents, stride 8": AgentConfig(agents="pool", stride=8),
-    "pooled agents, at most 256": AgentConfig(agents="pool", stride=4, max_agents=256),
-    "sampled agents, at most 256": AgentConfig(agents="sample", stride=4, max_agents=256),
+    "paper, agent phase": PRESETS["paper"].attentions[0],
+    "pooled agents, stride 4": PooledAgents(stride=4),
+    "pooled agents, stride 8": PooledAgents(stride=8),
+    "pooled agents, at most 256": PooledAgents(stride=4, max_agents=256),
+    "sampled agents, at most 256": SampledKeys(stride=4, max_keys=256),
 }
 # What tells arms apart where coarser levels run too.
-ARMS_OF_ALL: dict[str, AgentConfig | None] = {
+ARMS_OF_ALL: dict[str, Attention | None] = {
     STOCK: None,
     "sampled agents, at most 256": ARMS["sampled agents, at most 256"],
-    "sampled agents, at most 256, two levels": AgentConfig(agents="sample", stride=4, max_agents=256, max_downsample=2),
-    "sampled agents, at most 1024, two levels": AgentConfig(
-        agents="sample", stride=4, max_agents=1024, max_downsample=2
-    ),
+    "sampled agents, at most 256, two levels": SampledKeys(stride=4, max_keys=256, max_downsample=2),
+    "sampled agents, at most 1024, two levels": SampledKeys(stride=4, max_keys=1024, max_downsample=2),
 }
 
 
@@ -88,13 +89,13 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if complete else 1
 
 
-def facts(args: argparse.Namespace, name: str, config: AgentConfig | None, grid: int, layers: Layers) -> Row:
+def facts(args: argparse.Namespace, name: str, config: Attention | None, grid: int, layers: Layers) -> Row:
     return {
         "benchmark": "self-attention alone",
         "weights": "random",
         "architecture": args.architecture,
         "arm": name,
-        "settings": repr(config),
+        "settings": "" if config is None else json.dumps(attention_object(config)),
         "grid": grid,
         "batch": args.batch,
         "dtype": args.dtype,
@@ -105,7 +106,7 @@ def facts(args: argparse.Namespace, name: str, config: AgentConfig | None, grid:
 
 
 @torch.inference_mode()
-def measure(layers: Layers, arms: dict[str, AgentConfig | None], grid: int, args: argparse.Namespace) -> dict[str, Row]:
+def measure(layers: Layers, arms: dict[str, Attention | None], grid: int, args: argparse.Namespace) -> dict[str, Row]:
     """Return the times of every arm on a grid, the finest's side, by arm."""
     generator = torch.Generator().manual_seed(0)
     tokens = {}
@@ -132,7 +133,7 @@ def measure(layers: Layers, arms: dict[str, AgentConfig | None], grid: int, args
     return found
 
 
-def plan(config: AgentConfig | None, factor: int, grid: int, device: str) -> LevelPlan | None:
+def plan(config: Attention | None, factor: int, grid: int, device: str) -> LevelPlan | None:
     """Return what an arm does on the grid of a level; `None` is stock."""
     if config is None or factor > config.max_downsample:
         return None

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from agentsd import AgentConfig, Phase, Schedule
+from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
+from agentsd.attention.settings import Attention
 from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.front import collect, measure
@@ -28,7 +29,7 @@ from agentsd.bench.metrics import relative_l2
 from agentsd.bench.ours import run_arm
 from agentsd.bench.samples import Chunk, Store
 from agentsd.evaluation.demo_front import DemoFront, pictures_of
-from agentsd.presets import FRONT, PRESETS
+from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment
 from agentsd.system.writing import write_whole
@@ -61,16 +62,22 @@ class Setting:
     max_downsample: int
 
     @property
-    def config(self) -> AgentConfig:
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name != "phase"}
-        return AgentConfig(**fields)
+    def attention(self) -> Attention:
+        grid = {"stride": self.stride, "max_downsample": self.max_downsample}
+        broadcast = {"broadcast_exponent": self.broadcast_exponent, "shortcut": self.shortcut}
+        if self.agents != "sample":
+            return (PooledAgents if self.agents == "pool" else MergedTokens)(**grid, **broadcast)
+        for name, value in broadcast.items():
+            if value != CENTRE[name]:
+                raise ValueError(f"{name}={value!r} does not apply to sampled keys.")
+        return SampledKeys(**grid)
 
     @property
     def arm(self) -> RunArm:
         phases = {
-            "whole": (Phase(1.0, self.config),),
-            "early": (Phase(0.5, self.config), Phase(1.0, None)),
-            "late": (Phase(0.5, None), Phase(1.0, self.config)),
+            "whole": (Phase(1.0, self.attention),),
+            "early": (Phase(0.5, self.attention), Phase(1.0, None)),
+            "late": (Phase(0.5, None), Phase(1.0, self.attention)),
         }
         return run_arm(Schedule(phases[self.phase]))
 
@@ -94,9 +101,9 @@ class ReuseSetting:
 
     @property
     def schedule(self) -> Schedule:
-        config = PRESETS["quality"].configs[0]
-        phases = tuple(Phase(until, config, every) for until, every in self.phases)
-        return Schedule(phases, reuse_depth=self.depth, reuse_forecast=self.forecast, last_full=self.last_full)
+        attention = PRESETS["quality"].attentions[0]
+        phases = tuple(Phase(until, attention, every) for until, every in self.phases)
+        return Schedule(phases, Skipping(depth=self.depth, forecast=self.forecast, last_full=self.last_full))
 
     @property
     def arm(self) -> RunArm:
@@ -113,13 +120,15 @@ def reuse_settings(steps: int) -> list[ReuseSetting]:
         for depth in DEPTHS:
             for forecast in FORECASTS:
                 found.append(ReuseSetting(f"every {every} steps", ((1.0, every),), forecast, depth=depth))
-    for name in FRONT:
+    for name in BY_SPEED:
         schedule = PRESETS[name]
-        phases = tuple((phase.until, phase.reuse) for phase in schedule.phases)
-        if schedule.reuses:
+        phases = tuple((phase.until, phase.every) for phase in schedule.phases)
+        if schedule.skips_steps:
             for depth in DEPTHS:
                 layout = f"as {name}"
-                found.append(ReuseSetting(layout, phases, schedule.reuse_forecast, schedule.last_full, depth))
+                found.append(
+                    ReuseSetting(layout, phases, schedule.skipping.forecast, schedule.skipping.last_full, depth)
+                )
     for step in range(1, steps, max(1, steps // 6)):
         after = ((1.0, 1),) if step < steps - 1 else ()
         phases = ((step / steps, 1), ((step + 1) / steps, 2), *after)
@@ -162,7 +171,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
     for point in points:
         setting = Setting(**point)
         try:
-            setting.config  # noqa: B018
+            setting.attention  # noqa: B018
         except ValueError as error:
             tell(f"left out: {setting}: {error}")
         else:
@@ -211,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(setting, ReuseSetting):
             row["full_steps"] = [step for step in range(args.steps) if setting.schedule.is_full(step, args.steps)]
         else:
-            row["layer_l2"] = layer_errors(setting.config, inputs)
+            row["layer_l2"] = layer_errors(setting.attention, inputs)
         if str(setting) in pictures and reference is not None:
             row |= likeness(pictures[str(setting)][0], reference[0], pictures[str(setting)][1], reference[1])
         elif not args.layers_only:
@@ -265,7 +274,7 @@ def layer_inputs(pipe: Any, draw: Any, chunk: Chunk, steps: int) -> Iterator[Lay
     yield from found
 
 
-def layer_errors(config: AgentConfig, inputs: list[LayerInput]) -> dict[str, float]:
+def layer_errors(config: Attention, inputs: list[LayerInput]) -> dict[str, float]:
     """Return, by downsampling, the median relative distance of agent attention's output from softmax attention's."""
     errors: dict[str, list[float]] = {}
     for given in inputs:
