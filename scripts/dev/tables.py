@@ -15,7 +15,7 @@ from agentsd.bench.arms import is_current, kind_of
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
-from agentsd.pictures.generate import SCHEDULERS
+from agentsd.pictures.settings import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/benchmarks.md")
