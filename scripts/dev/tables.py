@@ -242,7 +242,9 @@ def _scaling_table(which: str, rows: list[Row]) -> str:
 
 def plans_table() -> str:
     """What plans predicted, what was measured, and what the preset does without a plan."""
-    rows = newest(read_rows(ROOT / "results" / "plans.jsonl"), (*SETUP, "preset", "size"))
+    rows = read_rows(ROOT / "results" / "plans.jsonl")
+    rows = [row for row in rows if is_current(f"preset {row['preset']}", row.get("settings", ""))]
+    rows = newest(rows, (*SETUP, "preset", "size"))
     if not rows:
         return ""
     first = rows[-1]
