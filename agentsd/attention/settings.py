@@ -1,9 +1,9 @@
 """Settings of one self-attention layer, as plain data: merged tokens, pooled agents, sampled keys (no torch here)."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from agentsd.attention.cells import bounded_stride, number_of_cells, whole_cells
 from agentsd.attention.checks import check_bool, check_int, check_number
 
 
@@ -102,7 +102,7 @@ class MergedTokens:
             >>> MergedTokens(merge_ratio=0.4, agent_ratio=None, stride=2).count_tokens(8, 8).agents is None
             True
         """
-        tokens, cells = height * width, whole_cells(self, height, width)
+        tokens, cells = height * width, whole_cells(height, width, self.cell_stride(height, width))
         if cells == 0:
             return None
         sources = tokens - cells
@@ -186,7 +186,7 @@ class PooledAgents:
             >>> [settings.cell_stride(side, side) for side in (16, 32, 64, 192)]
             [2, 4, 8, 12]
         """
-        return _bounded_stride(height, width, self.stride, self.min_agents, self.max_agents)
+        return bounded_stride(height, width, self.stride, self.min_agents, self.max_agents)
 
     def count_tokens(self, height: int, width: int) -> TokenCounts | None:
         """Return the token counts on a grid; `None` if attention stays stock there.
@@ -194,7 +194,7 @@ class PooledAgents:
         It stays stock where no whole cell fits, and where agents would not be fewer than half of the tokens.
         """
         agents = number_of_cells(height, width, self.cell_stride(height, width))
-        if whole_cells(self, height, width) == 0 or 2 * agents >= height * width:
+        if whole_cells(height, width, self.cell_stride(height, width)) == 0 or 2 * agents >= height * width:
             return None
         return TokenCounts(tokens=height * width, kept=height * width, agents=agents)
 
@@ -241,7 +241,7 @@ class SampledKeys:
 
     def cell_stride(self, height: int, width: int) -> int:
         """Return the side of a cell on a grid, within the bounds on the number of keys."""
-        return _bounded_stride(height, width, self.stride, self.min_keys, self.max_keys)
+        return bounded_stride(height, width, self.stride, self.min_keys, self.max_keys)
 
     def count_tokens(self, height: int, width: int) -> TokenCounts | None:
         """Return the token counts on a grid; `None` if attention stays stock there.
@@ -249,7 +249,7 @@ class SampledKeys:
         It stays stock where no whole cell fits, and where every token would be a key.
         """
         keys = number_of_cells(height, width, self.cell_stride(height, width))
-        if whole_cells(self, height, width) == 0 or keys >= height * width:
+        if whole_cells(height, width, self.cell_stride(height, width)) == 0 or keys >= height * width:
             return None
         return TokenCounts(tokens=height * width, kept=height * width, keys=keys)
 
@@ -258,38 +258,9 @@ Attention = MergedTokens | PooledAgents | SampledKeys
 _Settings = TypeVar("_Settings", MergedTokens, PooledAgents, SampledKeys)
 
 
-def number_of_cells(height: int, width: int, stride: int) -> int:
-    """Return the number of cells on a grid; cells cut off at the border count.
-
-    Example:
-        >>> number_of_cells(9, 5, 4)
-        6
-    """
-    return math.ceil(height / stride) * math.ceil(width / stride)
-
-
-def whole_cells(settings: Attention, height: int, width: int) -> int:
-    """Return the number of cells that lie whole within a grid.
-
-    Example:
-        >>> [whole_cells(MergedTokens(stride=4), side, side) for side in (3, 4, 9)]
-        [0, 1, 4]
-    """
-    stride = settings.cell_stride(height, width)
-    return (height // stride) * (width // stride)
-
-
 def _at_downsample(settings: _Settings, downsample: int) -> _Settings:
     stride = max(2, settings.stride // downsample)
     return settings if stride == settings.stride else replace(settings, stride=stride, max_downsample=1)
-
-
-def _bounded_stride(height: int, width: int, stride: int, least: int | None, most: int | None) -> int:
-    while least is not None and stride > 2 and number_of_cells(height, width, stride) < least:
-        stride -= 1
-    while most is not None and number_of_cells(height, width, stride) > most:
-        stride += 1
-    return stride
 
 
 def _check_bounds(what: str, least: int | None, most: int | None) -> None:

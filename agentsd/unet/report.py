@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from agentsd.attention.settings import Attention, MergedTokens, PooledAgents, SampledKeys, whole_cells
+from agentsd.attention.cells import whole_cells
+from agentsd.attention.settings import Attention, MergedTokens, PooledAgents, SampledKeys
 from agentsd.schedule import Schedule
 
 
@@ -119,7 +120,7 @@ def _counts(layer: LayerReport, attention: Attention, left_stock: frozenset[int]
     here = attention.at_downsample(layer.downsample)
     counts = here.count_tokens(height, width)
     if counts is None:
-        fits = whole_cells(here, height, width) > 0
+        fits = whole_cells(height, width, here.cell_stride(height, width)) > 0
         reason = "is so small that nothing would be saved" if fits else f"holds no whole cell of stride {here.stride}"
         return f"stock (grid {height}x{width} {reason})"
     text = f"grid {height}x{width}, {counts.tokens} tokens"

@@ -1,0 +1,37 @@
+"""Cells of a token grid: how many there are, and how their number keeps its bounds (no torch here)."""
+
+import math
+
+
+def number_of_cells(height: int, width: int, stride: int) -> int:
+    """Return the number of cells on a grid; cells cut off at the border count.
+
+    Example:
+        >>> number_of_cells(9, 5, 4)
+        6
+    """
+    return math.ceil(height / stride) * math.ceil(width / stride)
+
+
+def whole_cells(height: int, width: int, stride: int) -> int:
+    """Return the number of cells that lie whole within a grid.
+
+    Example:
+        >>> [whole_cells(side, side, 4) for side in (3, 4, 9)]
+        [0, 1, 4]
+    """
+    return (height // stride) * (width // stride)
+
+
+def bounded_stride(height: int, width: int, stride: int, least: int | None, most: int | None) -> int:
+    """Return the side of cells nearest to `stride` whose number keeps its bounds; `most` wins over `least`.
+
+    Example:
+        >>> [bounded_stride(side, side, 8, 64, 256) for side in (16, 32, 64, 192)]
+        [2, 4, 8, 12]
+    """
+    while least is not None and stride > 2 and number_of_cells(height, width, stride) < least:
+        stride -= 1
+    while most is not None and number_of_cells(height, width, stride) > most:
+        stride += 1
+    return stride
