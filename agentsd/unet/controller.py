@@ -26,6 +26,8 @@ _EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the ru
 _HIGHEST = 15.0  # noise level above which `alpha` does not fall further
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
 _SMALLEST = 1e-3
+MOST_SKIPPED = 4  # steps in a row
+FEWEST_CALLS = 10  # shorter runs have no steps to spare
 
 
 @dataclass
@@ -45,7 +47,6 @@ class Controller:
         max_skipped: Most skipped steps in a row.
         noisy: Whether the solver adds fresh noise. The forecast is then that of the denoised picture, which does not
             depend on the fresh noise.
-        first: Number of the call at which the run starts (image to image).
 
     Example:
         >>> controller = Controller(NoiseLevels((4.0, 3.0, 2.0, 1.0, 0.5, 0.0), "epsilon"), tolerance=0.1)
@@ -59,13 +60,12 @@ class Controller:
     """
 
     def __init__(
-        self, levels: NoiseLevels, *, tolerance: float, max_skipped: int = 4, noisy: bool = False, first: int = 0
+        self, levels: NoiseLevels, *, tolerance: float, max_skipped: int = MOST_SKIPPED, noisy: bool = False
     ) -> None:
         self.levels = levels
         self.bound = _COST_PER_TOLERANCE * tolerance
         self.max_skipped = max_skipped
         self.noisy = noisy
-        self.first = first
         self.times = _times(levels.sigmas)
         self.skipped = 0  # in a row
         self.cost = 0.0  # of the steps skipped in a row
@@ -84,7 +84,17 @@ class Controller:
         """Return whether call `index` must be a full step. Waits for the device at the first call after a full step."""
         if self._full_steps < _LEARNING or index >= self.calls - 1 or self.skipped >= self.max_skipped:
             return True
+        if self._measured is None and math.isinf(self._error):
+            return True
         return self.cost + self._cost(index) > self.bound
+
+    def fits(self, sample: Tensor) -> bool:
+        """Return whether a sample has the batch, size and device of the full steps before."""
+        if not self._seen:
+            return True
+        value = self._seen[-1].value
+        alike = value.shape[0] == sample.shape[0] and value.shape[-2:] == sample.shape[-2:]
+        return alike and value.device == sample.device
 
     def observe(
         self, index: int, sample: Tensor, prediction: Tensor, *, guide: Callable[[Tensor], Tensor] | None = None

@@ -39,7 +39,7 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
         >>> scheduler = EulerDiscreteScheduler()
         >>> scheduler.set_timesteps(4)
         >>> [round(sigma, 1) for sigma in noise_levels(scheduler).sigmas]
-        [157.4, 12.9, 2.6, 0.7, 0.0]
+        [157.4, 9.5, 1.5, 0.0, 0.0]
     """
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", None)

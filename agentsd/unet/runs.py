@@ -1,5 +1,6 @@
 """What is kept of a denoising run: the cached features of its full steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agentsd.schedule import Schedule
+from agentsd.unet.controller import Controller
 from agentsd.unet.steps import Position
 
 
@@ -50,6 +52,8 @@ class Run:
         self.call = -1
         self.settled = True  # whether the call in progress is known to be the one of the step before
         self.kept: dict[int, Cached] = {}
+        self.controllers: dict[int, Controller | str] = {}  # by call; a text says why there is none
+        self.observing: Callable[[Tensor], None] | None = None  # takes the prediction of the full step in progress
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self._steps: tuple[_Calls, _Calls, _Calls] = ([], [], [])  # the step in progress last
         self._calls = 0
@@ -60,6 +64,7 @@ class Run:
             self.index, self._steps = index, (*self._steps[1:], [])
             going_on = {call for _, call in self._steps[1]}
             self.kept = {call: kept for call, kept in self.kept.items() if call in going_on}
+            self.controllers = {call: one for call, one in self.controllers.items() if call in going_on}
         alike = [[call for known, call in step if _same(known, context)] for step in self._steps]
         if not alike[1]:  # a context made anew at every step: by order alone
             alike = [[call for _, call in step] for step in self._steps]

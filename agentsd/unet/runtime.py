@@ -4,6 +4,7 @@ import threading
 import warnings
 import weakref
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
+from agentsd.unet.adaptive import guidance_of, start
 from agentsd.unet.choices import Choices
+from agentsd.unet.controller import Controller
 from agentsd.unet.forward import bind_arguments, replaced_forward
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
 from agentsd.unet.noise import draws_noise
@@ -111,8 +114,13 @@ class Runtime:
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
         guided = self._guided(denoiser, position, arguments)
-        depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
-        feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments), depth)
+        given = arguments if guided else conditional_half(arguments)
+        if self.schedule.skipping.tolerance is None:
+            depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
+            feature, keep = self._reuse(denoiser, position, given, depth)
+        else:
+            depth = 0
+            feature, keep = self._adapt(denoiser, position, given, guided=guided)
         attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
         self.slot.write(StepContext(levels, feature, keep, depth, guided))
@@ -125,7 +133,12 @@ class Runtime:
         if context.feature is not None:
             self.slot.write(replace(context, feature=None))  # not to be held until the next call
         run: Run | None = getattr(self.local, "run", None)
-        if feature is not None and run is not None and not failed:
+        self.local.run = None
+        if feature is None or run is None or failed:
+            return
+        if run.observing is not None:
+            run.observing(feature)
+        else:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
             fresh = Cached(feature.detach().clone(), run.index)
             before = run.kept.get(run.call)
@@ -216,6 +229,38 @@ class Runtime:
         elif kept is not None:
             return kept.at(position, self.schedule), False
         return None, not last
+
+    def _adapt(
+        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], *, guided: bool
+    ) -> tuple[Tensor | None, bool]:
+        """Return the forecast for a skipped step (`None`: full step), and whether a full step leaves its prediction."""
+        run: Run | None = self.local.run
+        if run is None:
+            self._cannot_reuse("the timestep is a number, a copy or one of many in no order: its run is not known")
+            return None, False
+        sample: Tensor = arguments["sample"]
+        run.enter(position.index, arguments.get("encoder_hidden_states"))
+        run.observing = None
+        problem = obstacle(denoiser, arguments, 0) or replaced_forward(denoiser)
+        if problem is not None or not run.settled:
+            run.controllers.pop(run.call, None)
+            if problem is not None:
+                self._cannot_reuse(problem)
+            return None, False
+        pipes = self._driving(arguments.get("timestep")) or list(self.pipes)
+        controller = run.controllers.get(run.call)
+        if controller is None or (isinstance(controller, Controller) and not controller.fits(sample)):
+            controller = start(pipes, position, self.schedule.skipping)
+            run.controllers[run.call] = controller
+        if isinstance(controller, str):
+            self.skipping_problem = controller
+            return None, False
+        index = controller.calls - position.total + position.index
+        if not controller.needs_full(index):
+            return controller.forecast(index, sample), False
+        guide = guidance_of(pipes, sample, run.twice) if guided else None
+        run.observing = partial(controller.observe, index, sample, guide=guide)
+        return None, True
 
     def _cannot_reuse(self, problem: str) -> None:
         self.skipping_problem = problem
