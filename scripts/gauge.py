@@ -1,8 +1,8 @@
 """Gauge skipping under many processes and solvers: UNet calls against likeness to stock and to the converged picture.
 
-Every arm draws the same prompts, one picture a call. A row says how many UNet calls each picture took and how near it is
-to two references: stock of the same solver and steps, and the converged picture (DPM++ 2M, 100 steps, same noise). Rows
-are appended as soon as a combination is measured; what the output holds already is left out.
+Every arm runs the same prompts, one picture a call. A row holds the UNet calls of each picture and its distance to two
+references: stock of the same solver and steps, and the converged picture (DPM++ 2M, 100 steps, same noise). A row is
+appended as soon as its arm is measured. Arms that the output holds already are left out.
 """
 
 import argparse

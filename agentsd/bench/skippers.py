@@ -15,6 +15,7 @@ and predicts: the samples of one guided picture are two.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +40,7 @@ class Taylor:
 
     Example:
         >>> [Taylor(20, every=3).needs_full(index, torch.zeros(1)) for index in (0, 1, 2, 3, 19)]
-        [True, True, True, True, True]
+        [True, True, True, False, True]
     """
 
     def __init__(self, calls: int, *, every: int, order: int = 1, first: int = 3) -> None:
@@ -111,10 +112,9 @@ class Spectrum:
         here = self._basis(torch.tensor([2 * index / (self.calls - 1) - 1], dtype=torch.float64))
         gram = basis.T @ basis + self.ridge * torch.eye(basis.shape[1], dtype=torch.float64)
         weights = (here @ torch.linalg.solve(gram, basis.T)).flatten().tolist()
-        values = [value for _, value in self.seen]
-        fitted = sum(
-            (weight * value for weight, value in zip(weights[1:], values[1:], strict=True)), weights[0] * values[0]
-        )
+        fitted = torch.zeros_like(sample)
+        for weight, (_, value) in zip(weights, self.seen, strict=True):
+            fitted = fitted + weight * value
         (first, previous), (last, value) = self.seen[-2:]
         line = value + (index - last) / (last - first) * (value - previous)
         return self.blend * fitted + (1 - self.blend) * line
@@ -145,7 +145,7 @@ class AdaptiveDiffusion:
         self.samples = [*self.samples[-3:], sample]
         if index < self.first or index == self.calls - 1 or self.skipped >= self.most:
             return True
-        speeds = [float((b - a).abs().mean()) for a, b in zip(self.samples, self.samples[1:], strict=False)]
+        speeds = [float((b - a).abs().mean()) for a, b in pairwise(self.samples)]
         before, middle, now = speeds
         return abs((now + before) / 2 - middle) > self.threshold * middle
 
@@ -164,8 +164,8 @@ class AdaptiveDiffusion:
 class EasyCache:
     """Skips while the sum of `k mean|x - x_prev| / mean|y_prev|` stays under a threshold, from 15% to 95% of the run.
 
-    `k = mean|y - y_prev| / mean|x - x_prev|` comes from the last two full steps. A skipped step returns `x + (y - x)` of
-    the last full step.
+    `k = mean|y - y_prev| / mean|x - x_prev|` comes from the last two full steps. A skipped step adds the difference
+    `y - x` of the last full step to its sample.
 
     Example:
         >>> EasyCache(50).needs_full(0, torch.zeros(1))

@@ -6,8 +6,8 @@ under another. A process here is a real `StableDiffusionPipeline`: its UNet take
 returns the other kind of prediction.
 
 A sample at signal-to-noise ratio `alpha^2 / sigma^2` is the same for every variance-preserving process. The conversion
-therefore looks up the timestep of the demo model with the same ratio, runs the UNet there, and converts the velocity `v`:
-`eps = alpha v + sigma x` and `x0 = alpha x - sigma v` (Salimans & Ho, ICLR 2022, https://arxiv.org/abs/2202.00512).
+therefore looks up the timestep of the demo model with the same ratio, runs the UNet there, and converts the velocity
+`v`: `eps = alpha v + sigma x` and `x0 = alpha x - sigma v` (Salimans & Ho, ICLR 2022, https://arxiv.org/abs/2202.00512).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def demo_pipeline(process: str = "own", **load: Any) -> StableDiffusionPipeline:
         load: Further arguments of `from_pretrained`, for example `torch_dtype`.
 
     Returns:
-        The pipeline, without a progress bar. Schedulers made by `X.from_config(pipe.scheduler.config)` keep its process.
+        The pipeline, without a progress bar. `X.from_config(pipe.scheduler.config)` gives another solver of its process.
 
     Raises:
         ValueError: If the process is unknown.

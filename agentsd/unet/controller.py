@@ -1,9 +1,10 @@
 """Which steps can be skipped within a tolerance, decided from what full steps show.
 
 At each full step the controller compares the UNet's prediction with what its forecast would have been. That is the
-error `e` of the forecast at the distance that was just covered. An error of the predicted noise moves the final latent by
-`|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: `d(x / alpha) = eps d(sigma)` along the sampling path.
-The controller adds these costs over the steps that it skips, and asks for a full step before their sum passes its bound.
+error `e` of the forecast at the distance that was just covered. An error of the predicted noise moves the final latent
+by `|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: along the sampling path,
+`d(x / alpha) = eps d(sigma)`. The controller adds these costs over the steps that it skips. It asks for a full step
+before their sum passes its bound.
 
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
@@ -13,6 +14,7 @@ sign (SADA, https://arxiv.org/abs/2507.17135).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ _FADE = 0.7  # share of the straight line that a forecast follows
 _EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 15.0  # noise level above which `alpha` does not fall further
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
+_NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
 _SMALLEST = 1e-3
 MOST_SKIPPED = 4  # steps in a row
 FEWEST_CALLS = 10  # shorter runs have no steps to spare
@@ -148,7 +151,8 @@ class Controller:
         if self._measured is not None:
             self._error, self._measured = self._measured(), None
         growth = max(self.times[index] - self._seen[-1].time, 0.0) / self._distance
-        return abs(after - sigma) * alpha**_EARLY * self._error * growth
+        further = _NOISY if self.noisy else 1.0
+        return further * abs(after - sigma) * alpha**_EARLY * self._error * growth
 
     def _forecast(self, time: float) -> Tensor:
         last = self._seen[-1]
@@ -185,7 +189,7 @@ class Controller:
 def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
     """Return when calls happen: `-log(sigma)`, or their number if a level comes back after the first three calls."""
     late = sigmas[2:-1]
-    if any(later >= earlier for earlier, later in zip(late, late[1:], strict=False)):
+    if any(later >= earlier for earlier, later in pairwise(late)):
         return tuple(float(index) for index in range(len(sigmas) - 1))
     return tuple(-math.log(max(sigma, _SMALLEST)) for sigma in sigmas[:-1])
 
