@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from agentsd.presets import with_ratio
 from agentsd.schedule import Schedule, schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.precision import slow_dtype_warning
+from agentsd.system.warning import warn_user
 
 DEMO = "demo"
 DEMO_STEPS = 50
@@ -310,7 +310,7 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
             raise ValueError(f"{name} was given, but {type(pipe).__name__} does not take it; leave it out.")
     slow = slow_dtype_warning(DTYPES[settings.dtype], device)
     if slow is not None:
-        warnings.warn(slow, UserWarning, stacklevel=2)
+        warn_user(slow)
     return pipe.to(device)
 
 

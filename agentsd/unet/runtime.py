@@ -1,7 +1,6 @@
 """What a patched denoiser carries, and what happens at each of its calls: read the step, set it, keep features."""
 
 import threading
-import warnings
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,13 @@ from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
+from agentsd.system.warning import warn_user
 from agentsd.unet.choices import Choices
 from agentsd.unet.forward import bind_arguments, replaced_forward
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
+from agentsd.unet.record import RunRecord
 from agentsd.unet.reuse import obstacle
 from agentsd.unet.runs import Cached, Run, fits, halves
 from agentsd.unet.shallow import depth_under_noise
@@ -54,16 +55,18 @@ class Runtime:
         self.skipping_problem: str | None = None
         self.noise_problem: str | None = None
         self.guidance_problem: str | None = None
+        self.record = RunRecord()
         self._fresh()
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
         self.local = threading.local()
         self.choices = Choices(self.seed)
         self.warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "local", "choices", "warned"}
+        volatile = {"pipes", "users", "local", "choices", "warned"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,15 +109,19 @@ class Runtime:
         self.local.run = None
         position = self._position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
+            self.record.note(position, skipped=False, stock=True)
             self.slot.write(StepContext())
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
+        self.local.forced = None
         guided = self._guided(denoiser, position, arguments)
         depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
         feature, keep = self._reuse(denoiser, position, arguments if guided else conditional_half(arguments), depth)
         attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
+        stock = feature is None and guided and not levels
+        self.record.note(position, skipped=feature is not None, stock=stock, reason=self.local.forced)
         self.slot.write(StepContext(levels, feature, keep, depth, guided))
 
     def end(self, *, failed: bool) -> None:
@@ -218,7 +225,7 @@ class Runtime:
         return None, not last
 
     def _cannot_reuse(self, problem: str) -> None:
-        self.skipping_problem = problem
+        self.skipping_problem = self.local.forced = problem
         self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
 
     def _run(self, number: int, index: int) -> Run:
@@ -234,6 +241,14 @@ class Runtime:
         """Let go of what calls have left: the runs in progress and their features, in every thread."""
         self.local = threading.local()
         self.slot.forget()
+
+    def reset(self) -> None:
+        """Forget the features and choices of all calls so far, and what the last run did."""
+        enabled = getattr(self.local, "enabled", True)  # `disabled` may be in force in this thread
+        self.forget()
+        self.local.enabled = enabled
+        self.choices = Choices(self.seed)
+        self.record = RunRecord()
 
     def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
         attention = self.schedule.at(position.index, position.total)
@@ -268,7 +283,7 @@ class Runtime:
         """Warn, unless this denoiser said the same before."""
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn_user(message)
 
 
 def _original(attn: Any) -> Any:
