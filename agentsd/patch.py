@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule
@@ -15,7 +16,7 @@ from agentsd.unet.install import check_plan, denoiser_of, find, install, uninsta
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.reuse import fit_skipping
-from agentsd.unet.runtime import Runtime, grid_at
+from agentsd.unet.runtime import Runtime
 
 # Which denoisers were patched through a pipeline: it may hold another one by the time they are restored.
 _PATCHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
@@ -175,7 +176,7 @@ def remove(target: Any) -> None:
     Raises:
         TypeError: If the target is neither a pipeline with a UNet nor a module.
     """
-    former = [] if isinstance(target, nn.Module) else list(_PATCHED.pop(target, ()))
+    former = _patched_through(target)
     for denoiser in former:
         runtime = denoiser.__dict__.get(SITE)
         if runtime is not None and target in runtime.users:
@@ -202,11 +203,7 @@ def report(target: Any) -> Report:
     """
     denoiser = denoiser_of(target)
     runtime = denoiser.__dict__.get(SITE)
-    if (
-        runtime is None
-        and not isinstance(target, nn.Module)
-        and any(SITE in one.__dict__ for one in _PATCHED.get(target, ()))
-    ):
+    if runtime is None and any(SITE in one.__dict__ for one in _patched_through(target)):
         raise ValueError(
             f"target {type(target).__name__} runs another {type(denoiser).__name__} than the one that was patched; "
             "call agentsd.apply(target) again."
@@ -214,6 +211,14 @@ def report(target: Any) -> Report:
     if runtime is None:
         raise ValueError(f"target {type(target).__name__} is not patched; call agentsd.apply(target) first.")
     return _report(denoiser, runtime)
+
+
+def _patched_through(target: Any) -> list[nn.Module]:
+    """Return the denoisers that were patched through a pipeline, whatever it holds now."""
+    try:
+        return [] if isinstance(target, nn.Module) else list(_PATCHED.get(target, ()))
+    except TypeError:  # not to be referred to weakly, so none was remembered
+        return []
 
 
 def why_inactive(denoiser: nn.Module, runtime: Runtime) -> str | None:

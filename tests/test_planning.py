@@ -1,6 +1,7 @@
 """Plans: arithmetic on given times exactly, choices that follow from them, the cache, and use by apply."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 import agentsd
 import agentsd.planning.measuring
 from agentsd import Phase, Plan, PooledAgents, Schedule, Skipping
+from agentsd.planning.cache import cache_file
 from agentsd.planning.plans import LayerTiming
 from agentsd.presets import BY_SPEED
 
@@ -290,6 +292,17 @@ def test_bad_measurements_are_made_anew(bad, tmp_path, monkeypatch, quick):
     assert len(again[name]) == 2
     assert {**again, name: None} == {**kept, name: None, "other": [2.0]}
     assert plan.predicted_speedup() > 0
+
+
+def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
+    unet = make_tiny_unet()
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "mine"))
+    assert cache_file(unet, (16, 16), 2).parent == tmp_path / "mine" / "plans"
+    monkeypatch.delenv("AGENTSD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert cache_file(unet, (16, 16), 2).parent == tmp_path / "agentsd" / "plans"
+    assert cache_file(unet, (16, 16), 2) != cache_file(unet, (16, 16), 4)
 
 
 def test_a_cache_that_is_no_file_is_told(tmp_path, monkeypatch, quick):

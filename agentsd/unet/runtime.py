@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
@@ -291,15 +292,3 @@ def _original(attn: Any) -> Any:
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
-
-
-def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
-    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
-
-    Example:
-        >>> grid_at(1, 65, 97)
-        (33, 49)
-    """
-    for _ in range(level):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width
