@@ -424,3 +424,17 @@ def test_arguments_are_checked_before_measuring(arguments, text, monkeypatch):
 def test_a_tie_is_stocks():
     assert not replace(FINE, stock_seconds=1.0, agent_seconds=0.98).wins
     assert replace(FINE, stock_seconds=1.0, agent_seconds=0.96).wins
+
+
+def test_a_plan_comes_back_from_json_exactly(quick):
+    for schedule in ("paper", "fast", Schedule.constant(POOL)):
+        plan = agentsd.plan(make_tiny_unet(), schedule, cache=False)
+        assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(ValueError, match=r"plan has the unknown field 'speed'; Plan has schedule, latent"):
+        Plan.from_json(json.dumps({**json.loads(plan.to_json()), "speed": 2}))
+    data = json.loads(plan.to_json())
+    data["timings"][0]["seconds"] = 1
+    with pytest.raises(ValueError, match=r"timings\[0\] has the unknown field 'seconds'"):
+        Plan.from_json(json.dumps(data))
+    with pytest.raises(ValueError, match=r"plan has version=None; this agentsd reads version 1"):
+        Plan.from_json("{}")

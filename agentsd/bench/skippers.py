@@ -5,10 +5,10 @@ and predicts: the samples of one guided picture are two.
 
 - `Taylor`: a full step every `every` steps, between them a Taylor series of order 0, 1 or 2 in the step's number
   (TaylorSeer, Liu et al., ICCV 2025, https://arxiv.org/abs/2503.06923, applied to predictions).
-- `Spectrum`: ridge regression on Chebyshev polynomials over all full steps, blended with the straight line of the last two;
-  the gap between full steps grows (CVPR 2026, https://arxiv.org/abs/2603.01623).
-- `AdaptiveDiffusion`: skips while the latent's speed changes little, and repeats the last prediction (Ye et al., NeurIPS 2024,
-  https://arxiv.org/abs/2410.09873).
+- `Spectrum`: ridge regression on Chebyshev polynomials over all full steps, blended with the straight line of the last
+  two; the gap between full steps grows (CVPR 2026, https://arxiv.org/abs/2603.01623).
+- `AdaptiveDiffusion`: skips while the latent's speed changes little, and repeats the last prediction (Ye et al.,
+  NeurIPS 2024, https://arxiv.org/abs/2410.09873).
 - `EasyCache`: skips while the accumulated relative change stays under a threshold, and repeats the difference of
   prediction and sample (https://arxiv.org/abs/2507.02860).
 """

@@ -67,7 +67,7 @@ def demo_pipeline(process: str = "own", **load: Any) -> StableDiffusionPipeline:
         load: Further arguments of `from_pretrained`, for example `torch_dtype`.
 
     Returns:
-        The pipeline, without a progress bar. `X.from_config(pipe.scheduler.config)` gives another solver of its process.
+        The pipeline. `X.from_config(pipe.scheduler.config)` gives another solver of its process.
 
     Raises:
         ValueError: If the process is unknown.

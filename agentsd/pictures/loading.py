@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from agentsd.pictures.generate import call_arguments
 from agentsd.pictures.settings import DEMO, DTYPES, SCHEDULERS, Settings
 from agentsd.system.precision import slow_dtype_warning
+from agentsd.system.warning import warn_user
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -103,7 +103,7 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
             raise ValueError(f"{name} was given, but {type(pipe).__name__} does not take it; leave it out.")
     slow = slow_dtype_warning(DTYPES[settings.dtype], device)
     if slow is not None:
-        warnings.warn(slow, UserWarning, stacklevel=2)
+        warn_user(slow)
     return pipe.to(device)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.cache import Measurements, cache_file
 from agentsd.planning.inputs import random_inputs
@@ -24,7 +25,6 @@ from agentsd.unet.install import denoiser_of
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import SITE, attend, level_plan
 from agentsd.unet.reuse import caches_already, fit_skipping
-from agentsd.unet.runtime import grid_at
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
 from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
 

@@ -1,6 +1,7 @@
-"""How a controller starts for a run of a pipeline, and how its errors are guided."""
+"""Skipping under a tolerance: how a controller starts for a run, what it does at a call, how its errors are guided."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from agentsd.unet.controller import FEWEST_CALLS, MOST_SKIPPED, Controller
 from agentsd.unet.guidance import is_twice
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.noise_levels import noise_levels
+from agentsd.unet.runs import Run
 from agentsd.unet.steps import Position
 
 
@@ -42,6 +44,32 @@ def start(pipes: "list[Any]", position: Position, skipping: Skipping) -> Control
         max_skipped=MOST_SKIPPED if skipping.max_skipped is None else skipping.max_skipped,
         noisy=draws_noise(scheduler),
     )
+
+
+def adapt(
+    run: Run, pipes: "list[Any]", position: Position, sample: Tensor, skipping: Skipping, *, guided: bool
+) -> tuple[Tensor | None, Callable[[Tensor], None] | None, str | None]:
+    """Return what a call does: a forecast that replaces it, else what takes in its prediction, and why it cannot skip.
+
+    Args:
+        run: The run of the call, after `run.enter`.
+        pipes: Pipelines that may be making the call.
+        position: Where the call stands in its run.
+        sample: What enters the UNet, [B, C, h, w].
+        skipping: Settings with a tolerance.
+        guided: Whether the call holds both halves of guidance, where there are any.
+    """
+    controller = run.controllers.get(run.call)
+    if controller is None or (isinstance(controller, Controller) and not controller.fits(sample)):
+        controller = start(pipes, position, skipping)
+        run.controllers[run.call] = controller
+    if isinstance(controller, str):
+        return None, None, controller
+    index = controller.calls - position.total + position.index
+    if not controller.needs_full(index):
+        return controller.forecast(index, sample), None, None
+    guide = guidance_of(pipes, sample, run.twice) if guided else None
+    return None, partial(controller.observe, index, sample, guide=guide), None
 
 
 def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) -> Callable[[Tensor], Tensor] | None:

@@ -152,7 +152,7 @@ class Controller:
             self._error, self._measured = self._measured(), None
         growth = max(self.times[index] - self._seen[-1].time, 0.0) / self._distance
         further = _NOISY if self.noisy else 1.0
-        return further * abs(after - sigma) * alpha**_EARLY * self._error * growth
+        return float(further * abs(after - sigma) * alpha**_EARLY * self._error * growth)
 
     def _forecast(self, time: float) -> Tensor:
         last = self._seen[-1]

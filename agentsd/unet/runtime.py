@@ -1,25 +1,25 @@
 """What a patched denoiser carries, and what happens at each of its calls: read the step, set it, keep features."""
 
 import threading
-import warnings
 import weakref
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention, PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
-from agentsd.unet.adaptive import guidance_of, start
+from agentsd.system.warning import warn_user
+from agentsd.unet.adaptive import adapt
 from agentsd.unet.choices import Choices
-from agentsd.unet.controller import Controller
 from agentsd.unet.forward import bind_arguments, replaced_forward
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
 from agentsd.unet.noise import draws_noise
 from agentsd.unet.processor import AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
+from agentsd.unet.record import RunRecord
 from agentsd.unet.reuse import obstacle
 from agentsd.unet.runs import Cached, Run, fits, halves
 from agentsd.unet.shallow import depth_under_noise
@@ -57,16 +57,18 @@ class Runtime:
         self.skipping_problem: str | None = None
         self.noise_problem: str | None = None
         self.guidance_problem: str | None = None
+        self.record = RunRecord()
         self._fresh()
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
         self.local = threading.local()
         self.choices = Choices(self.seed)
         self.warned: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "local", "choices", "warned"}
+        volatile = {"pipes", "users", "local", "choices", "warned"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -109,10 +111,12 @@ class Runtime:
         self.local.run = None
         position = self._position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
+            self.record.note(position, skipped=False, stock=True)
             self.slot.write(StepContext())
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self._run(position.run, position.index)
+        self.local.forced = None
         guided = self._guided(denoiser, position, arguments)
         given = arguments if guided else conditional_half(arguments)
         if self.schedule.skipping.tolerance is None:
@@ -123,6 +127,8 @@ class Runtime:
             feature, keep = self._adapt(denoiser, position, given, guided=guided)
         attends = feature is None or depth > 0
         levels = self._levels(position, sample) if attends else {}
+        stock = feature is None and guided and not levels
+        self.record.note(position, skipped=feature is not None, stock=stock, reason=self.local.forced)
         self.slot.write(StepContext(levels, feature, keep, depth, guided))
 
     def end(self, *, failed: bool) -> None:
@@ -248,22 +254,14 @@ class Runtime:
                 self._cannot_reuse(problem)
             return None, False
         pipes = self._driving(arguments.get("timestep")) or list(self.pipes)
-        controller = run.controllers.get(run.call)
-        if controller is None or (isinstance(controller, Controller) and not controller.fits(sample)):
-            controller = start(pipes, position, self.schedule.skipping)
-            run.controllers[run.call] = controller
-        if isinstance(controller, str):
-            self.skipping_problem = controller
-            return None, False
-        index = controller.calls - position.total + position.index
-        if not controller.needs_full(index):
-            return controller.forecast(index, sample), False
-        guide = guidance_of(pipes, sample, run.twice) if guided else None
-        run.observing = partial(controller.observe, index, sample, guide=guide)
-        return None, True
+        feature, observe, reason = adapt(run, pipes, position, sample, self.schedule.skipping, guided=guided)
+        run.observing = observe
+        if reason is not None:
+            self.skipping_problem = self.local.forced = reason
+        return feature, observe is not None
 
     def _cannot_reuse(self, problem: str) -> None:
-        self.skipping_problem = problem
+        self.skipping_problem = self.local.forced = problem
         self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
 
     def _run(self, number: int, index: int) -> Run:
@@ -279,6 +277,14 @@ class Runtime:
         """Let go of what calls have left: the runs in progress and their features, in every thread."""
         self.local = threading.local()
         self.slot.forget()
+
+    def reset(self) -> None:
+        """Forget the features and choices of all calls so far, and what the last run did."""
+        enabled = getattr(self.local, "enabled", True)  # `disabled` may be in force in this thread
+        self.forget()
+        self.local.enabled = enabled
+        self.choices = Choices(self.seed)
+        self.record = RunRecord()
 
     def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
         attention = self.schedule.at(position.index, position.total)
@@ -313,7 +319,7 @@ class Runtime:
         """Warn, unless this denoiser said the same before."""
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn_user(message)
 
 
 def _original(attn: Any) -> Any:
@@ -321,15 +327,3 @@ def _original(attn: Any) -> Any:
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
-
-
-def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
-    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
-
-    Example:
-        >>> grid_at(1, 65, 97)
-        (33, 49)
-    """
-    for _ in range(level):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width

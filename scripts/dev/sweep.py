@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
@@ -34,7 +35,6 @@ from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment
 from agentsd.system.writing import write_whole
 from agentsd.unet.processor import attend, level_plan
-from agentsd.unet.runtime import grid_at
 from agentsd.unet.sites import Candidate, find_sites
 
 AXES: dict[str, tuple] = {
