@@ -1,0 +1,11 @@
+"""Trained Agent Attention for images: the module, the published models, loading, timm and dense tasks."""
+
+from agentsd.vision.attention import AgentAttention as AgentAttention
+from agentsd.vision.configs import ALIASES as ALIASES
+from agentsd.vision.configs import CONFIGS as CONFIGS
+from agentsd.vision.configs import VisionConfig as VisionConfig
+from agentsd.vision.create import create_model as create_model
+from agentsd.vision.functional import complexity as complexity
+from agentsd.vision.model import AgentTransformer as AgentTransformer
+from agentsd.vision.published import load_published as load_published
+from agentsd.vision.published import to_published as to_published

@@ -1,0 +1,80 @@
+"""What depends on parameters alone is computed once in eval mode."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+class EvalCache:
+    """Keeps what a module computes from its own parameters, while it is in eval mode and no gradients are taken.
+
+    A parameter that changes in any way (loading, in-place updates, another device or dtype) makes the entry stale.
+    `torch.compile` reads entries that are there and writes none: run the model once before compiling it.
+
+    Args:
+        module: Whose own parameters (not those of its children) the entries are computed from.
+
+    Example:
+        >>> layer = nn.Linear(2, 2).eval()
+        >>> cache = EvalCache(layer)
+        >>> with torch.no_grad():
+        ...     first = cache.get("sum", lambda: layer.weight.sum())
+        ...     cache.get("sum", lambda: layer.weight.sum()) is first
+        True
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # In a list, so that torch does not take the module for its own child.
+        self._module = [module]
+        self._entries: dict[Any, tuple[tuple[Any, ...], Any]] = {}
+
+    def get(self, key: Any, compute: Callable[[], T]) -> T:
+        """Return what `compute` returns, from the cache where that is safe.
+
+        Args:
+            key: What else the result depends on.
+            compute: Computes the result.
+
+        Returns:
+            The result; nobody may write to it.
+        """
+        module = self._module[0]
+        if module.training:
+            self._entries.clear()
+            return compute()
+        if torch.is_grad_enabled():
+            return compute()
+        entry = self._entries.get(key)
+        if torch.compiler.is_compiling():
+            return compute() if entry is None else entry[1]
+        state = tuple(_state(tensor) for tensor in module._parameters.values() if tensor is not None)
+        if entry is None or entry[0] != state:
+            # At most a few grids and dtypes: a stream of sizes must not fill the memory.
+            if len(self._entries) >= 8:
+                self._entries.clear()
+            entry = (state, compute())
+            self._entries[key] = entry
+        result: T = entry[1]
+        return result
+
+    def clear(self) -> None:
+        """Forget every entry."""
+        self._entries.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EvalCache":
+        """Copy without entries, bound to the copied module."""
+        module = self._module[0]
+        return EvalCache(memo.get(id(module), module))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EvalCache, (self._module[0],)
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    # Inference tensors count no versions; they cannot change in place outside inference mode either.
+    version = -1 if tensor.is_inference() else tensor._version
+    return id(tensor), tensor.data_ptr(), version, tensor.dtype, tensor.device
