@@ -126,12 +126,7 @@ def from_published(model: nn.Module, state_dict: Mapping[str, Tensor]) -> tuple[
     keys = published_keys(model)
     if not isinstance(model, AgentTransformer):
         keys = {name: _as_in(state_dict, key) for name, (key, *_) in keys.items()}
-    optional = _optional(model)
-    missing = [key for name, parts in keys.items() for key in parts if key not in state_dict and name not in optional]
-    used = {key for parts in keys.values() for key in parts}
-    extra = [key for key in state_dict if key not in used]
-    dropped = [key for key in extra if _droppable(model, key)]
-    _refuse(missing, [key for key in extra if key not in dropped])
+    dropped = check_keys(model, keys, state_dict)
     found = {
         name: torch.cat([state_dict[key] for key in parts]) if len(parts) > 1 else state_dict[parts[0]]
         for name, parts in keys.items()
@@ -153,8 +148,27 @@ def _as_in(state_dict: Mapping[str, Tensor], key: str) -> tuple[str, ...]:
     return (other,) if other in state_dict else (key,)
 
 
-def _optional(model: nn.Module) -> set[str]:
-    return {name for name in model.state_dict() if name.startswith("feature_norms.")}
+def check_keys(model: nn.Module, keys: Mapping[str, tuple[str, ...]], state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Refuse weights of another model by their names.
+
+    Args:
+        model: What the weights are for.
+        keys: For each of its parameters, the names it has in the file.
+        state_dict: The weights.
+
+    Returns:
+        Names in the file that the model has no place for and does not miss.
+
+    Raises:
+        ValueError: If a name is missing or unexpected; the first ones are named.
+    """
+    needed = [parts for name, parts in keys.items() if not name.startswith("feature_norms.")]
+    missing = [key for parts in needed for key in parts if key not in state_dict]
+    used = {key for parts in keys.values() for key in parts}
+    extra = [key for key in state_dict if key not in used]
+    dropped = [key for key in extra if _droppable(model, key)]
+    _refuse(missing, [key for key in extra if key not in dropped])
+    return dropped
 
 
 def _droppable(model: nn.Module, key: str) -> bool:
