@@ -10,5 +10,9 @@ from agentsd.vision.files import read_checkpoint as read_checkpoint
 from agentsd.vision.flops import count_flops as count_flops
 from agentsd.vision.functional import complexity as complexity
 from agentsd.vision.model import AgentTransformer as AgentTransformer
+from agentsd.vision.preprocess import evaluation_transform as evaluation_transform
 from agentsd.vision.published import load_published as load_published
 from agentsd.vision.published import to_published as to_published
+from agentsd.vision.registry import register as register
+
+register()

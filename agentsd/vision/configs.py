@@ -1,7 +1,6 @@
 """The published models as data: four families, eighteen configurations, their names."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentsd.vision.functional import Grid
 
@@ -190,7 +189,7 @@ class VisionConfig:
             >>> CONFIGS["agent_deit_tiny"].replace(agents=(81,)).agents
             (81,)
         """
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[arg-type]
 
 
 def _deit(dim: int, heads: int, blocks: str, agents: int, drop_path: float, size: int = 224) -> VisionConfig:

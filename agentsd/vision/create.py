@@ -11,6 +11,7 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
+    in_chans: int = 3,
     image_size: int | Grid | None = None,
     agents: Sequence[int | Grid] | None = None,
     blocks: Sequence[str] | None = None,
@@ -26,6 +27,7 @@ def create_model(
     Args:
         name: "agent_swin_tiny", or the published "agent_swin_t"; all names are in `CONFIGS` and `ALIASES`.
         num_classes: Classes of the head; 0 for no head.
+        in_chans: Channels of the images.
         image_size: Side, or (height, width), that positions and biases are laid out for; `None` is the published one.
         agents: Number of agents, or (rows, columns), of each stage; `None` is as published.
         blocks: For each stage a letter a block, "A" agents or "S" softmax; `None` is as published.
@@ -65,4 +67,6 @@ def create_model(
         config = config.replace(drop_path=drop_path)
     if not (bias and convolution):
         config = config.replace(bias=bias, convolution=convolution)
-    return AgentTransformer(config, num_classes=num_classes, dense=dense, feature_norms=feature_norms)
+    return AgentTransformer(
+        config, num_classes=num_classes, in_chans=in_chans, dense=dense, feature_norms=feature_norms
+    )

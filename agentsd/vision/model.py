@@ -20,6 +20,7 @@ class AgentTransformer(nn.Module):
     Args:
         config: The model.
         num_classes: Classes of the head; 0 for no head.
+        in_chans: Channels of the images.
         dense: Behave as the published detectors and segmenters do: their agent grids, fixed windows, bilinear
             positions, no final norm, no head; call `pyramid`.
         feature_norms: Whether `pyramid` ends in one norm a stage; `None` is what the published detectors of the family
@@ -42,6 +43,7 @@ class AgentTransformer(nn.Module):
         config: VisionConfig,
         *,
         num_classes: int = 1000,
+        in_chans: int = 3,
         dense: bool = False,
         feature_norms: bool | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class AgentTransformer(nn.Module):
         total = sum(config.depths)
         rates = [config.drop_path * block / max(total - 1, 1) for block in range(total)]
         self.stages = nn.ModuleList()
-        channels = 3
+        channels = in_chans
         for index, depth in enumerate(config.depths[: len(config.dims)]):
             self.stages.append(Stage(config, index, channels, rates[:depth], dense=dense))
             rates, channels = rates[depth:], config.dims[index]
@@ -251,6 +253,10 @@ class AgentTransformer(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Group the parameters by depth, for learning rates that fall from layer to layer."""
-        stem = r"^stages\.0\.(embed|position|class_token)"
-        blocks = r"^stages\.(\d+)" if coarse else [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": stem, "blocks": blocks}
+        stem = r"^stages\.0\.(?:embed|position|class_token)"
+        fine = [
+            (r"^stages\.(\d+)\.(?:embed|position)", None),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^(?:norm|feature_norms)", (99999,)),
+        ]
+        return {"stem": stem, "blocks": r"^stages\.(\d+)" if coarse else fine}
