@@ -143,7 +143,7 @@ class WindowAttention(nn.Module):
         tokens = _windows(image, window)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
         bias = self._cache.get((padded, window, shift), lambda: self._bias(padded, window, shift)).to(x.dtype)
-        if bias.shape[0] > 1:
+        if bias.shape[0] > 1 and batch > 1:
             bias = bias.repeat(batch, 1, 1, 1)
         out = self.proj(_attend(query, key, value, self.heads, bias))
         image = _unwindow(out, window, padded)
