@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from agentsd.vision.functional import Grid, to_tokens
 
-
 # Numbers between the two layers that a thread holds at a time on a CPU (1 MiB of float32). Larger buffers come as fresh
 # pages from the system at every call: at 3136 tokens and 512 channels that took longer than the multiplications.
 CHUNK = 2**18
