@@ -106,7 +106,7 @@ class AgentAttention(nn.Module):
         self.has_bias = bias
         if bias:
             self._make_biases()
-        self._cache = EvalCache(self)
+        self._cache = EvalCache()
 
     def _make_biases(self) -> None:
         number = self.trained_agents[0] * self.trained_agents[1]
@@ -151,7 +151,7 @@ class AgentAttention(nn.Module):
         """
         if not self.has_bias:
             raise ValueError("bias=False: this module has no biases; build it with bias=True.")
-        return self._cache.get((grid, self._agents), lambda: self._biases(grid))
+        return self._cache.get(self, (grid, self._agents), lambda: self._biases(grid))
 
     def _biases(self, grid: Grid) -> tuple[Tensor, Tensor]:
         keys = (grid[0] // self.reduction, grid[1] // self.reduction)
@@ -227,7 +227,27 @@ class AgentAttention(nn.Module):
                 f"{' and a class token' if lead else ''}; pass the grid (h, w) of the tokens."
             )
         query, key, value = self._project(x, grid)
-        agents = pool_agents(query[:, lead:] if lead else query, grid, self._agents)
+        result: Tensor = self.dropout(self.proj(self.attend(query, key, value, grid)))
+        return result
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
+        """Attend without the projections: agents, both softmaxes, convolution.
+
+        Args:
+            query: Projected tokens, [B, N, C].
+            key: Projected tokens, reduced or not, [B, M, C].
+            value: Projected tokens, reduced or not, [B, M, C].
+            grid: (h, w) of the image tokens among the queries.
+
+        Returns:
+            Tokens, [B, N, C], before the output projection.
+
+        Example:
+            >>> layer, x = AgentAttention(8, 2, grid=(4, 4), agents=4), torch.randn(1, 16, 8)
+            >>> layer.proj(layer.attend(*layer.qkv(x).chunk(3, dim=-1), (4, 4))).equal(layer(x))
+            True
+        """
+        agents = pool_agents(query[:, 1:] if self.class_token else query, grid, self._agents)
         gather, spread = self.biases(grid) if self.has_bias else (None, None)
         attended = biased_agent_attention(
             split_heads(query, self.heads),
@@ -239,10 +259,7 @@ class AgentAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
         )
         out = merge_heads(attended)
-        if self.dwc is not None:
-            out = out + self._local(value, grid, self.dwc)
-        result: Tensor = self.dropout(self.proj(out))
-        return result
+        return out if self.dwc is None else out + self._local(value, grid, self.dwc)
 
 
 def check_heads(dim: int, heads: int) -> None:

@@ -7,42 +7,38 @@ import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+ENTRIES = 8  # a few grids; a stream of sizes must not fill the memory
 
 
 class EvalCache:
     """Keeps what a module computes from its own parameters, while it is in eval mode and no gradients are taken.
 
-    A parameter that changes in any way (loading, in-place updates, another device or dtype) makes the entry stale.
-    `torch.compile` reads entries that are there and writes none: run the model once before compiling it.
-
-    Args:
-        module: Whose own parameters (not those of its children) the entries are computed from.
+    A parameter that changes in any way (loading, writing in place, another device or dtype) makes the entries stale.
+    `torch.compile` reads entries that are there and writes none: run the model once before compiling it. Copies and
+    pickles of a module start without entries.
 
     Example:
-        >>> layer = nn.Linear(2, 2).eval()
-        >>> cache = EvalCache(layer)
+        >>> layer, cache = torch.nn.Linear(2, 2).eval(), EvalCache()
         >>> with torch.no_grad():
-        ...     first = cache.get("sum", lambda: layer.weight.sum())
-        ...     cache.get("sum", lambda: layer.weight.sum()) is first
+        ...     first = cache.get(layer, "sum", lambda: layer.weight.sum())
+        ...     cache.get(layer, "sum", lambda: layer.weight.sum()) is first
         True
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        # In a list, so that torch does not take the module for its own child.
-        self._module = [module]
+    def __init__(self) -> None:
         self._entries: dict[Any, tuple[tuple[Any, ...], Any]] = {}
 
-    def get(self, key: Any, compute: Callable[[], T]) -> T:
+    def get(self, module: nn.Module, key: Any, compute: Callable[[], T]) -> T:
         """Return what `compute` returns, from the cache where that is safe.
 
         Args:
-            key: What else the result depends on.
+            module: Whose own parameters (not those of its children) the result is computed from.
+            key: What else it depends on.
             compute: Computes the result.
 
         Returns:
             The result; nobody may write to it.
         """
-        module = self._module[0]
         if module.training:
             self._entries.clear()
             return compute()
@@ -52,9 +48,10 @@ class EvalCache:
         if torch.compiler.is_compiling():
             return compute() if entry is None else entry[1]
         state = tuple(_state(tensor) for tensor in module._parameters.values() if tensor is not None)
+        if not state:  # a replica of nn.DataParallel: its parameters are not to be seen
+            return compute()
         if entry is None or entry[0] != state:
-            # At most a few grids and dtypes: a stream of sizes must not fill the memory.
-            if len(self._entries) >= 8:
+            if len(self._entries) >= ENTRIES:
                 self._entries.clear()
             entry = (state, compute())
             self._entries[key] = entry
@@ -66,12 +63,10 @@ class EvalCache:
         self._entries.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EvalCache":
-        """Copy without entries, bound to the copied module."""
-        module = self._module[0]
-        return EvalCache(memo.get(id(module), module))
+        return EvalCache()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EvalCache, (self._module[0],)
+        return EvalCache, ()
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:

@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        self._cache = EvalCache(self)
+        self._cache = EvalCache()
 
     def _bias(self, padded: Grid, window: Grid, shift: Grid) -> Tensor:
         """Return bias and mask, [windows or 1, heads, w*w, w*w]."""
@@ -142,7 +142,7 @@ class WindowAttention(nn.Module):
             image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
         tokens = _windows(image, window)
         query, key, value = self.qkv(tokens).chunk(3, dim=-1)
-        bias = self._cache.get((padded, window, shift), lambda: self._bias(padded, window, shift)).to(x.dtype)
+        bias = self._cache.get(self, (padded, window, shift), lambda: self._bias(padded, window, shift)).to(x.dtype)
         if bias.shape[0] > 1 and batch > 1:
             bias = bias.repeat(batch, 1, 1, 1)
         out = self.proj(_attend(query, key, value, self.heads, bias))

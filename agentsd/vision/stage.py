@@ -62,7 +62,7 @@ class Stage(nn.Module):
             )
             for number, rate in enumerate(rates)
         )
-        self._cache = EvalCache(self)
+        self._cache = EvalCache()
 
     def tokens(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Cut an image or the map of the last stage, [B, C, H, W], into tokens with their positions."""
@@ -70,7 +70,7 @@ class Stage(nn.Module):
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         if self.position is not None:
-            x = x + self._cache.get(grid, lambda: self._positions(grid))
+            x = x + self._cache.get(self, grid, lambda: self._positions(grid))
         return x, grid
 
     def _positions(self, grid: Grid) -> Tensor:

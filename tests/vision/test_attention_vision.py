@@ -179,7 +179,7 @@ class TestCache:
         with torch.no_grad():
             expected = layer(x)
             twin = copy.deepcopy(layer)
-            assert twin._cache._module[0] is twin
+            assert twin._cache is not layer._cache
             twin.an_bias.add_(torch.randn_like(twin.an_bias))
             assert not torch.equal(twin(x), expected)
             assert torch.equal(layer(x), expected)
@@ -187,10 +187,27 @@ class TestCache:
             torch.save(layer, buffer)
             buffer.seek(0)
             loaded = torch.load(buffer, weights_only=False)
-            assert loaded._cache._module[0] is loaded
             assert torch.equal(loaded(x), expected)
             half = layer.to(torch.bfloat16)
             torch.testing.assert_close(half(x.bfloat16()).float(), expected, rtol=0, atol=0.1)
+
+    def test_a_replica_computes_its_own(self):
+        layer = made().eval()
+        replica = layer._replicate_for_data_parallel()  # shares what is no parameter
+        for name in list(replica._parameters):
+            replica._parameters[name] = None
+            setattr(replica, name, getattr(layer, name).detach() + 1)
+        with torch.no_grad():
+            own = layer.biases((6, 4))[0]
+            assert not torch.equal(replica.biases((6, 4))[0], own)
+            assert torch.equal(layer.biases((6, 4))[0], own)
+
+    def test_a_stream_of_sizes_does_not_fill_the_memory(self):
+        layer = made().eval()
+        with torch.no_grad():
+            for width in range(2, 40):
+                layer.biases((3, width))
+        assert len(layer._cache._entries) <= 8
 
     def test_the_state_dict_is_without_it(self):
         layer = made().eval()
