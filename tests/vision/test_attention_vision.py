@@ -194,9 +194,8 @@ class TestCache:
     def test_a_replica_computes_its_own(self):
         layer = made().eval()
         replica = layer._replicate_for_data_parallel()  # shares what is no parameter
-        for name in list(replica._parameters):
-            replica._parameters[name] = None
-            setattr(replica, name, getattr(layer, name).detach() + 1)
+        for name, parameter in layer._parameters.items():
+            setattr(replica, name, parameter.detach() + 1)
         with torch.no_grad():
             own = layer.biases((6, 4))[0]
             assert not torch.equal(replica.biases((6, 4))[0], own)
