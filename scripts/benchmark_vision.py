@@ -4,7 +4,7 @@
     python scripts/benchmark_vision.py models             # published pairs, pairs of one size
     python scripts/benchmark_vision.py models --compile --dtype bfloat16
     python scripts/benchmark_vision.py sizes              # parameters, FLOPs and parity of all models
-    python scripts/benchmark_vision.py tables             # write the tables of docs/vision.md from results/vision/
+    python scripts/benchmark_vision.py tables             # write tables and curves of docs/vision.md
 
 Two models are timed in one process in the order A B B A, so that a load that drifts falls on both. A ratio above 1 says
 that agent attention is faster. Every baseline uses torch's fused attention. One row a pair is appended.
@@ -277,6 +277,19 @@ def write_tables(page):
     page.write_text(text, encoding="utf-8")
 
 
+def draw_training(path):
+    """The curves of all arms."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from agentsd.vision.visual import draw_curves
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw_curves(read("training")).figure
+    figure.set_size_inches(7, 4)
+    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("modules", "models", "sizes", "tables"))
@@ -293,6 +306,8 @@ def main(arguments=None):
     torch.set_num_threads(options.threads)
     if options.what == "tables":
         write_tables(Path(options.page))
+        if read("training"):
+            draw_training(Path(options.page).parent / "img" / "vision_training.png")
         return 0
     output = Path(options.output or RESULTS / ("models.jsonl" if options.what == "sizes" else "speed.jsonl"))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,12 @@
 """Reading the authors' checkpoints without running code in them, and converting them to safetensors."""
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,7 +20,8 @@ _EMA, _PLAIN = ("state_dict_ema",), ("model", "state_dict")
 def safe_globals() -> Any:
     """Return a context in which `torch.load(..., weights_only=True)` reads the authors' checkpoints.
 
-    One class is let through, `yacs.config.CfgNode`, and read as a plain dict.
+    One class is let through, `yacs.config.CfgNode`, and read as a plain dict. Before torch 2.6 none can be, and files
+    that hold it are refused.
 
     Returns:
         A context manager.
@@ -27,6 +30,8 @@ def safe_globals() -> Any:
         >>> with safe_globals():
         ...     pass
     """
+    if Version(torch.__version__).release < (2, 6):
+        return nullcontext()
     return torch.serialization.safe_globals(SAFE_CLASSES)  # type: ignore[arg-type]
 
 

@@ -1,6 +1,6 @@
 """Looking inside a trained model: its agents, what they gather from, who takes from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +149,29 @@ def draw_map(weights: Tensor, maps: AgentMaps, picture: Any, axes: Any = None, t
     axes.imshow(image, extent=(0, 1, 1, 0), cmap="magma", alpha=0.7, interpolation="nearest")
     axes.set_title(title, fontsize=9)
     return _bare(axes)
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], axes: Any = None) -> Any:
+    """Draw accuracy against training steps: for each arm the mean of its seeds, shaded from the lowest to the highest.
+
+    Args:
+        rows: Of `scripts/train_vision.py`; those of the kind "curve" are drawn.
+        axes: Of matplotlib; `None` makes new ones.
+
+    Returns:
+        The axes.
+    """
+    axes = _axes(axes)
+    curves = [row for row in rows if row["kind"] == "curve"]
+    for arm in dict.fromkeys(row["arm"] for row in curves):
+        steps = sorted({row["step"] for row in curves if row["arm"] == arm})
+        shares = [[row["exact"] for row in curves if (row["arm"], row["step"]) == (arm, step)] for step in steps]
+        (line,) = axes.plot(steps, [sum(each) / len(each) for each in shares], label=arm)
+        axes.fill_between(steps, [min(e) for e in shares], [max(e) for e in shares], color=line.get_color(), alpha=0.12)
+    axes.set_xlabel("steps")
+    axes.set_ylabel("all five labels right")
+    axes.legend(fontsize=8)
+    return axes
 
 
 def _axes(axes: Any) -> Any:

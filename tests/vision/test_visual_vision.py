@@ -11,7 +11,7 @@ from agentsd.vision.data import scene_pictures
 from agentsd.vision.example import example_model
 from agentsd.vision.functional import split_heads
 from agentsd.vision.training import evaluate
-from agentsd.vision.visual import attention_maps, draw_agents, draw_map, record
+from agentsd.vision.visual import attention_maps, draw_agents, draw_curves, draw_map, record
 
 
 @pytest.mark.parametrize("family", ["deit", "pvt"])
@@ -60,6 +60,19 @@ def test_drawing():
     axes = draw_map(seen[0].gather[0, 4], seen[0], picture, title="gathers from")
     assert axes.get_title() == "gathers from"
     assert len(axes.images) == 2
+
+
+def test_curves():
+    mpl.use("Agg")
+    rows = [
+        {"kind": "curve", "arm": arm, "step": step, "exact": share + seed / 10}
+        for arm, share in (("agent", 0.5), ("softmax", 0.25))
+        for step in (100, 200)
+        for seed in (0, 2)
+    ]
+    axes = draw_curves([*rows, {"kind": "run", "arm": "agent"}])
+    assert [line.get_label() for line in axes.lines] == ["agent", "softmax"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [0.35, 0.35])
 
 
 def test_the_example_has_learned():
