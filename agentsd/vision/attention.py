@@ -9,6 +9,8 @@ from agentsd.vision.functional import (
     Grid,
     agent_grid,
     biased_agent_attention,
+    check_heads,
+    folded_agent_attention,
     merge_heads,
     pool_agents,
     split_heads,
@@ -226,9 +228,46 @@ class AgentAttention(nn.Module):
                 f"x has {x.shape[1]} tokens, but grid={grid} holds {grid[0] * grid[1]}"
                 f"{' and a class token' if lead else ''}; pass the grid (h, w) of the tokens."
             )
+        if self._folds(x):
+            folded: Tensor = self.proj(self._folded(x, grid))
+            return folded
         query, key, value = self._project(x, grid)
         result: Tensor = self.dropout(self.proj(self.attend(query, key, value, grid)))
         return result
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether queries and keys are better left unprojected: few agents, many channels, no gradients, a CPU."""
+        few = 2 * self.heads * self._agents[0] * self._agents[1] <= self.dim
+        plain = self.reduction == 1 and not self.class_token and type(self.qkv) is nn.Linear
+        inferring = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return few and plain and inferring and x.device.type == "cpu"
+
+    def _folded(self, x: Tensor, grid: Grid) -> Tensor:
+        dim, weight, bias = self.dim, self.qkv.weight, self.qkv.bias
+        biases = [None] * 3 if bias is None else bias.split(dim)
+        # Averaging commutes with the projection: the tokens are averaged, and the averages projected.
+        agents = F.linear(pool_agents(x, grid, self._agents), weight[:dim], biases[0])
+        value = F.linear(x, weight[2 * dim :], biases[2])
+        gather, spread = None, None
+        if self.has_bias:
+            key = (grid, self._agents, "tokens last")
+            gather, spread = self._cache.get(self, key, lambda: self._tokens_last(grid))
+            gather, spread = gather.to(value.dtype), spread.to(value.dtype)
+        out = folded_agent_attention(
+            x,
+            agents,
+            value,
+            (weight[:dim], biases[0]),
+            weight[dim : 2 * dim],
+            heads=self.heads,
+            gather_bias=gather,
+            broadcast_bias=spread,
+        )
+        return out if self.dwc is None else out + self._local(value, grid, self.dwc)
+
+    def _tokens_last(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        gather, spread = self._biases(grid)
+        return gather, spread.transpose(-1, -2).contiguous()
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, grid: Grid) -> Tensor:
         """Attend without the projections: agents, both softmaxes, convolution.
@@ -260,20 +299,3 @@ class AgentAttention(nn.Module):
         )
         out = merge_heads(attended)
         return out if self.dwc is None else out + self._local(value, grid, self.dwc)
-
-
-def check_heads(dim: int, heads: int) -> None:
-    """Refuse a number of heads that does not divide the channels.
-
-    Args:
-        dim: Channels.
-        heads: Number of heads.
-
-    Raises:
-        ValueError: If it does not divide them.
-
-    Example:
-        >>> check_heads(64, 2)
-    """
-    if heads < 1 or dim % heads:
-        raise ValueError(f"heads={heads} does not divide dim={dim}; choose a divisor of dim.")

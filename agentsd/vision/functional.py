@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -182,6 +183,74 @@ def biased_agent_attention(
         return agent_attention(query, agents, key, value, scale=scale, broadcast_exponent=1.0, shortcut=0.0)
     gathered = F.scaled_dot_product_attention(agents, key, value, attn_mask=gather_bias, dropout_p=dropout)
     return F.scaled_dot_product_attention(query, agents, gathered, attn_mask=broadcast_bias, dropout_p=dropout)
+
+
+def folded_agent_attention(
+    x: Tensor,
+    agents: Tensor,
+    value: Tensor,
+    to_query: tuple[Tensor, Tensor | None],
+    to_key: Tensor,
+    *,
+    heads: int,
+    gather_bias: Tensor | None = None,
+    broadcast_bias: Tensor | None = None,
+) -> Tensor:
+    """Attend through few agents without projecting the tokens to queries and keys.
+
+    The agents are projected in their place: `A K^T = (A Wk) X^T`, `Q A^T = X (Wq^T A) + bq A`; the bias of the keys is
+    the same for all keys and drops out of the softmax. That is `biased_agent_attention` to rounding, with less to
+    compute and to store where heads times agents are fewer than half the channels.
+
+    Args:
+        x: Tokens before projection, [B, N, C].
+        agents: Projected agents, [B, n, C].
+        value: Projected values, [B, N, C].
+        to_query: Weight, [C, C], and bias, [C], of the queries' projection.
+        to_key: Weight of the keys' projection, [C, C].
+        heads: Number of heads.
+        gather_bias: B1, broadcast to [B, heads, n, N].
+        broadcast_bias: B2 transposed, broadcast to [B, heads, n, N].
+
+    Returns:
+        Attended tokens, [B, N, C].
+
+    Example:
+        >>> x, weight = torch.randn(1, 64, 8), torch.eye(8)
+        >>> folded = folded_agent_attention(x, x[:, :2], x, (weight, None), weight, heads=2)
+        >>> q, a = split_heads(x, 2), split_heads(x[:, :2], 2)
+        >>> folded.allclose(merge_heads(biased_agent_attention(q, a, q, q)), atol=1e-5)
+        True
+    """
+    scaled = split_heads(agents, heads) * (agents.shape[-1] // heads) ** -0.5
+    weights = [weight.unflatten(0, (heads, -1)) for weight in (to_key, to_query[0])]
+    both = torch.cat([scaled @ weight for weight in weights], dim=1).flatten(1, 2)
+    # Tokens come last, so that the second softmax, over the agents, runs along contiguous tokens.
+    scores = (both @ x.transpose(1, 2)).unflatten(1, (2 * heads, -1))
+    first, second = scores[:, :heads], scores[:, heads:]
+    if to_query[1] is not None:
+        second = second + scaled @ to_query[1].unflatten(0, (heads, -1))[..., None]
+    if gather_bias is not None and broadcast_bias is not None:
+        first, second = first + gather_bias, second + broadcast_bias
+    gathered = first.softmax(-1).to(value.dtype) @ split_heads(value, heads)
+    return merge_heads(second.softmax(-2).to(value.dtype).transpose(-1, -2) @ gathered)
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Refuse a number of heads that does not divide the channels.
+
+    Args:
+        dim: Channels.
+        heads: Number of heads.
+
+    Raises:
+        ValueError: If it does not divide them.
+
+    Example:
+        >>> check_heads(64, 2)
+    """
+    if heads < 1 or dim % heads:
+        raise ValueError(f"heads={heads} does not divide dim={dim}; choose a divisor of dim.")
 
 
 def complexity(tokens: int, width: int, agents: int, *, kernel: int = 3) -> int:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.vision.attention import REDUCTION_EPS, check_heads
+from agentsd.vision.attention import REDUCTION_EPS
 from agentsd.vision.caching import EvalCache
-from agentsd.vision.functional import Grid, merge_heads, split_heads, to_image, to_tokens
+from agentsd.vision.functional import Grid, check_heads, merge_heads, split_heads, to_image, to_tokens
 
 MASKED = -100.0  # what the published Swin adds to a masked score
 

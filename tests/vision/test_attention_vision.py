@@ -73,6 +73,22 @@ def test_against_the_formula(class_token, grid):
     torch.testing.assert_close(layer(x, grid), explicit(layer, x, grid), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"bias": False}, {"convolution": False}])
+def test_few_agents_need_neither_queries_nor_keys(changes):
+    layer = made(agents=4, **changes).eval()
+    x = torch.randn(2, 35, 16)
+    assert not layer._folds(x)  # gradients
+    plain = layer(x, (5, 7))
+    with torch.no_grad():
+        assert layer._folds(x)
+        layer.qkv.forward = None  # not called
+        for _ in range(2):
+            torch.testing.assert_close(layer(x, (5, 7)), plain, rtol=0, atol=2e-6)
+        layer.agents = 9
+        assert not layer._folds(x)
+    assert not made(agents=4, class_token=True).eval()._folds(x)
+
+
 def test_biases_entry_by_entry_on_the_trained_grid():
     layer = made(grid=(7, 7), agents=4)
     gather, spread = layer.biases((7, 7))  # the block bias has the size of the grid: nothing to interpolate
@@ -134,7 +150,11 @@ class TestCache:
         with torch.no_grad():
             assert layer.biases((6, 4))[0] is not layer.biases((6, 4))[0]
 
-    def check_stale(self, layer, change):
+    def check_stale(self, agents, change):
+        for number in (agents, 4):  # with 4, queries and keys are not projected
+            self.check_one(made(agents=number).eval(), change)
+
+    def check_one(self, layer, change):
         x = torch.randn(1, 24, 16)
         with torch.no_grad():
             before = layer(x)
@@ -145,16 +165,19 @@ class TestCache:
         assert not torch.equal(before, after)
 
     def test_loading_makes_it_stale(self):
-        other = {name: value + 1 if name == "ah_bias" else value for name, value in made().state_dict().items()}
-        other["ah_bias"][..., 0, :] += 1
-        self.check_stale(made().eval(), lambda layer: layer.load_state_dict(other))
-        self.check_stale(made().eval(), lambda layer: layer.load_state_dict(other, assign=True))
+        def load(layer, **options):
+            state = {name: value.clone() for name, value in layer.state_dict().items()}
+            state["ah_bias"][..., 0, :] += 1
+            layer.load_state_dict(state, **options)
+
+        self.check_stale(6, load)
+        self.check_stale(6, lambda layer: load(layer, assign=True))
 
     def test_writing_in_place_makes_it_stale(self):
-        self.check_stale(made().eval(), lambda layer: layer.an_bias.normal_())
+        self.check_stale(6, lambda layer: layer.an_bias.normal_())
 
     def test_other_agents_make_it_stale(self):
-        self.check_stale(made().eval(), lambda layer: setattr(layer, "agents", 4))
+        self.check_stale(6, lambda layer: setattr(layer, "agents", (1, 3)))
 
     def test_training_makes_it_stale(self):
         def train(layer):
@@ -164,7 +187,7 @@ class TestCache:
             optimizer.step()
             layer.eval()
 
-        self.check_stale(made().eval(), train)
+        self.check_stale(6, train)
 
     def test_gradients_reach_the_biases_after_a_cached_call(self):
         layer = made().eval()
@@ -276,8 +299,9 @@ def test_softmax_complexity_is_what_torch_counts():
         complexity(64, 32, 0)
 
 
-def test_autocast_and_float64():
-    layer = made().eval()
+@pytest.mark.parametrize("agents", [6, 4])
+def test_autocast_and_float64(agents):
+    layer = made(agents=agents).eval()
     x = torch.randn(1, 24, 16)
     with torch.no_grad():
         expected = layer(x)
