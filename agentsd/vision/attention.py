@@ -228,11 +228,8 @@ class AgentAttention(nn.Module):
                 f"x has {x.shape[1]} tokens, but grid={grid} holds {grid[0] * grid[1]}"
                 f"{' and a class token' if lead else ''}; pass the grid (h, w) of the tokens."
             )
-        if self._folds(x):
-            folded: Tensor = self.proj(self._folded(x, grid))
-            return folded
-        query, key, value = self._project(x, grid)
-        result: Tensor = self.dropout(self.proj(self.attend(query, key, value, grid)))
+        out = self._folded(x, grid) if self._folds(x) else self.attend(*self._project(x, grid), grid)
+        result: Tensor = self.dropout(self.proj(out))
         return result
 
     def _folds(self, x: Tensor) -> bool:
