@@ -272,8 +272,10 @@ def write_tables(page):
         mark = f"<!-- {name} -->\n"
         before, found, rest = text.partition(mark)
         if found:
-            after = rest[rest.index("\n\n") :] if "\n\n" in rest else "\n"
-            text = before + mark + "\n".join(lines) + after
+            kept = rest.splitlines(keepends=True)
+            while kept and kept[0].startswith("|"):
+                del kept[0]
+            text = before + mark + "".join(f"{line}\n" for line in lines) + "".join(kept)
     page.write_text(text, encoding="utf-8")
 
 

@@ -199,12 +199,13 @@ class TestScripts:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert (row["tokens"], row["agent"]) == (64, "4 agents")
         page = tmp_path / "page.md"
-        page.write_text("before\n\n<!-- modules -->\nold\n\nafter\n")
-        assert module.main(["tables", "--page", str(page)]) == 0
-        lines = page.read_text().splitlines()
-        assert "old" not in lines
-        assert lines[-1] == "after"
-        assert lines[5].startswith("| 64 | 16 | 2 | 4 | ")
+        for table in ("", "| old |\n| old |\n"):
+            page.write_text(f"before\n\n<!-- modules -->\n{table}\nafter\n\nlast\n")
+            assert module.main(["tables", "--page", str(page)]) == 0
+            lines = page.read_text().splitlines()
+            assert lines[:3] == ["before", "", "<!-- modules -->"]
+            assert lines[5].startswith("| 64 | 16 | 2 | 4 | ")
+            assert lines[6:] == ["", "after", "", "last"]
 
     def test_the_order_is_abba(self, script):
         called = []
