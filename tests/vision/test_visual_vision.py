@@ -1,6 +1,5 @@
 """Recorded maps are those that the layer attends with."""
 
-import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -51,7 +50,7 @@ def test_nothing_is_left_behind():
 
 
 def test_drawing():
-    mpl.use("Agg")
+    pytest.importorskip("matplotlib").use("Agg")
     model = example_model()
     with torch.no_grad(), record(model) as seen:
         model(torch.randn(1, 3, 48, 48))
@@ -63,7 +62,7 @@ def test_drawing():
 
 
 def test_curves():
-    mpl.use("Agg")
+    pytest.importorskip("matplotlib").use("Agg")
     rows = [
         {"kind": "curve", "arm": arm, "step": step, "exact": share + seed / 10}
         for arm, share in (("agent", 0.5), ("softmax", 0.25))
