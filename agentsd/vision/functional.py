@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agentsd.attention import agent_attention
+from agentsd.attention.agent import agent_attention
 
 Grid = tuple[int, int]
 

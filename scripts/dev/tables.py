@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gauge_table import every_table, gauge_table, promise_table
 from scipy.stats import binomtest
 
 from agentsd.bench.arms import is_current, kind_of
@@ -75,6 +76,9 @@ def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
     tables = {
         "speed-short": lambda: main_table(SHORT),
+        "gauge": lambda: gauge_table(read_rows(ROOT / "results/gauge.jsonl")),
+        "gauge-promise": lambda: promise_table(read_rows(ROOT / "results/gauge.jsonl")),
+        "gauge-all": lambda: every_table(read_rows(ROOT / "results/gauge.jsonl")),
         "demo-short": lambda: demo_table(SHORT_DEMO),
         "speed": main_table,
         "speed-others": other_tables,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from agentsd.attention import agent_attention
+from agentsd.attention.agent import agent_attention
 from agentsd.vision import AgentAttention, complexity
 from agentsd.vision.functional import agent_grid, biased_agent_attention, softmax_complexity
 
