@@ -87,7 +87,8 @@ def _note(rows: Sequence[Row]) -> str:
     row = rows[0]
     return (
         f"Bundled demo model under each process, {row['pictures']} held-out prompts, 256x256 pixels, guidance 7.5 (4 "
-        f"under `own`, 1 with LCM), {row['dtype']}, {row['device']}, torch {row['torch']}, diffusers {row['diffusers']}. "
+        f"under `own`, 1 with LCM), {row['dtype']}, {row['device']}, torch {row['torch']}, diffusers "
+        f"{row['diffusers']}. "
         "PSNR: median over prompts and, in brackets, the worst 5%. *Stock* is the same solver with all its steps; "
         "*converged* is DPM++ 2M with 100 steps. `scripts/gauge.py`, `results/gauge.jsonl`."
     )
