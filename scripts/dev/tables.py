@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gauge_table import every_table, gauge_table, promise_table
 from scipy.stats import binomtest
 
 from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.gauge_tables import every_table, gauge_table, promise_table
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows

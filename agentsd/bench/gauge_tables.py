@@ -10,7 +10,15 @@ PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balance
 
 
 def gauge_table(rows: Sequence[Row]) -> str:
-    """One line a combination: the default beside the best solver with as many steps."""
+    """Return one line a combination: the default beside the best solver with as many steps.
+
+    Example:
+        >>> row = {"combination": "own, DDIM, 50", "arm": "stock", "calls": [50], "stock_calls": [50], "pictures": 1}
+        >>> row |= {"psnr_stock": [120.0], "psnr_converged": [40.0], "latent_error": [0.0], "dtype": "float32"}
+        >>> row |= {"device": "a GPU", "torch": "2", "diffusers": "0.42"}
+        >>> gauge_table([row]).splitlines()[1]
+        '|---|--:|--:|--:|--:|--:|--:|--:|'
+    """
     lines = [
         "| process, solver, steps | UNet calls | `balanced` | to stock | to converged | stock to converged | "
         "best other solver with as many calls: to stock | to converged |",
@@ -39,7 +47,15 @@ def gauge_table(rows: Sequence[Row]) -> str:
 
 
 def promise_table(rows: Sequence[Row]) -> str:
-    """One line a combination: the median relative error of the final latent by tolerance, with the UNet calls."""
+    """Return one line a combination: the median relative error of the final latent by tolerance, with the UNet calls.
+
+    Example:
+        >>> row = {"combination": "own, DDIM, 50", "arm": "stock", "calls": [50], "stock_calls": [50], "pictures": 1}
+        >>> row |= {"psnr_stock": [120.0], "psnr_converged": [40.0], "latent_error": [0.0], "dtype": "float32"}
+        >>> row |= {"device": "a GPU", "torch": "2", "diffusers": "0.42"}
+        >>> promise_table([row]).splitlines()[1]
+        '|---|--:|--:|--:|--:|'
+    """
     shown = list(PRESETS_BY_TOLERANCE)
     lines = [
         "| process, solver, steps | " + " | ".join(f"{PRESETS_BY_TOLERANCE[arm]}, {arm}" for arm in shown) + " |",
@@ -57,7 +73,15 @@ def promise_table(rows: Sequence[Row]) -> str:
 
 
 def every_table(rows: Sequence[Row]) -> str:
-    """All rows: arms in the order of their calls."""
+    """Return all rows: the arms of a combination in the order of their calls.
+
+    Example:
+        >>> row = {"combination": "own, DDIM, 50", "arm": "stock", "calls": [50], "stock_calls": [50], "pictures": 1}
+        >>> row |= {"psnr_stock": [120.0], "psnr_converged": [40.0], "latent_error": [0.0], "dtype": "float32"}
+        >>> row |= {"device": "a GPU", "torch": "2", "diffusers": "0.42"}
+        >>> every_table([row]).splitlines()[2]
+        '| own, DDIM, 50 | stock | 50.0 [50, 50] | equal | 40.0 (40.0) dB |'
+    """
     lines = ["| process, solver, steps | arm | UNet calls | to stock | to converged |", "|---|---|--:|--:|--:|"]
     for name, arms in _by_combination(rows).items():
         for arm, row in sorted(arms.items(), key=lambda item: -statistics.mean(item[1]["calls"])):
