@@ -12,6 +12,7 @@ from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
+from agentsd.system.warning import warn_user
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
@@ -162,6 +163,10 @@ def apply(
         uninstall(denoiser)
     runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
     runtime.skipping_problem = refused
+    if refused is not None and not chosen.attentions:
+        warn_user(
+            f"agentsd has nothing to do here: {refused}, and its attention is stock. The preset 'gentle' skips none."
+        )
     for pipe in pipes:
         runtime.pipes.add(pipe)
     for user in users:
