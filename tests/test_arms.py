@@ -41,18 +41,19 @@ def test_every_arm_changes_the_picture_and_is_undone(name):
 @pytest.mark.parametrize("name", [name for name in RUN_ARMS if name not in STEP_ARMS])
 def test_every_run_arm_runs_as_it_says_and_is_undone(name):
     pipe = make_tiny_pipe()
-    expected = drawn(pipe, RUN_ARMS["stock"])
+    steps = 12 if name.startswith("preset ") else 6  # shorter runs skip no steps under a tolerance
+    expected = drawn(pipe, RUN_ARMS["stock"], steps)
     arm = RUN_ARMS[name]
     before, parts = attributes(pipe.unet), set(pipe.__dict__)
     with arm.enter(pipe):
-        assert not torch.equal(drawn(pipe, arm), expected)
+        assert not torch.equal(drawn(pipe, arm, steps), expected)
     assert set(pipe.__dict__) == parts
     after = attributes(pipe.unet)
     assert after.keys() == before.keys()
     for path, part in before.items():
         assert part.keys() == after[path].keys()
         assert all(part[key] is after[path][key] for key in part), path
-    assert torch.equal(drawn(pipe, RUN_ARMS["stock"]), expected)
+    assert torch.equal(drawn(pipe, RUN_ARMS["stock"], steps), expected)
 
 
 def drawn(pipe, arm, steps=6):

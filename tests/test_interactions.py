@@ -22,7 +22,7 @@ from probe import AGENTS, COPY, MERGE, MIXED, POOL, SAMPLE, assert_same, expecte
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, MergedTokens, Phase, Schedule
+from agentsd import MergedTokens, Phase, Schedule
 from agentsd.unet.processor import AgentAttnProcessor
 
 REUSING = Schedule.constant(POOL, every=3, skipping=COPY)
@@ -557,7 +557,9 @@ class TestFiles:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "reuse and forecast"])
+    @pytest.mark.parametrize(
+        "schedule", [MIXED, Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2)))], ids=["mixed", "reuse and forecast"]
+    )
     def test_two_sizes_at_once(self, schedule, tiny_unet):
         patch = agentsd.apply(tiny_unet, schedule)
         sizes = [(16, 16), (24, 12)]

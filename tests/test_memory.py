@@ -89,7 +89,7 @@ def test_a_layer_that_ranks_pairs_sources_with_destinations_only():
 
 
 def test_merging_attends_over_the_features_only():
-    features = MERGE.count_tokens(32, 32).features
+    features = MERGE.count_tokens(32, 32).kept
     seen = shapes_of_a_layer(MERGE)
     assert (1, features, 16) in seen.shapes
     assert not seen.matrices(TOKENS)

@@ -134,7 +134,11 @@ def describe(facts: Mapping[str, Any]) -> str:
     lines.append("presets:")
     for name, figures in facts["presets"].items():
         default = " (default)" if name == facts["default_preset"] else ""
-        lines.append(f"  {name}{default}: {_figures(figures)}")
+        tolerance = PRESETS[name].skipping.tolerance
+        said = _figures(figures)
+        if figures is None and tolerance is not None:
+            said = f"tolerance {tolerance:g}; calls and likeness depend on the solver, see README.md"
+        lines.append(f"  {name}{default}: {said}")
     setup = facts["measured_with"]
     if setup and any(facts["presets"].values()):
         told = ", ".join(f"{key} {value}" for key, value in setup.items())
