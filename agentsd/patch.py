@@ -11,10 +11,11 @@ from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule
 from agentsd.schedule import Schedule
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
+from agentsd.unet.levels import grid_at
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.reuse import fit_skipping
-from agentsd.unet.runtime import Runtime, grid_at
+from agentsd.unet.runtime import Runtime
 
 _REPLACED = "processor replaced by other code: not patched any more"
 

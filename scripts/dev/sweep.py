@@ -33,8 +33,8 @@ from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment
 from agentsd.system.writing import write_whole
+from agentsd.unet.levels import grid_at
 from agentsd.unet.processor import attend, level_plan
-from agentsd.unet.runtime import grid_at
 from agentsd.unet.sites import Candidate, find_sites
 
 AXES: dict[str, tuple] = {
