@@ -1,22 +1,25 @@
 """Install agent attention on a pipeline or UNet, report what was patched, and restore it exactly."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule
 from agentsd.schedule import Schedule
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
-from agentsd.unet.levels import grid_at
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.reuse import fit_skipping
 from agentsd.unet.runtime import Runtime
 
+# Which denoisers were patched through a pipeline: it may hold another one by the time they are restored.
+_PATCHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 _REPLACED = "processor replaced by other code: not patched any more"
 
 
@@ -37,8 +40,12 @@ class Patch:
 
     @property
     def active(self) -> bool:
-        """Whether this patch is still installed (not removed, nor replaced by a later `apply`)."""
-        return self._denoiser.__dict__.get(SITE) is self._runtime
+        """Whether this patch is in force: not removed, not replaced by a later `apply`, and on a UNet that is in use.
+
+        A UNet is out of use once no pipeline that was patched with it holds it (`pipe.unet = other`); the report says
+        so.
+        """
+        return why_inactive(self._denoiser, self._runtime) is None
 
     @property
     def schedule(self) -> Schedule:
@@ -47,8 +54,23 @@ class Patch:
 
     def remove(self) -> None:
         """Restore the denoiser exactly; does nothing if it is restored already or patched anew."""
-        if self.active:
+        if self._denoiser.__dict__.get(SITE) is self._runtime:
             uninstall(self._denoiser)
+
+    def reset(self) -> None:
+        """Forget all cached features and random choices, in every thread, as if no run had taken place.
+
+        Memory is free at once, also that of interrupted runs. Pictures do not change: choices follow from the seed.
+
+        Example:
+            >>> patch = agentsd.apply(pipe)
+            >>> image = pipe("a red circle", num_inference_steps=2, output_type="pt").images
+            >>> patch.reset()
+            >>> patch.report().last_run is None
+            True
+            >>> patch.remove()
+        """
+        self._runtime.reset()
 
     def attach(self, pipe: Any) -> None:
         """Let the steps be read from the scheduler of `pipe`; `apply` does it for its target, a copy has lost it."""
@@ -57,20 +79,20 @@ class Patch:
     def report(self) -> Report:
         """Return which layers were patched, at which grid, with how many tokens, and which were not.
 
-        After `remove`, or when a later `apply` has replaced this patch, it tells what was and says so.
+        When the patch is not in force any more, it shows what was and says why.
         """
         return _report(self._denoiser, self._runtime)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Run stock attention in this thread while the context lasts, without taking the patch off."""
-        local = self._denoiser.__dict__.get(SITE, self._runtime).local  # also of a patch that replaced this one
-        before = getattr(local, "enabled", True)
-        local.enabled = False
+        runtime = self._denoiser.__dict__.get(SITE, self._runtime)  # also of a patch that replaced this one
+        before = getattr(runtime.local, "enabled", True)
+        runtime.local.enabled = False
         try:
             yield
         finally:
-            local.enabled = before
+            runtime.local.enabled = before  # read anew: `reset` replaces it
 
     def __enter__(self) -> "Patch":
         return self
@@ -79,7 +101,8 @@ class Patch:
         self.remove()
 
     def __repr__(self) -> str:
-        return str(self.report()) if self.active else f"Patch on {type(self._denoiser).__name__}: removed"
+        reason = why_inactive(self._denoiser, self._runtime)
+        return str(self.report()) if reason is None else f"Patch on {type(self._denoiser).__name__}: {reason}"
 
 
 def apply(
@@ -120,7 +143,8 @@ def apply(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
-    pipes = [target] if denoiser is not target and hasattr(target, "scheduler") else []
+    pipes = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
+    users = list(pipes)
     chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
     candidates, skipped = find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
@@ -129,16 +153,22 @@ def apply(
     earlier = denoiser.__dict__.get(SITE)
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
+        users += [user for user in earlier.users if holds(user, denoiser)]
         uninstall(denoiser)
     runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
     runtime.skipping_problem = refused
     for pipe in pipes:
         runtime.pipes.add(pipe)
+    for user in users:
+        runtime.users.add(user)
+        _PATCHED.setdefault(user, weakref.WeakSet()).add(denoiser)
     return Patch(denoiser, runtime)
 
 
 def remove(target: Any) -> None:
     """Restore a pipeline's UNet (or the UNet given) exactly; does nothing if it is not patched.
+
+    A UNet that the pipeline held when it was patched, and holds no more, is restored too.
 
     Args:
         target: What was given to `apply`, or a copy of it.
@@ -146,6 +176,13 @@ def remove(target: Any) -> None:
     Raises:
         TypeError: If the target is neither a pipeline with a UNet nor a module.
     """
+    former = _patched_through(target)
+    for denoiser in former:
+        runtime = denoiser.__dict__.get(SITE)
+        if runtime is not None and target in runtime.users:
+            uninstall(denoiser)
+    if former and getattr(target, "unet", None) is None:
+        return
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
         uninstall(denoiser)
@@ -166,9 +203,54 @@ def report(target: Any) -> Report:
     """
     denoiser = denoiser_of(target)
     runtime = denoiser.__dict__.get(SITE)
+    if runtime is None and any(SITE in one.__dict__ for one in _patched_through(target)):
+        raise ValueError(
+            f"target {type(target).__name__} runs another {type(denoiser).__name__} than the one that was patched; "
+            "call agentsd.apply(target) again."
+        )
     if runtime is None:
         raise ValueError(f"target {type(target).__name__} is not patched; call agentsd.apply(target) first.")
     return _report(denoiser, runtime)
+
+
+def _patched_through(target: Any) -> list[nn.Module]:
+    """Return the denoisers that were patched through a pipeline, whatever it holds now."""
+    try:
+        return [] if isinstance(target, nn.Module) else list(_PATCHED.get(target, ()))
+    except TypeError:  # not to be referred to weakly, so none was remembered
+        return []
+
+
+def why_inactive(denoiser: nn.Module, runtime: Runtime) -> str | None:
+    """Return why a patch is not in force, or `None` if it is.
+
+    Example:
+        >>> patch = agentsd.apply(unet)
+        >>> why_inactive(unet, unet._agentsd) is None
+        True
+        >>> patch.remove()
+    """
+    installed = denoiser.__dict__.get(SITE)
+    if installed is None:
+        return "removed"
+    if installed is not runtime:
+        return "replaced by a later agentsd.apply"
+    users = list(runtime.users)
+    if users and not any(holds(user, denoiser) for user in users):
+        names = ", ".join(sorted({type(user).__name__ for user in users}))
+        return f"{names} runs another UNet now; call agentsd.apply again"
+    return None
+
+
+def holds(pipe: Any, denoiser: nn.Module) -> bool:
+    """Return whether a pipeline holds a denoiser, by itself or inside a wrapper.
+
+    Example:
+        >>> holds(pipe, pipe.unet), holds(pipe, torch.nn.Linear(1, 1))
+        (True, False)
+    """
+    module = getattr(pipe, "unet", None)
+    return module is denoiser or (isinstance(module, nn.Module) and any(part is denoiser for part in module.modules()))
 
 
 def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
@@ -176,14 +258,14 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
     size = getattr(getattr(denoiser, "config", None), "sample_size", None)
     if sample is None and size is not None:
         sample = (size, size) if isinstance(size, int) else (size[0], size[1])
-    active = denoiser.__dict__.get(SITE) is runtime
+    reason = why_inactive(denoiser, runtime)
     layers = tuple(
         LayerReport(
             name=site.name,
             level=site.level,
             downsample=2 ** (site.level - runtime.finest),
             grid=None if sample is None else grid_at(site.level, *sample),
-            problem=_REPLACED if active and type(attn.processor) is not AgentAttnProcessor else site.problem,
+            problem=_REPLACED if reason is None and type(attn.processor) is not AgentAttnProcessor else site.problem,
         )
         for site, attn in zip(runtime.sites, runtime.attentions, strict=True)
     )
@@ -197,5 +279,7 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         noise_problem=runtime.noise_problem,
         guidance_problem=runtime.guidance_problem,
         planned_stock=tuple((one, runtime.left_stock(one)) for one in runtime.schedule.attentions),
-        active=active,
+        active=reason is None,
+        inactive_reason=reason,
+        last_run=runtime.record.last_run,
     )

@@ -17,7 +17,7 @@ from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.front import measure
 from agentsd.bench.samples import Store
 from agentsd.evaluation.demo_front import DemoFront, front_rows
-from agentsd.pictures.generate import SCHEDULERS
+from agentsd.pictures.settings import SCHEDULERS
 from agentsd.system.precision import dtype_name
 from agentsd.system.writing import write_whole
 

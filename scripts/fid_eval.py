@@ -14,7 +14,7 @@ from pathlib import Path
 from agentsd.bench.store import UnfinishedError
 from agentsd.evaluation.inception import RESIZES
 from agentsd.evaluation.options import CROPS, DEMO_NUM, FEATURES, MODES, PROTOCOLS, Options
-from agentsd.pictures.generate import DTYPES, SCHEDULERS
+from agentsd.pictures.settings import DTYPES, SCHEDULERS
 
 UNFINISHED = 3  # exit code of a run that can go on: disk full, a process died
 

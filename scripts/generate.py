@@ -20,19 +20,16 @@ import agentsd
 from agentsd.patch import apply
 from agentsd.pictures.compare import compare, side_by_side, warm_up
 from agentsd.pictures.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
-from agentsd.pictures.generate import (
+from agentsd.pictures.generate import batches, generate, resolve
+from agentsd.pictures.loading import choose_device, load_pipeline
+from agentsd.pictures.settings import (
     DEMO,
     DTYPES,
     SCHEDULERS,
     Settings,
-    batches,
     changed_schedule,
-    choose_device,
-    generate,
     labelled_schedule,
-    load_pipeline,
     plan_pictures,
-    resolve,
     with_model_defaults,
 )
 from agentsd.presets import PRESETS

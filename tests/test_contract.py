@@ -636,9 +636,9 @@ class TestReport:
         told = patch.report()
         assert not told.active
         assert all(layer.problem is None for layer in told.layers)
-        assert "REMOVED or replaced by a later apply" in str(told)
+        assert "NOT IN FORCE: replaced by a later agentsd.apply" in str(told)
         assert later.report().active
-        assert "REMOVED" not in str(later.report())
+        assert "NOT IN FORCE" not in str(later.report())
 
     def test_follows_the_size_of_the_last_call(self, tiny_unet):
         patch = agentsd.apply(tiny_unet, AGENTS)

@@ -856,7 +856,7 @@ def test_the_coco_protocol_pins_its_captions(tmp_path):
 def test_ids_must_differ(tiny_pipe):
     from agentsd.evaluation.captions import Prompt
     from agentsd.evaluation.drawing import Painter
-    from agentsd.pictures.generate import Settings
+    from agentsd.pictures.settings import Settings
 
     with pytest.raises(ValueError, match=r"image_id='7' occurs twice"):
         Painter(tiny_pipe, [Prompt(0, 7, "a"), Prompt(1, "7", "b")], Settings(prompt=""))

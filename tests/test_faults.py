@@ -63,7 +63,7 @@ class TestGradients:
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
         agentsd.apply(unet, reusing())
         loop(unet, scheduler.timesteps, sample, text)
-        assert unet._agentsd.last_run.skipped == 2
+        assert agentsd.report(unet).last_run.skipped == 2
 
     def test_tensors_nested_in_added_conditions_count(self):
         unet = make_tiny_unet(
@@ -399,13 +399,14 @@ def test_default_processors_can_be_set_while_patched(unet):
     assert "set_default_attn_processor" not in unet.__dict__
 
 
-def test_the_record_says_what_was_done_and_why(unet):
+def test_the_report_says_why_a_step_was_full(unet):
     scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
+    unet.conv_out.bias.requires_grad_()
     agentsd.apply(unet, reusing(2))
     loop(unet, scheduler.timesteps, sample, text)
-    record = unet._agentsd.last_run
-    assert [call.kind for call in record.calls] == ["full", "skipped", "full", "skipped"]
-    assert (record.full, record.skipped, record.stock, record.forced) == (2, 2, 0, {})
+    found = agentsd.report(unet).last_run
+    assert (found.full, found.skipped, found.forced[0][1]) == (4, 0, 2)
+    assert "gradients are taken" in found.forced[0][0]
 
 
 def test_a_custom_processor_of_other_code_makes_steps_full(unet):

@@ -17,17 +17,9 @@ import agentsd
 from agentsd.pictures import files
 from agentsd.pictures.compare import Comparison, compare, side_by_side
 from agentsd.pictures.files import plan_files, read_record, write_picture
-from agentsd.pictures.generate import (
-    DEMO,
-    SCHEDULERS,
-    Settings,
-    choose_device,
-    find_model,
-    generate,
-    load_pipeline,
-    plan_pictures,
-    with_model_defaults,
-)
+from agentsd.pictures.generate import generate
+from agentsd.pictures.loading import choose_device, find_model, load_pipeline
+from agentsd.pictures.settings import DEMO, SCHEDULERS, Settings, plan_pictures, with_model_defaults
 from agentsd.system import writing
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "generate.py"

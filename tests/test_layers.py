@@ -83,7 +83,7 @@ def test_folders_import_downwards_only(name):
 
 
 LONGEST = 300
-LONGER = {"attention.tokens", "pictures.generate", "pictures.visual", "schedule"}  # still to be split
+LONGER = {"attention.tokens", "schedule"}  # still to be split
 
 
 def test_modules_are_read_in_one_sitting():
@@ -121,7 +121,7 @@ def test_importing_agentsd_loads_torch_and_the_core_alone():
     others = {"diffusers", "transformers", "torchmetrics", "scipy", "matplotlib", "PIL", "platformdirs", "safetensors"}
     assert not loaded & others
     folders = {name.split(".")[1] for name in loaded if name.startswith("agentsd.")}
-    assert folders <= {"attention", "patch", "pipeline", "planning", "presets", "schedule", "system", "unet"}
+    assert folders <= {"attention", "patch", "planning", "presets", "schedule", "system", "unet"}
     assert "agentsd.planning.plans" in loaded
     assert "agentsd.planning.measuring" not in loaded
 

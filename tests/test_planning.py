@@ -1,6 +1,7 @@
 """Plans: arithmetic on given times exactly, choices that follow from them, the cache, and use by apply."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 import agentsd
 import agentsd.planning.measuring
 from agentsd import Phase, Plan, PooledAgents, Schedule, Skipping
+from agentsd.planning.cache import cache_file
 from agentsd.planning.plans import LayerTiming
 from agentsd.presets import BY_SPEED
 
@@ -189,7 +191,7 @@ def test_unets_that_want_more_inputs_are_planned(changes, quick):
 def test_a_controlnet_is_planned(quick):
     plan = agentsd.plan(controlnet()[0].controlnet, height=128, width=128, cache=False)
     assert not plan.schedule.skips_steps
-    assert "features not reused: ControlNetModel is no UNet2DConditionModel" in str(plan)
+    assert "steps not skipped: ControlNetModel is no UNet2DConditionModel" in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
     with agentsd.apply(net, plan) as patch:
         assert patch.report().skipping_problem == said
     assert said == "ControlNetModel is no UNet2DConditionModel; the preset skips no steps"
-    with pytest.raises(ValueError, match=r"features cannot be reused: ControlNetModel is no"):
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is no"):
         agentsd.plan(net, agentsd.preset("fast"), cache=False, height=128, width=128)
 
 
@@ -290,6 +292,17 @@ def test_bad_measurements_are_made_anew(bad, tmp_path, monkeypatch, quick):
     assert len(again[name]) == 2
     assert {**again, name: None} == {**kept, name: None, "other": [2.0]}
     assert plan.predicted_speedup() > 0
+
+
+def test_measurements_lie_in_the_users_cache_folder(monkeypatch, tmp_path):
+    unet = make_tiny_unet()
+    monkeypatch.setenv("AGENTSD_CACHE", str(tmp_path / "mine"))
+    assert cache_file(unet, (16, 16), 2).parent == tmp_path / "mine" / "plans"
+    monkeypatch.delenv("AGENTSD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert cache_file(unet, (16, 16), 2).parent == tmp_path / "agentsd" / "plans"
+    assert cache_file(unet, (16, 16), 2) != cache_file(unet, (16, 16), 4)
 
 
 def test_a_cache_that_is_no_file_is_told(tmp_path, monkeypatch, quick):
@@ -411,3 +424,17 @@ def test_arguments_are_checked_before_measuring(arguments, text, monkeypatch):
 def test_a_tie_is_stocks():
     assert not replace(FINE, stock_seconds=1.0, agent_seconds=0.98).wins
     assert replace(FINE, stock_seconds=1.0, agent_seconds=0.96).wins
+
+
+def test_a_plan_comes_back_from_json_exactly(quick):
+    for schedule in ("paper", "fast", Schedule.constant(POOL)):
+        plan = agentsd.plan(make_tiny_unet(), schedule, cache=False)
+        assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(ValueError, match=r"plan has the unknown field 'speed'; Plan has schedule, latent"):
+        Plan.from_json(json.dumps({**json.loads(plan.to_json()), "speed": 2}))
+    data = json.loads(plan.to_json())
+    data["timings"][0]["seconds"] = 1
+    with pytest.raises(ValueError, match=r"timings\[0\] has the unknown field 'seconds'"):
+        Plan.from_json(json.dumps(data))
+    with pytest.raises(ValueError, match=r"plan has version=None; this agentsd reads version 1"):
+        Plan.from_json("{}")

@@ -14,7 +14,7 @@ from tiny import make_tiny_pipe
 
 from agentsd.evaluation.arms import base_arms
 from agentsd.evaluation.options import PROTOCOLS, prompts_of
-from agentsd.pictures.generate import DEMO
+from agentsd.pictures.settings import DEMO
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))

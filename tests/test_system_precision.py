@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from agentsd.cli.info import collect
-from agentsd.pictures.generate import Settings, load_pipeline
+from agentsd.pictures.loading import load_pipeline
+from agentsd.pictures.settings import Settings
 from agentsd.system.precision import cpu_autocast, dtype_name, fast_dtype, is_fast, slow_dtype_warning
 
 UNITS = ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported")

@@ -93,6 +93,18 @@ def test_a_preset_that_has_changed_since_is_not_shown(root, twin):
         assert "preset fast" not in tables[make](), make
 
 
+def test_a_plan_of_a_preset_that_has_changed_since_is_not_shown(root):
+    row = {
+        **ROW,
+        "preset": "fast", "steps": 6, "predicted": 2.0, "measured": 2.0, "measured_95": [1.9, 2.1], "error": 0.0,
+        "unplanned": 2.0, "stock_levels": [], "settings": RUN_ARMS["preset fast"].settings,
+    }  # fmt: skip
+    write(root, {**row, "size": 256}, {**row, "settings": "others"}, {**row, "preset": "gentle"}, name="plans")
+    lines = tables["plans_table"]().splitlines()
+    assert [line.split(" | ")[:2] for line in lines if line.startswith("| fast")] == [["| fast", "256x256"]]
+    assert not [line for line in lines if line.startswith("| gentle")]
+
+
 def test_every_preset_is_shown_with_the_settings_of_today():
     rows = tables["speed_rows"]() + tables["current_rows"]("demo/front")
     shown = {row["arm"]: row["settings"] for row in rows if row["arm"] in RUN_ARMS and row["arm"].startswith("preset ")}

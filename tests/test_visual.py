@@ -10,7 +10,8 @@ from tiny import draw
 import agentsd
 from agentsd import MergedTokens
 from agentsd.attention.tokens import sample_tokens
-from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds, record
+from agentsd.pictures.recording import record
+from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds
 from agentsd.unet.processor import attend
 
 PICTURE = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-"""Cells of a token grid: how many there are, and how their number keeps its bounds (no torch here)."""
+"""Token grids and their cells: their sizes, and how the number of cells keeps its bounds (no torch here)."""
 
 import math
 
@@ -35,3 +35,15 @@ def bounded_stride(height: int, width: int, stride: int, least: int | None, most
     while most is not None and number_of_cells(height, width, stride) > most:
         stride += 1
     return stride
+
+
+def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
+    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
+
+    Example:
+        >>> grid_at(1, 65, 97)
+        (33, 49)
+    """
+    for _ in range(level):
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return height, width

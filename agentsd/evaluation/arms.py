@@ -10,7 +10,7 @@ from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.ours import run_arm
 from agentsd.bench.store import slug
-from agentsd.pictures.generate import labelled_schedule
+from agentsd.pictures.settings import labelled_schedule
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule, schedule_object
 

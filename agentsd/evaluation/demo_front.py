@@ -19,7 +19,7 @@ from agentsd.bench.rows import Row
 from agentsd.bench.samples import STOCK, Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
-from agentsd.pictures.generate import set_scheduler
+from agentsd.pictures.loading import set_scheduler
 from agentsd.system.timing import environment
 
 
@@ -35,7 +35,7 @@ class DemoFront:
         dtype: Name of the weights' dtype.
         device: Where the pipeline runs.
         seed: Seed of prompts and pictures.
-        scheduler: Name in `agentsd.pictures.generate.SCHEDULERS`; `None` is the model's own.
+        scheduler: Name in `agentsd.pictures.settings.SCHEDULERS`; `None` is the model's own.
 
     Example:
         >>> [chunk.start for chunk in DemoFront(prompts=6, steps=2, batch=4).chunks]

@@ -15,7 +15,7 @@ from agentsd import __version__
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.manifest import digest
-from agentsd.pictures.generate import Settings
+from agentsd.pictures.settings import Settings
 
 LAYOUT = 2  # of run folders; raised where the same run would be described otherwise
 SEED_RULE = "sha256 of agentsd, seed, image id, noise: first 63 bits"
@@ -60,7 +60,7 @@ class Painter:
         ValueError: If two prompts share an image id.
 
     Example:
-        >>> from agentsd.pictures.generate import Settings
+        >>> from agentsd.pictures.settings import Settings
         >>> painter = Painter(pipe, [Prompt(0, 7, "a red ring")], Settings(prompt="", steps=2))
         >>> painter.size
         (32, 32)

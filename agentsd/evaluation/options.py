@@ -10,7 +10,7 @@ from typing import Any
 
 from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
 from agentsd.evaluation.inception import RESIZES
-from agentsd.pictures.generate import DEMO, Settings, with_model_defaults
+from agentsd.pictures.settings import DEMO, Settings, with_model_defaults
 from agentsd.system.numbers import is_whole
 
 MODES = ("all", "quality", "timing")
@@ -44,7 +44,7 @@ class Options:
         num: Number of prompts, the first of the file.
         reference: `"demo"`, a folder of pictures, a .npz file of statistics, or `None` for no distance.
         crop: How a reference picture gets the shape of the generated ones: `"center"` cuts, `"stretch"` distorts.
-        model: Model, see `agentsd.pictures.generate.Settings`.
+        model: Model, see `agentsd.pictures.settings.Settings`.
         steps: Denoising steps of stock.
         guidance_scale: Guidance.
         size: Side of the pictures in pixels.

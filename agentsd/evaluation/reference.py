@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from agentsd.bench.store import read_arrays
 from agentsd.evaluation.captions import Prompt
-from agentsd.pictures.generate import DEMO
+from agentsd.pictures.settings import DEMO
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -18,7 +18,8 @@ from agentsd.evaluation.options import Options, prompts_of
 from agentsd.evaluation.processes import Group
 from agentsd.evaluation.reference import Reference, make_reference
 from agentsd.evaluation.store import Store
-from agentsd.pictures.generate import DEMO, choose_device, load_pipeline
+from agentsd.pictures.loading import choose_device, load_pipeline
+from agentsd.pictures.settings import DEMO
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from agentsd.bench.metrics import psnr, ssim
 from agentsd.patch import apply
-from agentsd.pictures.generate import Settings, generate
+from agentsd.pictures.generate import generate
+from agentsd.pictures.settings import Settings
 from agentsd.schedule import Schedule
 from agentsd.system.timing import interleave
 

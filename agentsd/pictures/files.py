@@ -12,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from agentsd.pictures.generate import Settings
+from agentsd.pictures.settings import Settings
 from agentsd.system.writing import write_whole
 
 _CHUNK = "agentsd"  # keyword of the PNG text chunk

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from agentsd.system.timing import environment
+from agentsd.system.warning import warn_user
 from agentsd.system.writing import write_whole
 from agentsd.unet.traits import hook_names
 
@@ -117,7 +117,7 @@ class Measurements:
         return self.seconds[name]
 
     def _warn(self, reason: object) -> None:
-        warnings.warn(f"agentsd measures anew: {self.path} is not a cache of plans ({reason}).", stacklevel=2)
+        warn_user(f"agentsd measures anew: {self.path} is not a cache of plans ({reason}).")
 
     def save(self) -> None:
         """Add what was measured to the file; a file that cannot be written is a warning."""
@@ -126,10 +126,9 @@ class Measurements:
         try:
             write_whole(self.path, json.dumps({**self._written_meanwhile(), **self.seconds}))
         except OSError as error:
-            warnings.warn(
+            warn_user(
                 f"agentsd has not kept its measurements: {error}. Set AGENTSD_CACHE to a folder that can be "
                 "written, or cache=False.",
-                stacklevel=2,
             )
 
     def _written_meanwhile(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.cache import Measurements, cache_file
 from agentsd.planning.inputs import random_inputs
@@ -21,7 +22,6 @@ from agentsd.schedule import Schedule, attention_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
 from agentsd.unet.install import denoiser_of
-from agentsd.unet.levels import grid_at
 from agentsd.unet.noise import noise_source
 from agentsd.unet.processor import SITE, attend, level_plan
 from agentsd.unet.reuse import caches_already, fit_skipping

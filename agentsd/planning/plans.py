@@ -1,11 +1,14 @@
 """What a plan says, as plain data: a schedule, the levels where agents do not pay, and the times that decided it."""
 
+import json
 from dataclasses import dataclass
 
+from agentsd.attention.checks import check_fields, load_object, plain
 from agentsd.attention.settings import Attention
-from agentsd.schedule import Schedule
+from agentsd.schedule import Schedule, attention_from, attention_object, schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 
+_VERSION = 1  # of the JSON
 _MARGIN = 1.03  # medians of two equal layers differ by as much on a quiet machine
 
 
@@ -95,6 +98,35 @@ class Plan:
         check_steps(steps)
         return steps * self.step_seconds / sum(self.predicted_seconds(i, steps) for i in range(steps))
 
+    def to_json(self) -> str:
+        """Return the plan as JSON on one line: keep it beside the weights and load it with `from_json`.
+
+        Example:
+            >>> made = agentsd.plan(pipe, "fast", cache=False)
+            >>> Plan.from_json(made.to_json()) == made
+            True
+        """
+        timings = [{**plain(one), "attention": attention_object(one.attention)} for one in self.timings]
+        written = {**plain(self), "schedule": schedule_object(self.schedule), "timings": timings}
+        return json.dumps({"version": _VERSION, **written})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Plan":
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not such JSON, has another version, or a field is unknown, missing or out of
+                range.
+        """
+        given = dict(check_fields(cls, load_object(text, "plan", _VERSION), "plan"))
+        for name, kind in (("latent", list), ("timings", list)):
+            if not isinstance(given[name], kind):
+                raise ValueError(f"{name}={given[name]!r} of the plan must be a JSON list.")
+        given["schedule"] = schedule_from(given["schedule"])
+        given["latent"] = tuple(given["latent"])
+        given["timings"] = tuple(_timing_from(one, f"timings[{i}]") for i, one in enumerate(given["timings"]))
+        return cls(**given)
+
     def __str__(self) -> str:
         height, width = self.latent
         lines = [
@@ -111,6 +143,13 @@ class Plan:
         if self.skipping_problem is not None:
             lines.append(f"  steps not skipped: {self.skipping_problem}")
         return "\n".join(lines)
+
+
+def _timing_from(data: object, what: str) -> LayerTiming:
+    given = dict(check_fields(LayerTiming, data, what))
+    given["grid"] = tuple(given["grid"])
+    given["attention"] = attention_from(given["attention"], f"{what}.attention")
+    return LayerTiming(**given)
 
 
 def check_steps(steps: object) -> None:

@@ -50,18 +50,6 @@ def calling_eta(timestep: Tensor, scheduler: Any) -> float:
     return 0.0
 
 
-def user_stacklevel() -> int:
-    """Return the `stacklevel` with which the caller's warning names the line of the user, not one of a library."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_back is not None:
-        path = frame.f_code.co_filename
-        if not path.startswith((_OURS, _TORCH)) and "diffusers" not in Path(path).parts:
-            break
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEEPEST):

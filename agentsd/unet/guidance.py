@@ -52,8 +52,8 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
         return f"the samples of {type(denoiser).__name__} are not laid out as those of UNet2DConditionModel"
     states = {type(pipe).__name__: getattr(pipe, "do_classifier_free_guidance", None) for pipe in pipes}
     told = {bool(state) for state in states.values() if state is not None}
-    if not told and states:
-        return f"{', '.join(states)} does not say whether it guides"
+    if states and not told:
+        return f"{', '.join(states)} does not say whether it guides with a doubled batch"
     if not told:
         return "no pipeline is known that says whether it guides (a copied one is not): call agentsd.apply on it"
     if told == {False}:

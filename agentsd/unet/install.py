@@ -1,7 +1,6 @@
 """Putting hooks, processors and forward on a denoiser, and taking them off again without a trace."""
 
 import functools
-import warnings
 from collections import Counter
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from agentsd.planning.plans import Plan
+from agentsd.system.warning import warn_user
 from agentsd.unet.forward import scheduled_forward
 from agentsd.unet.hooks import (
     KEEPER,
@@ -116,11 +116,9 @@ def check_plan(denoiser: Any, plan: Plan) -> None:
         here.append(("device", plan.device, device_label(denoiser.device)))
     for name, made, found in here:
         if made != found:
-            warnings.warn(
+            warn_user(
                 f"agentsd applies a plan made for {name} {made} on {found}; what was faster there need not be here. "
                 f"Make a plan for this {name}.",
-                UserWarning,
-                stacklevel=3,
             )
 
 

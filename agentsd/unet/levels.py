@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import PooledAgents
 from agentsd.attention.tokens import CellPattern
 from agentsd.planning.plans import Plan
@@ -63,15 +64,3 @@ def plan_mismatches(plan: Plan | None, sample: Tensor) -> list[str]:
             "doubled by guidance); what was faster there need not be here. Make a plan with this batch."
         )
     return found
-
-
-def grid_at(level: int, height: int, width: int) -> tuple[int, int]:
-    """Return the token grid after `level` halvings of a latent; stride-2 convolutions round up.
-
-    Example:
-        >>> grid_at(1, 65, 97)
-        (33, 49)
-    """
-    for _ in range(level):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    return height, width

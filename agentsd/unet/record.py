@@ -1,65 +1,106 @@
-"""What the calls of a run did, and why."""
+"""What the last run did, step by step: full steps, skipped steps, and why a step was forced full."""
 
-from collections import Counter, deque
-from dataclasses import dataclass, field
-from typing import Literal
+import threading
+from collections import Counter
+from dataclasses import dataclass
 
-_LONGEST = 4096  # calls of one record; older ones are dropped
+from agentsd.unet.steps import Position
+
+_MOST_STEPS = 4096  # of one record; a loop that never ends must not grow it
 
 
 @dataclass(frozen=True)
-class CallRecord:
-    """One call of a patched denoiser.
+class LastRun:
+    """What the steps of the last run were; a step with several calls counts once.
 
     Attributes:
-        index: Step within the run; `None` if it is not known.
-        kind: `"full"`, `"skipped"`, or `"stock"` (the patch was disabled or the step is not known).
-        why: The reason, in words.
-        forced: Whether the schedule asked for a skipped step and the reason made it a full one.
+        full: Steps that ran the whole UNet.
+        skipped: Skipped steps.
+        stock: Those of the full steps that ran exactly as without agentsd.
+        forced: Why steps ran the whole UNet although the schedule skips them: (reason, number of steps).
+
+    Example:
+        >>> str(LastRun(full=9, skipped=11, stock=0, forced=()))
+        '20 steps: 9 full, 11 skipped'
     """
 
-    index: int | None
-    kind: Literal["full", "skipped", "stock"]
-    why: str
-    forced: bool = False
+    full: int
+    skipped: int
+    stock: int
+    forced: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        stock = f" ({self.stock} of them stock)" if self.stock else ""
+        forced = "".join(f"; {number} forced full: {reason}" for reason, number in self.forced)
+        return f"{self.full + self.skipped} steps: {self.full} full{stock}, {self.skipped} skipped{forced}"
 
 
 @dataclass
+class _Step:
+    skipped: bool
+    stock: bool
+    reason: str | None
+
+
 class RunRecord:
-    """The calls of one run, in order.
+    """Collects the steps of the run in progress, in any thread; a new run, or an earlier step, starts a new record.
 
     Example:
         >>> record = RunRecord()
-        >>> record.add(CallRecord(0, "full", "first step of the run"))
-        >>> record.full, record.skipped, record.forced
-        (1, 0, {})
+        >>> record.note(Position(0, 2, 1), skipped=False, stock=False)
+        >>> record.note(Position(1, 2, 1), skipped=True, stock=False)
+        >>> record.last_run.skipped
+        1
     """
 
-    calls: deque[CallRecord] = field(default_factory=lambda: deque(maxlen=_LONGEST))
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._run: tuple[int, int | None, int] | None = None
+        self._index = -1
+        self._steps: dict[int, _Step] = {}
 
-    def add(self, call: CallRecord) -> None:
-        """Append a call."""
-        self.calls.append(call)
+    def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
+        """Note what a call does.
+
+        Args:
+            position: Step of the call; `None` if it belongs to no step that is known.
+            skipped: Whether it runs at most a few layers.
+            stock: Whether it runs exactly as without agentsd.
+            reason: Why it runs the whole UNet although the schedule skips its step.
+        """
+        total, number, index = (0, None, self._index + 1) if position is None else _key(position)
+        run = (threading.get_ident(), number, total)
+        with self._lock:
+            if run != self._run or index < self._index or len(self._steps) >= _MOST_STEPS:
+                self._run, self._steps = run, {}
+                index = 0 if position is None else index
+            self._index = index
+            before = self._steps.get(index)
+            if before is None:
+                self._steps[index] = _Step(skipped, stock, reason)
+            else:  # a step with one full call is full
+                before.skipped &= skipped
+                before.stock &= stock
+                before.reason = before.reason or reason
 
     @property
-    def full(self) -> int:
-        """How many calls ran the whole denoiser by the schedule's settings."""
-        return self._count("full")
+    def last_run(self) -> LastRun | None:
+        """What the last run did, also while it goes on; `None` before the first."""
+        with self._lock:
+            steps = list(self._steps.values())
+        if not steps:
+            return None
+        full = [step for step in steps if not step.skipped]
+        forced = Counter(step.reason for step in full if step.reason is not None)
+        stock = sum(step.stock for step in full)
+        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()))
 
-    @property
-    def skipped(self) -> int:
-        """How many calls were skipped steps."""
-        return self._count("skipped")
+    def __reduce__(self) -> tuple[type["RunRecord"], tuple[()]]:
+        return RunRecord, ()
 
-    @property
-    def stock(self) -> int:
-        """How many calls ran as if unpatched."""
-        return self._count("stock")
+    def __deepcopy__(self, memo: object) -> "RunRecord":
+        return RunRecord()
 
-    @property
-    def forced(self) -> dict[str, int]:
-        """Why calls were full where the schedule asked to skip, with how many there were."""
-        return dict(Counter(call.why for call in self.calls if call.forced))
 
-    def _count(self, kind: str) -> int:
-        return sum(call.kind == kind for call in self.calls)
+def _key(position: Position) -> tuple[int, int | None, int]:
+    return position.total, position.run, position.index

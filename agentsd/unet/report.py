@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from agentsd.attention.cells import whole_cells
 from agentsd.attention.settings import Attention, MergedTokens, PooledAgents, SampledKeys
 from agentsd.schedule import Schedule
+from agentsd.unet.record import LastRun
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Report:
         noise_problem: Why a step ran the last layer where the schedule asked to reuse the prediction, if one did.
         guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
         planned_stock: Levels that a plan leaves stock, by settings.
-        active: Whether the patch is still installed; if not, the rest is what it was.
+        active: Whether the patch is in force; if not, the rest is what it was.
+        inactive_reason: Why it is not in force; `None` if it is.
+        last_run: What the steps of the last run were; `None` before the first.
     """
 
     target: str
@@ -53,11 +56,13 @@ class Report:
     guidance_problem: str | None = None
     planned_stock: tuple[tuple[Attention, frozenset[int]], ...] = ()
     active: bool = True
+    inactive_reason: str | None = None
+    last_run: LastRun | None = None
 
     def __str__(self) -> str:
         lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
         if not self.active:
-            lines[0] += "; REMOVED or replaced by a later apply since, this is what it was"
+            lines[0] += f"; NOT IN FORCE: {self.inactive_reason}; this is what it was"
         skipping = self.schedule.skipping
         forecast = f", forecast {skipping.forecast:g}" if skipping.forecast else ""
         start = 0.0
@@ -83,6 +88,8 @@ class Report:
             lines.append(f"  skipped steps run the last layer: {self.noise_problem}")
         if self.guidance_problem:
             lines.append(f"  problem: guidance not left out: {self.guidance_problem}")
+        if self.last_run is not None:
+            lines.append(f"  last run: {self.last_run}")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.skipped:
             reasons.setdefault(reason, []).append(name)

@@ -1,7 +1,6 @@
 """What a patched denoiser carries, and what happens at each of its calls: read the step, decide, keep features."""
 
 import threading
-import warnings
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
-from agentsd.unet.callers import calling_eta, user_stacklevel
+from agentsd.system.warning import warn_user
+from agentsd.unet.callers import calling_eta
 from agentsd.unet.choices import Choices
 from agentsd.unet.conditions import changed_condition, conditions_of, find_knobs
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
@@ -22,7 +22,7 @@ from agentsd.unet.levels import plan_mismatches, step_levels
 from agentsd.unet.noise import noise_source, takes_eta
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
-from agentsd.unet.record import CallRecord, RunRecord
+from agentsd.unet.record import RunRecord
 from agentsd.unet.reuse import foreign_processor, obstacle
 from agentsd.unet.runs import Cached, Run, Runs, fits, halves
 from agentsd.unet.shallow import depth_under_noise
@@ -64,19 +64,20 @@ class Runtime:
         self.skipping_problem: str | None = None
         self.noise_problem: str | None = None
         self.guidance_problem: str | None = None
+        self.record = RunRecord()
         self._fresh()
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
         self.local = threading.local()
         self.runs = Runs()
         self.choices = Choices(self.seed)
         self.warned: set[str] = set()
-        self.last_run = RunRecord()
         self.bypassed = False  # whether the last call that needed our forward ran another one
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "local", "runs", "choices", "warned", "last_run", "bypassed"}
+        volatile = {"pipes", "users", "local", "runs", "choices", "warned", "bypassed"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -100,8 +101,7 @@ class Runtime:
             self.warn_once(mismatch)
         position = self._progress().position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
-            why = "the patch is disabled" if position is not None else "the samples are at different or unknown steps"
-            self._record(position, CallRecord(None if position is None else position.index, "stock", why))
+            self.record.note(position, skipped=False, stock=True)
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self.runs.at(position.run, position.index, self._progress().reader.runs)
@@ -115,8 +115,9 @@ class Runtime:
         # The last step leaves its feature too, although nobody needs it: in a compiled graph it is as any full step.
         keep = self.schedule.skips_steps and feature is None and self.local.run is not None
         levels = step_levels(self, position, sample) if feature is None or depth > 0 else {}
-        kind = "full" if feature is None else "skipped"
-        self._record(position, CallRecord(position.index, kind, decision.why, forced))  # type: ignore[arg-type]
+        stock = feature is None and guided and not levels
+        reason = decision.why if forced else None
+        self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
         self.slot.write(StepContext(levels, feature, keep, depth, guided), shallow_copy(denoiser))
 
     def end(self, *, failed: bool) -> None:
@@ -267,16 +268,6 @@ class Runtime:
             run.eta = calling_eta(timestep, scheduler) if takes_eta(scheduler) else 0.0
         return noise_source(scheduler, run.eta)
 
-    def _record(self, position: Position | None, call: CallRecord) -> None:
-        run = None if position is None else position.run
-        index = -1 if position is None else position.index
-        number, last = getattr(self.local, "recorded", (object(), 0))
-        if run != number or (run is not None and index < last):
-            self.local.record = RunRecord()
-        self.local.recorded = (run, index)
-        self.last_run = self.local.record
-        self.last_run.add(call)
-
     def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""
         return frozenset() if self.plan is None else self.plan.stock_levels(attention)
@@ -288,11 +279,18 @@ class Runtime:
         self.choices.clear()
         self.slot.forget()
 
+    def reset(self) -> None:
+        """Forget the features and choices of all calls so far, and what the last run did."""
+        enabled = getattr(self.local, "enabled", True)  # `disabled` may be in force in this thread
+        self.forget()
+        self.local.enabled = enabled
+        self.record = RunRecord()
+
     def warn_once(self, message: str) -> None:
         """Warn at the user's line, unless this denoiser said the same before."""
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, UserWarning, stacklevel=user_stacklevel())
+            warn_user(message)
 
 
 def _is_last(position: Position) -> bool:

@@ -89,6 +89,7 @@ def check(unet, size: int, preset: str, args: argparse.Namespace) -> dict:
         "weights": "random",
         "architecture": args.architecture,
         "preset": preset,
+        "settings": agentsd.PRESETS[preset].to_json(),
         "size": size,
         "batch": args.batch,
         "dtype": args.dtype,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from agentsd import MergedTokens, Phase, PooledAgents, SampledKeys, Schedule, Skipping
+from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.bench.arm import RunArm
 from agentsd.bench.arms import RUN_ARMS
@@ -33,7 +34,6 @@ from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment
 from agentsd.system.writing import write_whole
-from agentsd.unet.levels import grid_at
 from agentsd.unet.processor import attend, level_plan
 from agentsd.unet.sites import Candidate, find_sites
 

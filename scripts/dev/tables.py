@@ -15,7 +15,7 @@ from agentsd.bench.arms import is_current, kind_of
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
-from agentsd.pictures.generate import SCHEDULERS
+from agentsd.pictures.settings import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/benchmarks.md")
@@ -242,7 +242,9 @@ def _scaling_table(which: str, rows: list[Row]) -> str:
 
 def plans_table() -> str:
     """What plans predicted, what was measured, and what the preset does without a plan."""
-    rows = newest(read_rows(ROOT / "results" / "plans.jsonl"), (*SETUP, "preset", "size"))
+    rows = read_rows(ROOT / "results" / "plans.jsonl")
+    rows = [row for row in rows if is_current(f"preset {row['preset']}", row.get("settings", ""))]
+    rows = newest(rows, (*SETUP, "preset", "size"))
     if not rows:
         return ""
     first = rows[-1]

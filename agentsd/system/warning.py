@@ -1,0 +1,43 @@
+"""Warnings that point at the user's line, from wherever in a pipeline's call they come."""
+
+import sys
+import warnings
+from types import FrameType
+
+_INSIDE = frozenset({"agentsd", "torch", "diffusers", "accelerate", "transformers", "peft", "contextlib", "functools"})
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the first line outside agentsd, torch, diffusers and their helpers.
+
+    Args:
+        message: The text.
+        category: The kind of warning.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     warn_user("something")
+        >>> str(caught[0].message)
+        'something'
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_back is not None and _is_inside(frame):
+        frame = frame.f_back
+    if frame is None:
+        warnings.warn(message, category, stacklevel=2)
+        return
+    warnings.warn_explicit(
+        message,
+        category,
+        frame.f_code.co_filename,
+        frame.f_lineno,
+        module=frame.f_globals.get("__name__"),
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _is_inside(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] in _INSIDE
