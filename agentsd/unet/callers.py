@@ -4,6 +4,7 @@ A timestep is a view of its scheduler's timesteps, but nothing leads from the te
 functions do: one of them iterates over these timesteps. They are looked through once a run.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,8 @@ def calling_scheduler(timestep: Tensor) -> Any:
         >>> calling_scheduler(pipe.scheduler.timesteps[0]) is pipe.scheduler
         True
     """
-    for frame in _frames():
-        for value in list(frame.f_locals.values()):
+    for names in _frames():
+        for value in names.values():
             for scheduler in _schedulers(value):
                 if _steps_of(scheduler, timestep):
                     return scheduler
@@ -38,9 +39,8 @@ def calling_scheduler(timestep: Tensor) -> Any:
 
 def calling_eta(timestep: Tensor, scheduler: Any) -> float:
     """Return the `eta` of the function that iterates over a scheduler's timesteps; 0 if it names none."""
-    for frame in _frames():
-        names = frame.f_locals
-        if not any(one is scheduler for value in list(names.values()) for one in _schedulers(value)):
+    for names in _frames():
+        if not any(one is scheduler for value in names.values() for one in _schedulers(value)):
             continue
         extra = names.get("extra_step_kwargs")
         eta = extra.get("eta") if isinstance(extra, dict) else None
@@ -50,14 +50,23 @@ def calling_eta(timestep: Tensor, scheduler: Any) -> float:
     return 0.0
 
 
-def _frames() -> Iterator[FrameType]:
+def _frames() -> Iterator[dict[str, Any]]:
+    """Yield the local variables of the running functions, from the inmost outwards."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEEPEST):
         if frame is None:
             return
         if not frame.f_code.co_filename.startswith((_OURS, _TORCH)):
-            yield frame
+            yield _locals(frame)
         frame = frame.f_back
+
+
+def _locals(frame: FrameType) -> dict[str, Any]:
+    held = frame.f_locals
+    names = dict(held)
+    if isinstance(held, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        held.clear()  # before Python 3.13 the function would keep this copy, and all that it holds, until it returns
+    return names
 
 
 def _schedulers(value: Any) -> Iterator[Any]:

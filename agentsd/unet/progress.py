@@ -35,11 +35,10 @@ class Progress:
     def position(self, timestep: object) -> Position | None:
         """Return where in its run a call stands, or `None` if that cannot be known; and remember its scheduler."""
         position = self._read(timestep)
-        if position is None or position.run is None or not isinstance(timestep, Tensor) or in_transform():
-            self.number = None
+        self.number = None if position is None else position.run
+        if not isinstance(timestep, Tensor) or in_transform() or _stands_alone(timestep):
             return position
-        self.number = position.run
-        if self.scheduler() is None and position.run not in self._looked:
+        if self.scheduler() is None and (self.number is None or self.number not in self._looked):
             found = calling_scheduler(timestep)  # a pipeline that nobody gave to apply, or a loop of one's own
             if found is not None:
                 self._found.add(found)
@@ -75,3 +74,8 @@ class Progress:
             if isinstance(timesteps, Tensor) and shares_memory(timesteps, mine):
                 return scheduler
         return None
+
+
+def _stands_alone(timestep: Tensor) -> bool:
+    """Return whether a timestep is a view of nothing longer, so that no scheduler can be found by it."""
+    return timestep.untyped_storage().nbytes() <= timestep.element_size()
