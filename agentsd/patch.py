@@ -10,7 +10,7 @@ from torch import nn
 from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
-from agentsd.presets import as_schedule
+from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
@@ -109,6 +109,7 @@ def apply(
     target: Any,
     schedule: "str | Schedule | Attention | Plan" = "balanced",
     *,
+    tolerance: float | None = None,
     ratio: float | None = None,
     seed: int = 0,
 ) -> Patch:
@@ -121,6 +122,8 @@ def apply(
         target: A diffusers pipeline with a UNet, or the UNet (or ControlNet) itself, compiled or not.
         schedule: The name of a preset (`agentsd.PRESETS`), a `Schedule`, settings of self-attention for every step
             (`MergedTokens`, `PooledAgents`, `SampledKeys`), or the `Plan` that `agentsd.plan` returned.
+        tolerance: The relative error of the final latent that you accept, in (0, 1]; it replaces the preset's. Smaller
+            is nearer to stock and slower.
         ratio: Share of tokens merged before attention, in [0, 1): the published method, `schedule="paper"`, with that
             merge ratio. It goes with no other schedule.
         seed: Seed of random cell patterns and sampled keys. Equal seeds give equal images, whatever ran before.
@@ -140,6 +143,8 @@ def apply(
     """
     plan = schedule if isinstance(schedule, Plan) else None
     chosen = as_schedule(plan.schedule if plan is not None and ratio is None else schedule, ratio)
+    if tolerance is not None:
+        chosen = with_tolerance(schedule, chosen, tolerance, ratio)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 from types import MappingProxyType
 
 from agentsd.attention.settings import Attention, MergedTokens, SampledKeys
-from agentsd.schedule import Phase, Schedule
+from agentsd.schedule import Phase, Schedule, Skipping
 
 # The published setting (Han et al., ECCV 2024, https://arxiv.org/abs/2312.08874, section on Stable Diffusion): agents
 # in the first 40% of the steps, then merging alone. Its table varies merge_ratio from 0.1 to 0.5.
@@ -15,16 +15,15 @@ _PAPER = Schedule(
     )
 )
 
-# At 64x64 tokens (512x512 pixels of SD 1.5): 1024, 256 or 64 keys.
+# At 64x64 tokens (512x512 pixels of SD 1.5): 1024 or 64 keys.
 _SAMPLED_2 = SampledKeys(stride=2, min_keys=64, max_keys=1024)
-_SAMPLED_4 = SampledKeys(stride=4, min_keys=64, max_keys=256)
 _SAMPLED_8 = SampledKeys(stride=8, min_keys=64, max_keys=256)
 
 
-def _skipping(attention: Attention, *stretches: tuple[float, int]) -> Schedule:
-    # Full steps are rare at first, where skipped steps do least harm, and frequent later. Skipped steps use a forecast
-    # of the prediction: at equal time, more full steps are worth more than layers that run between them.
-    return Schedule(tuple(Phase(until, attention, every) for until, every in stretches))
+def _within(tolerance: float) -> Schedule:
+    # Attention stays stock: whether other attention saves time depends on the device (`agentsd.plan` measures it), and
+    # `preset(...).with_attention(...)` adds it.
+    return Schedule.constant(None, skipping=Skipping(tolerance=tolerance))
 
 
 PRESETS = MappingProxyType(
@@ -32,10 +31,10 @@ PRESETS = MappingProxyType(
         "paper": _PAPER,
         # Few keys early leave next to no trace in the picture; its error is that of the last quarter.
         "gentle": Schedule((Phase(0.75, _SAMPLED_8), Phase(1.0, _SAMPLED_2))),
-        "quality": _skipping(_SAMPLED_4, (0.25, 5), (0.75, 2), (1.0, 1)),
-        "balanced": _skipping(_SAMPLED_4, (0.25, 5), (1.0, 2)),
-        "fast": _skipping(_SAMPLED_8, (0.25, 5), (0.5, 4), (0.8, 3), (1.0, 2)),
-        "extreme": _skipping(_SAMPLED_8, (0.25, 6), (0.5, 5), (0.75, 4), (1.0, 3)),
+        "quality": _within(0.015),
+        "balanced": _within(0.03),
+        "fast": _within(0.06),
+        "extreme": _within(0.12),
     }
 )
 
@@ -50,14 +49,14 @@ def preset(name: str = "balanced") -> Schedule:
         name: One of `agentsd.PRESETS`: `"paper"` is the published method, the others are ours.
 
     Returns:
-        The schedule; change it with `with_reuse`, `with_merge_ratio` and `dataclasses.replace`.
+        The schedule; change it with `with_tolerance`, `with_reuse`, `with_attention` and `dataclasses.replace`.
 
     Raises:
         ValueError: If there is no such preset.
 
     Example:
-        >>> preset("balanced").with_reuse(3).is_full(1, 20)
-        False
+        >>> preset("balanced").skipping.tolerance
+        0.03
     """
     if isinstance(name, str) and name in PRESETS:
         return PRESETS[name]
@@ -106,6 +105,30 @@ def as_schedule(schedule: object, ratio: float | None = None) -> Schedule:
         f"schedule={schedule!r} must be the name of a preset ({', '.join(PRESETS)}), a Schedule, a Plan, or settings: "
         "MergedTokens, PooledAgents or SampledKeys."
     )
+
+
+def with_tolerance(given: object, schedule: Schedule, tolerance: float, ratio: float | None) -> Schedule:
+    """Return a schedule with another tolerance, with errors that name the user's arguments.
+
+    Args:
+        given: What the user gave as schedule.
+        schedule: The schedule that it means.
+        tolerance: Relative error of the final latent, in (0, 1].
+        ratio: The user's merge ratio.
+
+    Raises:
+        ValueError: If the tolerance lies outside (0, 1], or the schedule has fixed full steps.
+
+    Example:
+        >>> with_tolerance("fast", preset("fast"), 0.05, None).skipping.tolerance
+        0.05
+    """
+    if ratio is None and schedule.skips_steps and schedule.skipping.tolerance is None:
+        raise ValueError(
+            f"tolerance={tolerance!r} does not go with schedule={given!r}, whose full steps are fixed; use "
+            f"schedule.with_tolerance({tolerance!r})."
+        )
+    return schedule.with_tolerance(tolerance)
 
 
 def with_ratio(schedule: Schedule, ratio: float, whose: str) -> Schedule:

@@ -61,10 +61,14 @@ class Skipping:
             `a` and `b`, step `b + d` uses `F_b + w * d / (b - a) * (F_b - F_a)` with the weight `w` of
             `Schedule.forecast_at`. 0 uses `F_b` itself (DeepCache). A forecast costs no time.
         last_full: Whether the last step of the run is a full step: no later step corrects its error.
+        tolerance: The relative error of the final latent that is accepted, in (0, 1]. Full steps are then chosen at run
+            time from the errors that the forecast is seen to make (`agentsd.unet.controller`), and `Phase.every` stays
+            1. `None` leaves the choice to `Phase.every`.
+        max_skipped: Most skipped steps in a row under a tolerance; `None` is 4.
 
     Raises:
-        ValueError: If `depth` is not an integer of at least 0, `forecast` lies outside [0, 1], or `last_full` is
-            neither `True` nor `False`.
+        ValueError: If `depth` is not an integer of at least 0, `forecast` lies outside [0, 1], `last_full` is
+            neither `True` nor `False`, `tolerance` lies outside (0, 1], or a field does not go with `tolerance`.
 
     Example:
         >>> Skipping(depth=1, forecast=0.0, last_full=False).depth
@@ -74,6 +78,8 @@ class Skipping:
     depth: int = 0
     forecast: float = 0.2
     last_full: bool = True
+    tolerance: float | None = None
+    max_skipped: int | None = None
 
     def __post_init__(self) -> None:
         check_int("depth", self.depth, minimum=0)
@@ -84,6 +90,23 @@ class Skipping:
                 "larger values extrapolate further; our presets use 0.2."
             )
         check_bool("last_full", self.last_full)
+        if self.max_skipped is not None:
+            check_int("max_skipped", self.max_skipped, minimum=1)
+        if self.tolerance is None:
+            if self.max_skipped is not None:
+                raise ValueError(f"max_skipped={self.max_skipped} goes with a tolerance only; set tolerance as well.")
+            return
+        check_number("tolerance", self.tolerance)
+        if not 0 < self.tolerance <= 1:
+            raise ValueError(
+                f"tolerance={self.tolerance!r} must lie in (0, 1], the relative error of the final latent that is "
+                "accepted; our presets use 0.015 to 0.12."
+            )
+        for name, value, default in (("depth", self.depth, 0), ("forecast", self.forecast, 0.2)):
+            if value != default:
+                raise ValueError(f"{name}={value!r} does not go with a tolerance; leave it out.")
+        if not self.last_full:
+            raise ValueError("last_full=False does not go with a tolerance; leave it out.")
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,12 @@ class Schedule:
         if ends[-1] != 1:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0) for stock attention.")
 
+        if self.skipping.tolerance is not None and any(phase.every > 1 for phase in phases):
+            raise ValueError(
+                f"tolerance={self.skipping.tolerance} chooses full steps at run time and does not go with "
+                f"every={max(phase.every for phase in phases)}; leave every at 1, or leave out the tolerance."
+            )
+
     @classmethod
     def constant(
         cls,
@@ -150,7 +179,7 @@ class Schedule:
     @property
     def skips_steps(self) -> bool:
         """Whether any step may be a skipped step."""
-        return any(phase.every > 1 for phase in self.phases)
+        return self.skipping.tolerance is not None or any(phase.every > 1 for phase in self.phases)
 
     @property
     def skips_guidance(self) -> bool:
@@ -233,7 +262,7 @@ class Schedule:
 
         Returns:
             `True` at the first step, at each step `every` steps after the last full step, and with
-            `skipping.last_full` at the last step.
+            `skipping.last_full` at the last step. Under a tolerance every step can be one.
 
         Raises:
             ValueError: If `index` lies outside the run.
@@ -268,6 +297,28 @@ class Schedule:
         )
         return replace(self, phases=tuple(phases))
 
+    def with_tolerance(self, tolerance: float) -> "Schedule":
+        """Return the schedule with full steps chosen at run time, within a tolerance.
+
+        Raises:
+            ValueError: If the tolerance lies outside (0, 1].
+
+        Example:
+            >>> Schedule.constant(None, every=3).with_tolerance(0.05).phases
+            (Phase(until=1.0, attention=None, every=1),)
+        """
+        skipping = Skipping(tolerance=tolerance, max_skipped=self.skipping.max_skipped)
+        return replace(replace(self.with_reuse(1), skipping=Skipping()), skipping=skipping)
+
+    def with_attention(self, attention: Attention | None) -> "Schedule":
+        """Return the schedule with one setting of self-attention for all phases.
+
+        Example:
+            >>> Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2))).with_attention(MergedTokens()).attentions
+            (MergedTokens(),)
+        """
+        return replace(self, phases=tuple(replace(phase, attention=attention) for phase in self.phases))
+
     def with_reuse(self, every: int) -> "Schedule":
         """Return the schedule with a full step every `every` steps in all phases; 1 skips none.
 
@@ -285,7 +336,8 @@ class Schedule:
             if phases and phases[-1].attention == phase.attention:
                 phases.pop()
             phases.append(replace(phase, every=every))
-        return replace(self, phases=tuple(phases))
+        skipping = self.skipping if self.skipping.tolerance is None else Skipping()
+        return replace(self, phases=tuple(phases), skipping=skipping)
 
     def to_json(self) -> str:
         """Return the schedule as JSON on one line: equal schedules give equal texts.

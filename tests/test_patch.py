@@ -12,7 +12,7 @@ from probe import AGENTS, COPY, MERGE, MIXED, POOL, assert_same, snapshot, unet_
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import Schedule
+from agentsd import Phase, SampledKeys, Schedule
 from agentsd.unet.record import LastRun, RunRecord
 from agentsd.unet.steps import Position
 
@@ -141,7 +141,8 @@ class TestAnotherUNet:
 
 class TestLastRun:
     def test_full_and_skipped_steps(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, "balanced")
+        schedule = Schedule((Phase(0.25, SampledKeys(stride=2, min_keys=1), 5), Phase(1.0, SampledKeys(stride=2), 2)))
+        patch = agentsd.apply(tiny_pipe, schedule)
         assert patch.report().last_run is None
         draw(tiny_pipe, steps=20)
         assert patch.report().last_run == LastRun(full=9, skipped=11, stock=0, forced=())
@@ -195,7 +196,7 @@ class TestLastRun:
 class TestWarningsNameTheUsersLine:
     def test_of_a_call(self, tiny_pipe):
         tiny_pipe.scheduler = LCMScheduler.from_config(tiny_pipe.scheduler.config)
-        agentsd.apply(tiny_pipe, "balanced")
+        agentsd.apply(tiny_pipe, Schedule.constant(None, 2))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             line = inspect.currentframe().f_lineno + 1

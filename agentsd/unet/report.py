@@ -76,7 +76,9 @@ class Report:
             if phase.attention is not None:
                 left = dict(self.planned_stock).get(phase.attention, frozenset())
                 lines += [f"      {layer.name}: {_counts(layer, phase.attention, left)}" for layer in self.layers]
-        if self.schedule.skips_steps and skipping.last_full:
+        if skipping.tolerance is not None:
+            lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}")
+        elif self.schedule.skips_steps and skipping.last_full:
             lines.append("  full step at the last step")
         if self.schedule.skips_guidance:
             first, last = self.schedule.guidance_interval

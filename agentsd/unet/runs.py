@@ -3,14 +3,13 @@
 import threading
 import time
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from agentsd.schedule import Schedule
-from agentsd.unet.conditions import conditional_conditions
 from agentsd.unet.steps import Position
 
 MOST_BYTES = 2**29  # of the cached features of one run; one feature with its change is always kept
@@ -21,16 +20,12 @@ IDLE_SECONDS = 600.0  # after which a run of another thread counts as interrupte
 
 @dataclass(frozen=True)
 class Cached:
-    """The feature of full step `index`, and its change since the full step `gap` steps before.
-
-    `conditions` is what decided the feature beside the sample, see `agentsd.unet.conditions`.
-    """
+    """The feature of full step `index`, and its change since the full step `gap` steps before."""
 
     feature: Tensor
     index: int
     change: Tensor | None = None
     gap: int = 1
-    conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -40,9 +35,7 @@ class Cached:
     def conditional(self) -> "Cached":
         """Return what was kept for the second half of the samples."""
         half = self.feature.shape[0] // 2
-        change = None if self.change is None else self.change[half:]
-        conditions = conditional_conditions(self.conditions, self.feature.shape[0])
-        return replace(self, feature=self.feature[half:], change=change, conditions=conditions)
+        return replace(self, feature=self.feature[half:], change=None if self.change is None else self.change[half:])
 
     def at(self, position: Position, schedule: Schedule) -> Tensor:
         """Return what to start a step from."""
@@ -71,7 +64,8 @@ class Run:
         self.call: int | None = None  # None: one too many to keep anything of
         self.settled = True  # whether the call in progress is known to be the one of the step before
         self.kept: dict[int, Cached] = {}
-        self.policies: dict[int, Any] = {}
+        self.policies: dict[int, Any] = {}  # what decides, by call
+        self.conditions: dict[int, tuple[torch.Size, dict[str, Any]]] = {}  # of the last full step, by call
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
@@ -89,6 +83,7 @@ class Run:
             going_on = {call for _, call in self._steps[1]}
             self.kept = {call: kept for call, kept in self.kept.items() if call in going_on}
             self.policies = {call: policy for call, policy in self.policies.items() if call in going_on}
+            self.conditions = {call: given for call, given in self.conditions.items() if call in going_on}
         if len(self._steps[2]) >= MOST_CALLS:
             self.call, self.settled = None, False
             return
@@ -110,13 +105,19 @@ class Run:
         self._steps[2].append((None if context is None else context.detach(), self.call))
 
     def keep(self, cached: Cached) -> None:
-        """Keep the feature of the call in progress; drop the oldest ones past `MOST_BYTES`."""
-        if self.call is None:
-            return
-        self.kept.pop(self.call, None)
-        self.kept[self.call] = cached
-        while len(self.kept) > 1 and self.nbytes > MOST_BYTES:
-            del self.kept[next(iter(self.kept))]
+        """Keep the feature of the call in progress."""
+        if self.call is not None:
+            self.kept.pop(self.call, None)
+            self.kept[self.call] = cached
+
+    def trim(self) -> None:
+        """Forget the calls that were made first until the rest is within `MOST_BYTES`."""
+        while self.nbytes > MOST_BYTES:
+            first = next((call for call in {**self.kept, **self.policies} if call != self.call), None)
+            if first is None:
+                return
+            self.kept.pop(first, None)
+            self.policies.pop(first, None)
 
     def drop(self) -> None:
         """Forget what the call in progress left at earlier steps."""
@@ -127,7 +128,7 @@ class Run:
     @property
     def nbytes(self) -> int:
         """Bytes of the cached features: at most `MOST_BYTES`, or one feature and its change."""
-        return sum(cached.nbytes for cached in self.kept.values())
+        return sum(one.nbytes for one in (*self.kept.values(), *self.policies.values()))
 
     def _new_call(self) -> int:
         self._calls += 1

@@ -12,20 +12,19 @@ from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
-from agentsd.unet.callers import calling_eta
+from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.choices import Choices
-from agentsd.unet.conditions import changed_condition, conditions_of, find_knobs
+from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of, find_knobs
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
+from agentsd.unet.depth import fresh_noise, skipped_depth
 from agentsd.unet.forward import bind_arguments, shallow_copy
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
 from agentsd.unet.levels import plan_mismatches, step_levels
-from agentsd.unet.noise import noise_source, takes_eta
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
 from agentsd.unet.record import RunRecord
 from agentsd.unet.reuse import foreign_processor, obstacle
 from agentsd.unet.runs import Cached, Run, Runs, fits, halves
-from agentsd.unet.shallow import depth_under_noise
 from agentsd.unet.slot import StepContext, StepSlot
 from agentsd.unet.steps import Position
 from agentsd.unet.transforms import in_transform, requires_gradient, trains
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 
 _GRADIENTS = "gradients are taken through the UNet, and a skipped step has none; call it under torch.no_grad()"
 _NO_RUN = "the timestep is a number, a copy or one of many in no order: its run cannot be told"
+_NOT_SETTLED = "the calls of this step cannot be told apart yet"
 _BYPASSED = "other code has replaced the UNet's forward since agentsd.apply; call it again"
 
 
@@ -86,11 +86,11 @@ class Runtime:
 
     def policy(self) -> Policy:
         """Return what decides between full and skipped steps: a new one for every run, and for each call of a step."""
-        return FixedSteps(self.schedule)
+        return WithinTolerance(self.schedule.skipping) if self._adapts else FixedSteps(self.schedule)
 
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
-        self.local.run = None
+        self.local.run = self.local.step = None
         self.slot.write(StepContext())
         arguments = bind_arguments(args, kwargs)
         sample = arguments.get("sample")
@@ -99,24 +99,24 @@ class Runtime:
         self.sample = (sample.shape[-2], sample.shape[-1])
         for mismatch in plan_mismatches(self.plan, sample):
             self.warn_once(mismatch)
-        position = self._progress().position(arguments.get("timestep"))
+        position = self.progress().position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
             self.record.note(position, skipped=False, stock=True)
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
-            self.local.run = self.runs.at(position.run, position.index, self._progress().reader.runs)
+            self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
         guided = self._guided(denoiser, position, arguments)
-        depth, feature = 0, None
-        decision, forced = Decision(True, "the schedule skips no steps"), False
+        decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
         if self.schedule.skips_steps:
-            depth = self._depth(denoiser, arguments.get("timestep"))
+            if not self._adapts:
+                depth = skipped_depth(self, denoiser, arguments.get("timestep"))
             given = arguments if guided else conditional_half(arguments)
-            decision, forced, feature = self._decide(denoiser, position, given, depth)
+            decision, feature = self._decide(denoiser, position, given, depth, guided=guided)
         # The last step leaves its feature too, although nobody needs it: in a compiled graph it is as any full step.
         keep = self.schedule.skips_steps and feature is None and self.local.run is not None
         levels = step_levels(self, position, sample) if feature is None or depth > 0 else {}
         stock = feature is None and guided and not levels
-        reason = decision.why if forced else None
+        reason = decision.why if decision.forced else None
         self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
         self.slot.write(StepContext(levels, feature, keep, depth, guided), shallow_copy(denoiser))
 
@@ -128,30 +128,35 @@ class Runtime:
         self.slot.clear()
         run: Run | None = getattr(self.local, "run", None)
         self.local.run = None
-        step: Step | None = self.local.__dict__.pop("step", None)
+        step: Step | None = getattr(self.local, "step", None)
+        self.local.step = None
         if feature is None or run is None or step is None or failed or run.call is None or _is_last(step.position):
             return
         if in_transform():  # what a transform computes is not to outlive it
             run.drop()
             return
-        # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
-        fresh = Cached(feature.detach().clone(), run.index, conditions=self.local.conditions)
-        before = run.kept.get(run.call)
-        alike = before is not None and before.index < fresh.index and fits(before.feature, fresh.feature)
-        if self.schedule.skipping.forecast and before is not None and alike and run.settled:
-            gap = fresh.index - before.index
-            fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
-        run.keep(fresh)
-        run.policies[run.call].observe(step, fresh.feature)
+        policy: Policy = run.policies[run.call]
+        run.conditions[run.call] = (step.sample.shape, self.local.conditions)
+        if not policy.keeps:
+            # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
+            fresh = Cached(feature.detach().clone(), run.index)
+            before = run.kept.get(run.call)
+            alike = before is not None and before.index < fresh.index and fits(before.feature, fresh.feature)
+            if self.schedule.skipping.forecast and before is not None and alike and run.settled:
+                gap = fresh.index - before.index
+                fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
+            run.keep(fresh)
+        policy.observe(step, feature)
+        run.trim()
+
+    @property
+    def _adapts(self) -> bool:
+        return self.schedule.skipping.tolerance is not None
 
     def _decide(
-        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int
-    ) -> tuple[Decision, bool, Tensor | None]:
-        """Decide between a full and a skipped step; this is the one place.
-
-        Returns:
-            The decision, whether it had to be full although the policy skips, and what a skipped step starts from.
-        """
+        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int, *, guided: bool
+    ) -> tuple[Decision, Tensor | None]:
+        """Return whether the step is full, and what a skipped step starts from. This is the one place that decides."""
         run: Run | None = self.local.run
         sample: Tensor = arguments["sample"]
         if run is None:
@@ -159,31 +164,35 @@ class Runtime:
         if run.knobs is None:
             run.knobs, run.foreign = find_knobs(denoiser), foreign_processor(denoiser)
         transformed = in_transform()
-        context = arguments.get("encoder_hidden_states")
-        run.enter(position.index, None if transformed else context)
-        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs)
+        run.enter(position.index, None if transformed else arguments.get("encoder_hidden_states"))
         if run.call is None:
             return self._forced("a step has too many calls to tell them apart", quiet=True)
         cached = run.kept.get(run.call)
         if self.schedule.skips_guidance and cached is not None and halves(sample, cached.feature):
             cached = cached.conditional()  # guidance ends here
-        changed = None
-        if cached is not None and not transformed and fits(cached.feature, sample):
-            changed = changed_condition(cached.conditions, self.local.conditions)
-            if changed is not None:
-                run.drop()
-        if run.call not in run.policies:
-            run.policies[run.call] = self.policy()
-        policy = run.policies[run.call]
-        step = self.local.step = Step(position, sample, cached, self._progress().scheduler())
+        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs)
+        changed = None if transformed else self._changed(run, sample)
+        policy: Policy = run.policies.setdefault(run.call, self.policy())
         if _is_last(position):
             run.kept.pop(run.call, None)
-        wanted: Decision = policy.decide(step)
+        scheduler = self.progress().scheduler()
+        pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
+        noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided)
+        problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
+        if policy.keeps and (problem is not None or not run.settled):
+            run.drop()
+            return self._forced(problem or _NOT_SETTLED, quiet=problem is None)
+        self.local.step = step
+        wanted = policy.decide(step)
+        if wanted.forced:
+            self.skipping_problem = wanted.why
         if wanted.full:
-            return wanted, False, None
+            return self._forced(f"{changed} changed within the run") if changed and policy.keeps else (wanted, None)
         if not run.settled:
-            return self._forced("the calls of this step cannot be told apart yet", quiet=True)
-        problem = self._obstacle(denoiser, arguments, depth, run)
+            return self._forced(_NOT_SETTLED, quiet=True)
+        if not policy.keeps:
+            problem = self._obstacle(denoiser, arguments, depth, run)
         if problem is None and changed is not None:
             problem = f"{changed} changed within the run"
         if problem is None and cached is not None and not fits(cached.feature, sample):
@@ -192,9 +201,23 @@ class Runtime:
             problem = "the batch or picture size changed within the run"
         if problem is not None:
             return self._forced(problem)
-        if cached is None:
+        if cached is None and not policy.keeps:
             return self._forced("no earlier step has left a feature", quiet=True)
-        return wanted, False, policy.forecast(step)
+        return wanted, policy.forecast(step)
+
+    def _changed(self, run: Run, sample: Tensor) -> str | None:
+        """Return which condition changed since the last full step of this call; what it left is forgotten then."""
+        shape, before = (None, {}) if run.call is None else run.conditions.get(run.call, (None, {}))
+        if shape is None:
+            return None
+        if self.schedule.skips_guidance and shape[0] == 2 * sample.shape[0]:
+            before = conditional_conditions(before, shape[0])
+        elif shape != sample.shape:
+            return None  # another batch or size is another reason
+        changed = changed_condition(before, self.local.conditions)
+        if changed is not None:
+            run.drop()
+        return changed
 
     def _obstacle(self, denoiser: nn.Module, arguments: dict[str, Any], depth: int, run: Run) -> str | None:
         if in_transform():
@@ -207,15 +230,20 @@ class Runtime:
             if not denoiser.training and (run.trains or requires_gradient(arguments)):
                 return _GRADIENTS
         problem = obstacle(denoiser, arguments, depth) or (_BYPASSED if self.bypassed else None)
-        return self._fresh_noise(arguments.get("timestep")) if problem is None and depth == 0 else problem
+        return (
+            fresh_noise(self, arguments.get("timestep"))
+            if problem is None and depth == 0 and not self._adapts
+            else problem
+        )
 
-    def _forced(self, problem: str, *, quiet: bool = False) -> tuple[Decision, bool, None]:
+    def _forced(self, problem: str, *, quiet: bool = False) -> tuple[Decision, None]:
         if not quiet:
             self.skipping_problem = problem
             self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
-        return Decision(True, problem), True, None
+        return Decision(True, problem, forced=True), None
 
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
+        """Return where this thread's calls stand."""
         progress: Progress | None = getattr(self.local, "progress", None)
         if progress is None:
             progress = self.local.progress = Progress(self.pipes)
@@ -227,7 +255,7 @@ class Runtime:
             return True
         sample: Tensor = arguments["sample"]
         batch = sample.shape[0]
-        scheduler = self._progress().scheduler()
+        scheduler = self.progress().scheduler()
         pipes = [pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler]
         problem = _BYPASSED if self.bypassed else guidance_obstacle(denoiser, pipes, batch)
         if problem is None:
@@ -241,32 +269,6 @@ class Runtime:
             self.guidance_problem = problem
             self.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
         return problem is not None
-
-    def _depth(self, denoiser: nn.Module, timestep: object) -> int:
-        """Return how many layers run at a skipped step: one instead of none where the scheduler adds fresh noise."""
-        asked = self.schedule.skipping.depth
-        problem = None if asked or self.local.run is None else self._fresh_noise(timestep)
-        if problem is None:
-            return asked
-        depth = depth_under_noise(denoiser, asked)
-        if depth == 0:  # no layer can run alone, and the step will be full
-            return 0
-        self.noise_problem = problem
-        self.warn_once(
-            f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
-            "instead, as Skipping(depth=1) says without this warning."
-        )
-        return depth
-
-    def _fresh_noise(self, timestep: object) -> str | None:
-        """Return why the steps of the run must be taken to add noise that an earlier prediction does not know."""
-        run: Run | None = self.local.run
-        scheduler = self._progress().scheduler()
-        if run is None or scheduler is None or not isinstance(timestep, Tensor):
-            return noise_source(scheduler)
-        if run.eta is None:
-            run.eta = calling_eta(timestep, scheduler) if takes_eta(scheduler) else 0.0
-        return noise_source(scheduler, run.eta)
 
     def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""

@@ -1,0 +1,221 @@
+"""Which steps can be skipped within a tolerance, decided from what full steps show.
+
+At each full step the controller compares the UNet's prediction with what its forecast would have been. That is the
+error `e` of the forecast at the distance that was just covered. An error of the predicted noise moves the final latent
+by `|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: along the sampling path,
+`d(x / alpha) = eps d(sigma)`. The controller adds these costs over the steps that it skips. It asks for a full step
+before their sum passes its bound.
+
+Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
+https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
+sign (SADA, https://arxiv.org/abs/2507.17135).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from agentsd.unet.noise_levels import NoiseLevels
+
+# One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
+_COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets the promise
+_FADE = 0.7  # share of the straight line that a forecast follows
+_EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
+_HIGHEST = 15.0  # noise level above which `alpha` does not fall further
+_LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
+_NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
+_SMALLEST = 1e-3
+MOST_SKIPPED = 4  # steps in a row
+FEWEST_CALLS = 10  # shorter runs have no steps to spare
+
+
+@dataclass
+class _Seen:
+    """A full step: the noise that was predicted, or the picture if the solver adds noise, and its place in time."""
+
+    value: Tensor
+    time: float
+
+
+class Controller:
+    """Decides between full and skipped steps of one run, and forecasts what skipped steps need.
+
+    Args:
+        levels: Noise levels of the run.
+        tolerance: The relative error of the final latent that the user accepts, above 0.
+        max_skipped: Most skipped steps in a row.
+        noisy: Whether the solver adds fresh noise. The forecast is then that of the denoised picture, which does not
+            depend on the fresh noise.
+
+    Example:
+        >>> controller = Controller(NoiseLevels((4.0, 3.0, 2.0, 1.0, 0.5, 0.0), "epsilon"), tolerance=0.1)
+        >>> sample = torch.ones(1, 4, 2, 2)
+        >>> for index in range(3):
+        ...     controller.observe(index, sample, 0.9 * sample)
+        >>> controller.needs_full(3)
+        False
+        >>> controller.forecast(3, sample).shape
+        torch.Size([1, 4, 2, 2])
+    """
+
+    def __init__(
+        self, levels: NoiseLevels, *, tolerance: float, max_skipped: int = MOST_SKIPPED, noisy: bool = False
+    ) -> None:
+        self.levels = levels
+        self.bound = _COST_PER_TOLERANCE * tolerance
+        self.max_skipped = max_skipped
+        self.noisy = noisy
+        self.times = _times(levels.sigmas)
+        self.skipped = 0  # in a row
+        self.cost = 0.0  # of the steps skipped in a row
+        self._seen: list[_Seen] = []
+        self._full_steps = 0
+        self._measured: Callable[[], float] | None = None
+        self._error = math.inf
+        self._distance = 1.0
+
+    @property
+    def calls(self) -> int:
+        """UNet calls of the whole schedule."""
+        return len(self.levels.sigmas) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the predictions that are held: two at most."""
+        return sum(seen.value.nbytes for seen in self._seen)
+
+    def needs_full(self, index: int) -> bool:
+        """Return whether call `index` must be a full step. Waits for the device at the first call after a full step."""
+        if self._full_steps < _LEARNING or index >= self.calls - 1 or self.skipped >= self.max_skipped:
+            return True
+        if self._measured is None and math.isinf(self._error):
+            return True
+        return self.cost + self._cost(index) > self.bound
+
+    def fits(self, sample: Tensor) -> bool:
+        """Return whether a sample has the batch, size and device of the full steps before."""
+        if not self._seen:
+            return True
+        value = self._seen[-1].value
+        alike = value.shape[0] == sample.shape[0] and value.shape[-2:] == sample.shape[-2:]
+        return alike and value.device == sample.device
+
+    def observe(
+        self, index: int, sample: Tensor, prediction: Tensor, *, guide: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Take in a full step.
+
+        Args:
+            index: Number of the call.
+            sample: What entered the UNet, [B, C, h, w]; further channels (inpainting) are left out.
+            prediction: What the UNet predicted, [B, C, h, w].
+            guide: Combines the samples of a call into guided ones, where errors are measured.
+        """
+        value = self._value(index, sample, prediction)
+        time = self.times[index]
+        again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
+        if len(self._seen) == 2 and not again:
+            self._distance = time - self._seen[-1].time
+            difference = value - self._forecast(time)
+            if guide is not None:
+                difference = guide(difference)
+            scale = 1 / max(self.levels.sigmas[index], _SMALLEST) if self.noisy else 1.0
+            # The picture with the largest error decides for its whole batch.
+            error = difference.flatten(1).square().mean(1).sqrt().max() * scale
+            self._measured = _later(error)
+        fresh = _Seen(value, time)
+        self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
+        self._full_steps += 1
+        self.skipped, self.cost = 0, 0.0
+
+    def forecast(self, index: int, sample: Tensor) -> Tensor:
+        """Return the prediction that a skipped step uses, and count the step.
+
+        With full steps at times `a < b`, time `t` uses `y_b + 0.7 (t - b) / (b - a) (y_b - y_a)`. Time is
+        `-log(sigma)`, or the number of the call where a solver visits one noise level twice.
+
+        Args:
+            index: Number of the call.
+            sample: What entered the UNet, [B, C, h, w].
+
+        Returns:
+            The prediction, [B, C, h, w].
+        """
+        self.cost += self._cost(index)
+        self.skipped += 1
+        value = self._forecast(self.times[index])
+        return self._prediction(index, sample, value)
+
+    def _cost(self, index: int) -> float:
+        sigma, after = self.levels.sigmas[index : index + 2]
+        alpha = 1 / math.sqrt(1 + min(sigma, _HIGHEST) ** 2)
+        if self._measured is not None:
+            self._error, self._measured = self._measured(), None
+        growth = max(self.times[index] - self._seen[-1].time, 0.0) / self._distance
+        further = _NOISY if self.noisy else 1.0
+        return float(further * abs(after - sigma) * alpha**_EARLY * self._error * growth)
+
+    def _forecast(self, time: float) -> Tensor:
+        last = self._seen[-1]
+        if len(self._seen) < 2:
+            return last.value
+        before = self._seen[-2]
+        share = _FADE * (time - last.time) / (last.time - before.time)
+        return torch.add(last.value, last.value - before.value, alpha=share)
+
+    def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
+        """Return the noise of a prediction, or the denoised picture for a noisy solver; float32."""
+        alpha, sigma = _scales(self.levels.sigmas[index])
+        prediction = prediction.detach().float()
+        sample = sample.detach()[:, : prediction.shape[1]].float()
+        if self.levels.kind == "epsilon":
+            noise = prediction.clone()  # the original may be memory of a CUDA graph
+        elif self.levels.kind == "v_prediction":
+            noise = alpha * prediction + sigma * sample
+        else:
+            noise = (sample - alpha * prediction) / sigma
+        return (sample - sigma * noise) / alpha if self.noisy else noise
+
+    def _prediction(self, index: int, sample: Tensor, value: Tensor) -> Tensor:
+        alpha, sigma = _scales(self.levels.sigmas[index])
+        given = sample.detach()[:, : value.shape[1]].float()
+        noise = (given - alpha * value) / sigma if self.noisy else value
+        if self.levels.kind == "v_prediction":
+            noise = (noise - sigma * given) / alpha
+        elif self.levels.kind == "sample":
+            noise = (given - sigma * noise) / alpha
+        return noise.to(sample.dtype)
+
+
+def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return when calls happen: `-log(sigma)`, or their number if a level comes back after the first three calls."""
+    late = sigmas[2:-1]
+    if any(later >= earlier for earlier, later in pairwise(late)):
+        return tuple(float(index) for index in range(len(sigmas) - 1))
+    return tuple(-math.log(max(sigma, _SMALLEST)) for sigma in sigmas[:-1])
+
+
+def _scales(sigma: float) -> tuple[float, float]:
+    """Return `alpha` and `sigma` of a variance-preserving sample at a noise level, neither of them 0."""
+    alpha = max(1 / math.sqrt(1 + sigma * sigma), 1e-4)
+    return alpha, max(sigma * alpha, 1e-4)
+
+
+def _later(error: Tensor) -> Callable[[], float]:
+    """Start to copy a number to the host; the function that is returned waits for it."""
+    if error.device.type != "cuda":
+        return lambda: float(error)
+    host = torch.empty((), dtype=error.dtype, pin_memory=True)
+    host.copy_(error, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def read() -> float:
+        done.synchronize()
+        return float(host)
+
+    return read

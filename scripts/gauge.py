@@ -1,0 +1,200 @@
+"""Gauge skipping under many processes and solvers: UNet calls against likeness to stock and to the converged picture.
+
+Every arm runs the same prompts, one picture a call. A row holds the UNet calls of each picture and its distance to two
+references: stock of the same solver and steps, and the converged picture (DPM++ 2M, 100 steps, same noise). A row is
+appended as soon as its arm is measured. Arms that the output holds already are left out.
+"""
+
+import argparse
+import datetime
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import agentsd
+from agentsd.bench.metrics import psnr
+from agentsd.bench.rows import append_row, key_of, read_rows
+from agentsd.bench.skippers import SKIPPERS, skipping_by
+from agentsd.demo import held_out_prompts
+from agentsd.demo.processes import demo_pipeline
+from agentsd.system.timing import environment
+
+KARRAS = {"use_karras_sigmas": True}
+# Name -> process, scheduler, its settings, steps, guidance.
+COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
+    "sd15, PNDM, 50": ("sd15", "PNDMScheduler", {}, 50, 7.5),
+    "sd15, DDIM, 50": ("sd15", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
+    "sd15, DPM++ 2M Karras, 25": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 25, 7.5),
+    "sd15, DPM++ 2M Karras, 20": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 20, 7.5),
+    "sd15, DPM++ 2M SDE Karras, 25": (
+        "sd15", "DPMSolverMultistepScheduler", {**KARRAS, "algorithm_type": "sde-dpmsolver++"}, 25, 7.5,
+    ),
+    "sdxl, Euler, 30": ("sdxl", "EulerDiscreteScheduler", {}, 30, 7.5),
+    "sd15, Euler ancestral, 30": ("sd15", "EulerAncestralDiscreteScheduler", {}, 30, 7.5),
+    "sd15, UniPC, 20": ("sd15", "UniPCMultistepScheduler", {}, 20, 7.5),
+    "sd15, Heun, 20": ("sd15", "HeunDiscreteScheduler", {}, 20, 7.5),
+    "sd15, LCM, 8": ("sd15", "LCMScheduler", {}, 8, 1.0),
+    "own, DDIM, 50": ("own", "DDIMScheduler", {}, 50, 4.0),
+    "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
+    "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
+    "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
+}  # fmt: skip
+TOLERANCES = (0.015, 0.03, 0.06, 0.12)
+EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
+# Fewer steps of good solvers: the baselines of equal calls.
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", KARRAS),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+}
+KEY = ("combination", "arm", "settings", "pictures", "dtype", "torch", "device")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument(
+        "--combination", nargs="+", default=list(COMBINATIONS), choices=list(COMBINATIONS), metavar="NAME"
+    )
+    made.add_argument("--pictures", type=int, default=16)
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--arms", choices=["ours", "rivals", "solvers"], nargs="+", default=["ours", "rivals", "solvers"])
+    made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further arm after this")
+    made.add_argument("--output", type=Path, default=Path("results/gauge.jsonl"), help="rows are appended")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    started = time.monotonic()
+    for name in args.combination:
+        if not measure(name, args, started):
+            return 1
+    return 0
+
+
+class Gauge:
+    """One combination: its pipeline, prompts and references."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        process, kind, extra, self.steps, self.guidance = COMBINATIONS[name]
+        self.device = torch.device(args.device)
+        self.pipe = demo_pipeline(process).to(self.device)
+        self.base = dict(self.pipe.scheduler.config)
+        self.prompts = held_out_prompts(args.pictures)
+        self.calls = 0
+        self.pipe.unet.conv_in.register_forward_hook(self._count)
+        self.set(kind, extra)
+
+    def _count(self, *args: Any) -> None:
+        self.calls += 1
+
+    def set(self, kind: str, extra: dict[str, Any]) -> None:
+        import diffusers
+
+        self.pipe.scheduler = getattr(diffusers, kind).from_config({**self.base, **extra})
+
+    def draw(self, enter: AbstractContextManager[Any], steps: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        """Return pictures [B, 3, h, w], latents [B, 4, h, w] and UNet calls of all prompts."""
+        latents, calls = [], []
+        with enter:
+            for number, prompt in enumerate(self.prompts):
+                self.calls = 0
+                latents.append(
+                    self.pipe(
+                        prompt,
+                        num_inference_steps=steps,
+                        guidance_scale=self.guidance,
+                        generator=torch.Generator().manual_seed(number),
+                        output_type="latent",
+                    ).images
+                )
+                calls.append(self.calls)
+        joined = torch.cat(latents)
+        with torch.inference_mode():
+            pictures = self.pipe.vae.decode(joined / self.pipe.vae.config.scaling_factor).sample
+        return (pictures / 2 + 0.5).clamp(0, 1), joined, calls
+
+
+def measure(name: str, args: argparse.Namespace, started: float) -> bool:
+    facts = {**environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
+             "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4]}  # fmt: skip
+    there = {key_of(row, KEY) for row in read_rows(args.output)}
+    gauge = Gauge(name, args)
+    kind, extra = COMBINATIONS[name][1:3]
+    gauge.set("DPMSolverMultistepScheduler", {})
+    converged, goal, _ = gauge.draw(nullcontext(), 100)
+    gauge.set(kind, extra)
+    stock, latents, full = gauge.draw(nullcontext(), gauge.steps)
+
+    def keep(arm: str, settings: str, drawn: tuple[torch.Tensor, torch.Tensor, list[int]]) -> float:
+        pictures, found, calls = drawn
+        row = {
+            **facts,
+            "arm": arm,
+            "settings": settings,
+            "calls": calls,
+            "stock_calls": full,
+            "psnr_stock": rounded(psnr(pictures, stock)),
+            "psnr_converged": rounded(psnr(pictures, converged)),
+            "latent_error": rounded(relative(found, latents), 5),
+            "latent_error_converged": rounded(relative(found, goal), 5),
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
+        }
+        append_row(args.output, row)
+        near = row["psnr_stock"]
+        print(
+            f"{name} | {arm:34} {statistics.mean(calls):5.1f} of {full[0]} calls, to stock "
+            f"{statistics.median(near):5.1f} (worst {min(near):5.1f}), to converged "
+            f"{statistics.median(row['psnr_converged']):5.1f} dB, error {statistics.median(row['latent_error']):.4f}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        return statistics.mean(calls)
+
+    def wanted(arm: str, settings: str) -> bool:
+        return key_of({**facts, "arm": arm, "settings": settings}, KEY) not in there
+
+    def expired() -> bool:
+        return time.monotonic() - started > args.limit_seconds
+
+    if wanted("stock", ""):
+        keep("stock", "", (stock, latents, full))
+    counts = set()
+    for tolerance in TOLERANCES if "ours" in args.arms else ():
+        schedule = agentsd.preset("balanced").with_tolerance(tolerance)
+        arm, settings = f"tolerance {tolerance:g}", schedule.to_json()
+        if expired():
+            return False
+        if wanted(arm, settings):
+            mean = keep(arm, settings, gauge.draw(agentsd.apply(gauge.pipe, schedule), gauge.steps))
+            counts |= {round(mean)} if tolerance in EQUAL_CALLS else set()
+    for steps in sorted(counts) if "solvers" in args.arms else ():
+        for label, (solver, options) in SOLVERS.items():
+            if expired():
+                return False
+            gauge.set(solver, options)
+            if wanted(f"{label}, {steps} steps", ""):
+                keep(f"{label}, {steps} steps", "", gauge.draw(nullcontext(), steps))
+    gauge.set(kind, extra)
+    for rival, make in SKIPPERS.items() if "rivals" in args.arms else ():
+        if expired():
+            return False
+        if wanted(rival, ""):
+            keep(rival, "", gauge.draw(skipping_by(gauge.pipe, make), gauge.steps))
+    return True
+
+
+def rounded(values: torch.Tensor, digits: int = 3) -> list[float]:
+    return [round(min(float(value), 120.0), digits) for value in values]
+
+
+def relative(found: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return (found - other).flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

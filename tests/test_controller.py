@@ -1,0 +1,240 @@
+"""Which steps the controller skips, what it forecasts, and that pipelines keep to the tolerance."""
+
+import math
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_tiny_pipe
+
+import agentsd
+from agentsd import Phase, Schedule
+from agentsd.schedule import Skipping
+from agentsd.unet.controller import FEWEST_CALLS, Controller
+from agentsd.unet.noise_levels import NoiseLevels, noise_levels
+
+FALLING = (*tuple(2.0 ** (2 - 0.4 * i) for i in range(20)), 0.0)
+
+
+def drive(controller, truth, *, sample=None):
+    """Run a controller on predictions `truth(index)`; return the full steps and the largest error of its forecasts."""
+    sample = torch.zeros(1, 1, 2, 2) if sample is None else sample
+    full, worst = [], 0.0
+    for index in range(controller.calls):
+        true = truth(index)
+        if controller.needs_full(index):
+            full.append(index)
+            controller.observe(index, sample, true)
+        else:
+            worst = max(worst, float((controller.forecast(index, sample) - true).abs().max()))
+    return full, worst
+
+
+def test_constant_predictions_are_skipped_up_to_the_cap():
+    full, worst = drive(
+        Controller(NoiseLevels(FALLING, "epsilon"), tolerance=0.01), lambda index: torch.ones(1, 1, 2, 2)
+    )
+    assert full == [0, 1, 2, 7, 12, 17, 19]
+    assert worst == 0
+
+
+def test_noise_is_not_skipped():
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(1, 1, 8, 8, generator=generator) for _ in range(20)]
+    full, _ = drive(
+        Controller(NoiseLevels(FALLING, "epsilon"), tolerance=0.001),
+        lambda index: values[index],
+        sample=torch.zeros(1, 1, 8, 8),
+    )
+    assert full == list(range(20))
+
+
+@given(st.floats(0.001, 0.2), st.floats(1.1, 4.0))
+def test_a_larger_tolerance_never_takes_more_full_steps(tolerance, factor):
+    def truth(index):
+        return torch.full((1, 1, 2, 2), math.sin(index / 3))
+
+    tight, _ = drive(Controller(NoiseLevels(FALLING, "epsilon"), tolerance=tolerance), truth)
+    loose, _ = drive(Controller(NoiseLevels(FALLING, "epsilon"), tolerance=tolerance * factor), truth)
+    assert len(loose) <= len(tight) + 1  # greedy: the last stretch may be cut differently
+
+
+def test_the_forecast_follows_seven_tenths_of_the_line():
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    zeros = torch.zeros(1, 1, 1, 1)
+    for index, value in enumerate((0.0, 1.0, 2.0)):
+        controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
+    # The levels are a geometric row: steps are equally long in -log(sigma).
+    assert controller.forecast(3, zeros).item() == pytest.approx(2.7, abs=1e-5)
+    assert controller.forecast(4, zeros).item() == pytest.approx(3.4, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_kinds_of_prediction_forecast_the_same_noise(kind):
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randn(2, 4, 4, 4, generator=generator) for _ in range(4)]
+    noises = [torch.randn(2, 4, 4, 4, generator=generator) for _ in range(4)]
+
+    def predict(index, noise):
+        alpha = 1 / math.sqrt(1 + FALLING[index] ** 2)
+        sigma = FALLING[index] * alpha
+        if kind == "epsilon":
+            return noise
+        picture = (samples[index] - sigma * noise) / alpha
+        return picture if kind == "sample" else (noise - sigma * samples[index]) / alpha
+
+    expected = noises[2] + 0.7 * (noises[2] - noises[1])
+    for noisy in (False, True):
+        controller = Controller(NoiseLevels(FALLING, kind), tolerance=1.0, noisy=noisy)
+        for index in range(3):
+            controller.observe(index, samples[index], predict(index, noises[index]))
+        found = controller.forecast(3, samples[3])
+        if not noisy:
+            torch.testing.assert_close(found, predict(3, expected), atol=1e-4, rtol=1e-4)
+        else:  # the picture is extrapolated; the fresh noise of the sample stays in the prediction
+            moved = controller.forecast(3, samples[3] + 1)
+            assert (moved - found).abs().max() > 0.01 or kind == "sample"
+
+
+def test_one_noise_level_visited_twice_counts_calls():
+    sigmas = (8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 0.0)
+    controller = Controller(NoiseLevels(sigmas, "epsilon"), tolerance=0.1)
+    assert controller.times == tuple(float(index) for index in range(7))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "calls"),
+    [
+        (DDIMScheduler, 20),
+        (PNDMScheduler, 21),
+        (EulerDiscreteScheduler, 20),
+        (HeunDiscreteScheduler, 39),
+        (DPMSolverMultistepScheduler, 20),
+        (UniPCMultistepScheduler, 20),
+    ],
+)
+def test_levels_of_schedulers_fall_to_zero(scheduler, calls):
+    made = scheduler(skip_prk_steps=True) if scheduler is PNDMScheduler else scheduler()
+    made.set_timesteps(20)
+    levels = noise_levels(made)
+    assert len(levels.sigmas) == calls + 1
+    assert levels.sigmas[-1] == 0
+    assert all(later <= earlier for earlier, later in zip(levels.sigmas, levels.sigmas[1:], strict=False))
+
+
+def test_what_cannot_be_read_is_said():
+    class Mine:
+        config = type("C", (), {"prediction_type": "flow"})
+        timesteps = torch.arange(3)
+
+    assert noise_levels(Mine()) == "Mine predicts 'flow', which is none of epsilon, v_prediction, sample"
+
+
+def count_calls(pipe):
+    counter = []
+    pipe.unet.conv_in.register_forward_hook(lambda *_: counter.append(1))
+    return counter
+
+
+def run(pipe, steps=20, **kwargs):
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a", num_inference_steps=steps, output_type="latent", generator=generator, **kwargs).images
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+    ],
+)
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_pipelines_skip_within_the_tolerance(scheduler, guidance):
+    pipe = make_tiny_pipe()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    counter = count_calls(pipe)
+    stock = run(pipe, guidance_scale=guidance)
+    stock_calls = len(counter)
+    counter.clear()
+    with agentsd.apply(pipe, tolerance=0.05) as patch:
+        found = run(pipe, guidance_scale=guidance)
+        calls = len(counter)
+        assert torch.equal(found, run(pipe, guidance_scale=guidance)), "equal settings give equal pictures"
+        assert patch.report().skipping_problem is None
+    assert calls < 0.75 * stock_calls
+    assert (found - stock).norm() < 0.1 * stock.norm()
+    assert torch.equal(run(pipe, guidance_scale=guidance), stock), "remove restores the UNet"
+
+
+def test_fresh_noise_is_seen_by_the_forecast():
+    pipe = make_tiny_pipe()
+    pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    stock = run(pipe, steps=30)
+    with agentsd.apply(pipe, tolerance=0.05):
+        found = run(pipe, steps=30)
+    assert (found - stock).norm() < 0.1 * stock.norm()
+
+
+def test_short_runs_are_left_alone_and_the_report_says_so():
+    pipe = make_tiny_pipe()
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    stock = run(pipe, steps=FEWEST_CALLS - 1)
+    with agentsd.apply(pipe) as patch:
+        assert torch.equal(run(pipe, steps=FEWEST_CALLS - 1), stock)
+        assert f"skips none below {FEWEST_CALLS}" in patch.report().skipping_problem
+
+
+def test_a_bare_unet_says_that_it_needs_the_pipeline():
+    pipe = make_tiny_pipe()
+    stock = run(pipe)
+    with agentsd.apply(pipe.unet) as patch:
+        assert torch.equal(run(pipe), stock)
+        assert "call agentsd.apply on the pipeline" in patch.report().skipping_problem
+
+
+def test_the_larger_error_of_a_batch_decides():
+    levels = NoiseLevels(FALLING, "epsilon")
+    smooth, rough = Controller(levels, tolerance=0.05), Controller(levels, tolerance=0.05)
+
+    def truth(index, size):
+        return torch.stack([torch.full((1, 2, 2), index * 0.01), torch.full((1, 2, 2), (index % 2) * size)])
+
+    many, _ = drive(rough, lambda index: truth(index, 1.0), sample=torch.zeros(2, 1, 2, 2))
+    few, _ = drive(smooth, lambda index: truth(index, 0.0), sample=torch.zeros(2, 1, 2, 2))
+    assert len(few) < len(many)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Skipping(tolerance=0), r"tolerance=0 must lie in \(0, 1\]"),
+        (lambda: Skipping(tolerance=0.1, depth=1), "depth=1 does not go with a tolerance"),
+        (lambda: Skipping(max_skipped=3), "max_skipped=3 goes with a tolerance only"),
+        (lambda: Schedule((Phase(1.0, None, 2),), Skipping(tolerance=0.1)), "does not go with every=2"),
+        (lambda: agentsd.apply(make_tiny_pipe(), Schedule.constant(None, 3), tolerance=0.1), "full steps are fixed"),
+        (lambda: agentsd.apply(make_tiny_pipe(), tolerance=2), r"tolerance=2 must lie in \(0, 1\]"),
+    ],
+)
+def test_errors_name_the_remedy(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_schedules_with_a_tolerance_go_to_json_and_back():
+    schedule = agentsd.preset("fast").with_tolerance(0.07)
+    assert Schedule.from_json(schedule.to_json()) == schedule
+    assert "tolerance" not in Schedule.constant(None, 3).to_json(), "older settings keep their text"
