@@ -557,7 +557,7 @@ class TestFiles:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("schedule", [MIXED, PRESETS["balanced"]], ids=["mixed", "reuse and forecast"])
+    @pytest.mark.parametrize("schedule", [MIXED, Schedule.constant(POOL, every=3)], ids=["mixed", "reuse and forecast"])
     def test_two_sizes_at_once(self, schedule, tiny_unet):
         patch = agentsd.apply(tiny_unet, schedule)
         sizes = [(16, 16), (24, 12)]
