@@ -27,7 +27,7 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## draw with the bundled model, stock beside agentsd, into outputs/
-	$(BIN)/python scripts/generate.py --compare --prompt '$(DEMO_PROMPT)' --output '$(DEMO_OUTPUT)' --force
+	$(BIN)/python scripts/generate.py --model demo-sd15 --compare --prompt '$(DEMO_PROMPT)' --output '$(DEMO_OUTPUT)' --force
 
 eval-demo: $(STAMP) ## evaluate the bundled model against rendered scenes (ten to forty minutes), into outputs/
 	$(BIN)/python scripts/fid_eval.py --reference demo $(EVAL_OPTIONS) --output '$(EVAL_OUTPUT)'

@@ -24,6 +24,7 @@ from agentsd.pictures.generate import batches, generate, resolve
 from agentsd.pictures.loading import choose_device, load_pipeline
 from agentsd.pictures.settings import (
     DEMO,
+    DEMO_SD15,
     DTYPES,
     SCHEDULERS,
     Settings,
@@ -53,7 +54,10 @@ def parser() -> argparse.ArgumentParser:
     picture.add_argument("--width", type=int, metavar="PIXELS", help="width (the model's own)")
     picture.add_argument("--from-png", type=Path, metavar="FILE", help="repeat a PNG of this script, with what you add")
     model = made.add_argument_group("model")
-    model.add_argument("--model", help=f"{DEMO} (bundled, the default), a local diffusers folder, or a hub id")
+    model.add_argument(
+        "--model",
+        help=f"{DEMO} (bundled, the default), {DEMO_SD15} (its weights, SD 1.5's process), a folder, or a hub id",
+    )
     model.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="sampler (the model's own)")
     model.add_argument("--dtype", choices=sorted(DTYPES), help="arithmetic (float16 on a GPU, float32 on a CPU)")
     model.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")

@@ -18,8 +18,9 @@ def sources(path):
     return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def test_all_three_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_how_it_works", "03_choosing_a_setting"]
+def test_all_four_are_there():
+    names = ["01_quickstart", "02_how_it_works", "03_choosing_a_setting", "04_trained_agents"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @notebooks

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from agentsd.pictures.settings import DEMO, Settings
+from agentsd.pictures.settings import DEMO_GUIDANCE, Settings
 from agentsd.system.numbers import is_whole
 
 
@@ -41,7 +41,7 @@ def resolve(pipe: Any, settings: Settings, picture: Image.Image) -> Settings:
     return dataclasses.replace(
         settings,
         model=settings.model
-        if settings.model == DEMO or not Path(settings.model).expanduser().is_dir()
+        if settings.model in DEMO_GUIDANCE or not Path(settings.model).expanduser().is_dir()
         # A relative folder would mean another one elsewhere.
         else str(Path(settings.model).expanduser().resolve()),
         steps=spelt(settings.steps, "num_inference_steps"),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from agentsd.pictures.generate import call_arguments
-from agentsd.pictures.settings import DEMO, DTYPES, SCHEDULERS, Settings
+from agentsd.pictures.settings import DEMO_GUIDANCE, DEMO_SD15, DTYPES, SCHEDULERS, Settings
 from agentsd.system.precision import slow_dtype_warning
 from agentsd.system.warning import warn_user
 
@@ -43,7 +43,7 @@ def find_model(model: str) -> str:
     Raises:
         ValueError: If it can be none of them; the message says what to do.
     """
-    if model == DEMO:
+    if model in DEMO_GUIDANCE:
         from agentsd.demo import model_path
 
         try:
@@ -91,7 +91,12 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
     # diffusers renamed the argument; the old name warns on new versions, the new one is ignored by old ones.
     keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     try:
-        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **{keyword: DTYPES[settings.dtype]})
+        if settings.model == DEMO_SD15:
+            from agentsd.demo.processes import demo_pipeline
+
+            pipe = demo_pipeline("sd15", **{keyword: DTYPES[settings.dtype]})
+        else:
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **{keyword: DTYPES[settings.dtype]})
     except Exception as error:  # whatever a foreign folder, cache or network can raise; the cause stays attached
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
         raise ValueError(_load_advice(settings.model, source, reason)) from error

@@ -14,8 +14,9 @@ from agentsd.schedule import Schedule, schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 
 DEMO = "demo"
+DEMO_SD15 = "demo-sd15"  # the same weights under the process of Stable Diffusion 1.5
 DEMO_STEPS = 50
-DEMO_GUIDANCE = 4.0
+DEMO_GUIDANCE = {DEMO: 4.0, DEMO_SD15: 7.5}
 DTYPES = MappingProxyType({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16})
 # Name -> diffusers class and what changes in the model's own scheduler config.
 SCHEDULERS: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType(
@@ -44,7 +45,8 @@ class Settings:
     Args:
         prompt: What to draw.
         negative_prompt: What to keep out.
-        model: `"demo"` (bundled), a local diffusers folder, or an id on the Hugging Face hub.
+        model: `"demo"` (bundled), `"demo-sd15"` (the same weights under the process of SD 1.5), a local diffusers
+            folder, or an id on the Hugging Face hub.
         steps: Number of denoising steps.
         guidance_scale: Weight of classifier-free guidance.
         height: Picture height in pixels, a multiple of 8.
@@ -205,10 +207,10 @@ def plan_pictures(base: Settings, prompts: Sequence[str], number: int = 1) -> li
 
 def with_model_defaults(settings: Settings) -> Settings:
     """Fill steps and guidance with what the demo model was made for; other models are left to their pipelines."""
-    if settings.model != DEMO:
+    if settings.model not in DEMO_GUIDANCE:
         return settings
     return dataclasses.replace(
         settings,
         steps=DEMO_STEPS if settings.steps is None else settings.steps,
-        guidance_scale=DEMO_GUIDANCE if settings.guidance_scale is None else settings.guidance_scale,
+        guidance_scale=DEMO_GUIDANCE[settings.model] if settings.guidance_scale is None else settings.guidance_scale,
     )

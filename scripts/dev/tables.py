@@ -12,6 +12,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.gauge_tables import every_table, gauge_table, promise_table
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
@@ -75,6 +76,9 @@ def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
     tables = {
         "speed-short": lambda: main_table(SHORT),
+        "gauge": lambda: gauge_table(read_rows(ROOT / "results/gauge.jsonl")),
+        "gauge-promise": lambda: promise_table(read_rows(ROOT / "results/gauge.jsonl")),
+        "gauge-all": lambda: every_table(read_rows(ROOT / "results/gauge.jsonl")),
         "demo-short": lambda: demo_table(SHORT_DEMO),
         "speed": main_table,
         "speed-others": other_tables,

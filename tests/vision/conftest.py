@@ -1,0 +1,36 @@
+"""The vision tests find their helpers beside them; torchvision's missing operators get schemas."""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # with --confcutdir=tests/vision, the main conftest is not read
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("default", deadline=None)
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def _add_schemas():
+    """Let torchvision be imported beside a torch that its binary does not fit.
+
+    timm imports it, and it declares shapes for two operators that its binary would bring. Nothing here runs them.
+    """
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if torch.version.cuda is not None or "+cpu" in version:
+        return None
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+_SCHEMAS = _add_schemas()  # lives as long as the tests
