@@ -596,7 +596,7 @@ class TestErrors:
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_a_call_that_raises_is_over_and_leaves_no_feature(error, tiny_unet):
-    agentsd.apply(tiny_unet, SAMPLE)
+    agentsd.apply(tiny_unet, Schedule.constant(SAMPLE, every=2))
     slot = tiny_unet.__dict__["_agentsd"].slot
     during = []
 

@@ -22,7 +22,7 @@ from probe import AGENTS, COPY, MERGE, MIXED, POOL, SAMPLE, assert_same, expecte
 from tiny import draw, ip_adapter_weights, make_tiny_pipe, make_tiny_unet
 
 import agentsd
-from agentsd import PRESETS, MergedTokens, Phase, Schedule
+from agentsd import MergedTokens, Phase, Schedule
 from agentsd.unet.processor import AgentAttnProcessor
 
 REUSING = Schedule.constant(POOL, every=3, skipping=COPY)
