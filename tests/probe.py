@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 import agentsd.unet.processor
@@ -17,6 +18,13 @@ COPY = Skipping(depth=1, forecast=0.0, last_full=False)  # the last layer on a c
 MERGE = MergedTokens(merge_ratio=0.5, agent_ratio=None, stride=2)
 OFF = Schedule((Phase(1.0, None),))
 MIXED = Schedule((Phase(0.25, AGENTS), Phase(0.6, MERGE), Phase(1.0, None)))
+
+
+def calm(*timesteps) -> DDIMScheduler:
+    """Return a scheduler with these timesteps, whose steps add no noise; who iterates over them must hold it."""
+    scheduler = DDIMScheduler()
+    scheduler.timesteps = torch.tensor(timesteps)
+    return scheduler
 
 
 @dataclass

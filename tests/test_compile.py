@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from probe import AGENTS, MERGE, SAMPLE, unet_inputs
+from probe import AGENTS, MERGE, SAMPLE, calm, unet_inputs
 from tiny import make_one_level_unet, make_tiny_unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -40,7 +40,8 @@ def run(unet, counter=None, *, steps=STEPS, height=16, width=16):
     sample, text = unet_inputs(1, height, width)
     outputs, graphs = [], []
     with torch.no_grad():
-        for t in torch.linspace(950, 50, steps).round().long():
+        scheduler = calm(*torch.linspace(950, 50, steps).round().long().tolist())
+        for t in scheduler.timesteps:
             outputs.append(unet(sample, t, text[:1], return_dict=False)[0])
             graphs.append(counter.frame_count if counter else 0)
     return outputs, graphs
@@ -61,7 +62,7 @@ def eager():
 
 
 @pytest.mark.parametrize(("patch_first", "depth"), [(True, 1), (False, 1), (True, 0)])
-def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_one_for_the_last(patch_first, depth):
+def test_one_graph_for_full_steps_and_one_for_skipped_ones(patch_first, depth):
     # Other tokens are drawn at every step.
     reusing = Schedule((Phase(1.0, SAMPLE, 3),), skipping=Skipping(depth=depth, last_full=False))
     unet, twin, counter = make_tiny_unet(), make_tiny_unet(), CompileCounterWithBackend("eager")
@@ -72,7 +73,7 @@ def test_a_graph_for_steps_that_keep_features_one_for_those_that_reuse_them_and_
     if not patch_first:
         agentsd.apply(unet, reusing)
     outputs, graphs = run(compiled, counter, steps=7)
-    assert graphs == [1, 2, 2, 2, 2, 2, 3]
+    assert graphs == [1, 2, 2, 2, 2, 2, 2]
     assert_close(outputs, run(twin, steps=7)[0])
 
 
@@ -156,3 +157,26 @@ def test_inductor(eager):
     outputs, _ = run(torch.compile(unet, fullgraph=True))
     for output, wanted in zip(outputs, eager, strict=True):
         torch.testing.assert_close(output, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["balanced", "gentle", "paper", "prediction"])
+def test_sizes_are_dynamic_after_the_second(schedule):
+    # Two graphs a setting at most: one of the first size, one of all others.
+    if schedule == "prediction":
+        schedule = Schedule((Phase(1.0, None, 3),), skipping=Skipping(depth=0, forecast=0.2, last_full=False))
+    sizes = ((16, 16), (24, 24), (32, 32), (40, 40), (48, 48), (20, 20))
+    counter, stock = CompileCounterWithBackend("eager"), []
+    compiled = whole(make_one_level_unet(), counter)
+    for height, width in sizes:
+        stock.append(run(compiled, counter, steps=1, height=height, width=width)[1][-1])
+    torch.compiler.reset()
+    unet, counter = make_one_level_unet(), CompileCounterWithBackend("eager")
+    plain = make_one_level_unet()
+    for each in (unet, plain):
+        agentsd.apply(each, schedule)
+    compiled, graphs = whole(unet, counter), []
+    for height, width in sizes:
+        outputs, found = run(compiled, counter, steps=6, height=height, width=width)
+        graphs.append(found[-1])
+        assert_close(outputs, run(plain, steps=6, height=height, width=width)[0])
+    assert [later > graphs[1] for later in graphs[2:]] == [later > stock[1] for later in stock[2:]]

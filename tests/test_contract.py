@@ -184,7 +184,7 @@ class TestSameSeedSameImage:
             found = []
             hook = tiny_unet.register_forward_hook(
                 lambda module, *_, found=found: found.append(
-                    tuple(picked(module._agentsd.slot.read().levels[0]).tolist())
+                    tuple(picked(module._agentsd.slot.latest.levels[0]).tolist())
                 )
             )
             with torch.no_grad():
@@ -250,7 +250,7 @@ class TestStockPhases:
         config = PooledAgents(stride=4, max_downsample=2)
         with agentsd.apply(tiny_unet, config) as patch, torch.no_grad():
             tiny_unet(sample, 900, text)
-            levels = tiny_unet._agentsd.slot.read().levels
+            levels = tiny_unet._agentsd.slot.latest.levels
             shown = str(patch.report())
         assert [(level.settings.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
         assert shown.count(", 16 agents") == 6
@@ -594,18 +594,23 @@ class TestErrors:
         assert not patch.active
 
 
-def test_a_call_that_raises_is_over_and_leaves_no_feature(tiny_unet):
-    # Gradient checkpointing asks whether a call is in progress: a block's call outside is autograd recomputing it.
-    agentsd.apply(tiny_unet)
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_call_that_raises_is_over_and_leaves_no_feature(error, tiny_unet):
+    agentsd.apply(tiny_unet, Schedule.constant(SAMPLE, every=2))
     slot = tiny_unet.__dict__["_agentsd"].slot
     during = []
-    tiny_unet.conv_out.register_forward_pre_hook(lambda *args: during.append(slot.in_call))
-    tiny_unet.conv_out.register_forward_pre_hook(lambda *args: 1 / 0)
+
+    def stop(*_):
+        during.append(slot.read().levels)
+        slot.put_feature(torch.zeros(1))
+        raise error
+
+    tiny_unet.conv_out.register_forward_pre_hook(stop)
     sample, text = unet_inputs()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         tiny_unet(sample, 900, text)
-    assert during == [True]
-    assert not slot.in_call
+    assert during[0]
+    assert not slot.read().levels
     assert slot.take_feature() is None
 
 

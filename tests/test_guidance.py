@@ -238,12 +238,17 @@ def test_halves_reach_into_lists_and_dicts():
     text, time = torch.arange(4.0)[:, None], torch.arange(2.0)[:, None]
     residuals = [torch.arange(4.0), torch.arange(1.0)]
     half = conditional_half(
-        {"sample": text, "added_cond_kwargs": {"time_ids": text, "other": time}, "residuals": residuals, "timestep": 5}
+        {
+            "sample": text,
+            "added_cond_kwargs": {"time_ids": text, "other": time},
+            "down_block_additional_residuals": residuals,
+            "timestep": 5,
+        }
     )
     assert half["sample"].flatten().tolist() == [2, 3]
     assert half["added_cond_kwargs"]["time_ids"].flatten().tolist() == [2, 3]
     assert half["added_cond_kwargs"]["other"] is time
-    assert [one.tolist() for one in half["residuals"]] == [[2, 3], [0]]
+    assert [one.tolist() for one in half["down_block_additional_residuals"]] == [[2, 3], [0]]
     assert half["timestep"] == 5
     assert for_both_halves((torch.tensor([[7.0]]), "rest"))[1] == "rest"
 

@@ -93,7 +93,7 @@ class TestFigures:
         text = describe(facts)
         assert "fast: 2.00x [1.90, 2.10], PSNR to stock 30.0 dB, SSIM 0.900, right: singles 100%, pairs 75%" in text
         assert "paper: 2.00x [1.90, 2.10], PSNR to stock equal" in text
-        assert "balanced (default): not measured with the settings that it has now" in text
+        assert "gentle: not measured with the settings that it has now" in text
         assert "measured with: weights bundled demo model, steps 25, threads 2" in text
 
     def test_figures_of_other_settings_are_not_told(self):

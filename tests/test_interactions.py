@@ -557,9 +557,7 @@ class TestFiles:
 
 
 class TestThreads:
-    @pytest.mark.parametrize(
-        "schedule", [MIXED, Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2)))], ids=["mixed", "reuse and forecast"]
-    )
+    @pytest.mark.parametrize("schedule", [MIXED, Schedule.constant(POOL, every=3)], ids=["mixed", "reuse and forecast"])
     def test_two_sizes_at_once(self, schedule, tiny_unet):
         patch = agentsd.apply(tiny_unet, schedule)
         sizes = [(16, 16), (24, 12)]

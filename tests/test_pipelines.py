@@ -28,7 +28,7 @@ from tiny import components, draw, make_controlnet, make_sdxl_pipe, make_tiny_pi
 
 import agentsd
 from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
-from agentsd.unet.noise import draws_noise
+from agentsd.unet.noise import noise_source
 
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id, indirect=True)
 
@@ -136,7 +136,7 @@ class TestEveryKind:
                     kind.pipe,
                     Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False)),
                 ) as patch:
-                    if depth == 0 and draws_noise(kind.pipe.scheduler):
+                    if depth == 0 and noise_source(kind.pipe.scheduler):
                         with pytest.warns(UserWarning, match="does not reuse the UNet's prediction"):
                             reused = kind.run()
                     else:

@@ -20,7 +20,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
-from probe import COPY
+from probe import COPY, calm
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
@@ -188,7 +188,7 @@ def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
 @pytest.mark.parametrize("return_dict", [False, True])
 def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
     unet = make_tiny_unet()
-    context, timesteps = torch.randn(2, 77, 32), torch.tensor([900, 700, 500, 300, 100])
+    context, scheduler = torch.randn(2, 77, 32), calm(900, 700, 500, 300, 100)
     samples = torch.randn(5, 2, 4, 16, 16)
     layers = []
     for module in (unet.conv_in, unet.time_embedding, unet.conv_out):
@@ -196,7 +196,7 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
     schedule = Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(forecast=0.3, last_full=False))
 
     def run():
-        for t, sample in zip(timesteps, samples, strict=True):
+        for t, sample in zip(scheduler.timesteps, samples, strict=True):
             layers.clear()
             output = unet(sample, t, context, return_dict=return_dict)
             yield output.sample if return_dict else output[0], len(layers)
@@ -218,10 +218,11 @@ def test_a_prediction_that_the_caller_changes_is_not_the_one_kept():
     unet = make_tiny_unet()
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
     with torch.no_grad(), agentsd.apply(unet, reuse(3, 0)):
-        first, *others = (unet(sample, t, context).sample for t in torch.tensor([900, 600, 300]))
+        scheduler = calm(900, 600, 300)
+        first, *others = [unet(sample, t, context).sample for t in scheduler.timesteps]
         expected = first.clone()
         with agentsd.apply(unet, reuse(3, 0)):
-            for t in torch.tensor([900, 600, 300]):
+            for t in scheduler.timesteps:
                 output = unet(sample, t, context).sample
                 assert torch.equal(output, expected)
                 output.zero_()
@@ -254,7 +255,7 @@ def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
     assert torch.equal(pictures[0], pictures[1]) == noisy
 
 
-def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
+def test_a_scheduler_that_is_swapped_is_seen_and_one_that_nobody_named_too():
     pipe = make_tiny_pipe()
     calm, noisy = (kind.from_config(pipe.scheduler.config) for kind in (EulerDiscreteScheduler, LCMScheduler))
     with agentsd.apply(pipe.unet, reuse(3, 0)) as patch:
@@ -266,7 +267,7 @@ def test_a_scheduler_that_is_swapped_is_seen_and_one_that_is_not_known_is_not():
                 hook = pipe.unet.conv_out.register_forward_hook(lambda *_, seen=layers: seen.append(1))
                 draw(pipe, steps=6)
                 hook.remove()
-                assert len(layers) == (6 if known and pipe.scheduler is noisy else 2)
+                assert len(layers) == (6 if pipe.scheduler is noisy else 2)
 
 
 def test_where_no_layer_can_run_alone_fresh_noise_makes_every_step_whole():

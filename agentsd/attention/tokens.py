@@ -89,8 +89,9 @@ class TokenMap:
             wide = torch.promote_types(tokens.dtype, torch.float32)
             total = add_rows(destinations.to(wide), self.target, take_rows(tokens, self.merged).to(wide))
             # Counts in float32: bfloat16 cannot count past 256.
-            count = torch.ones(destinations.shape[:2], device=tokens.device)
-            count = count.scatter_add(1, self.target, torch.ones(self.target.shape, device=tokens.device))
+            count = torch.ones(destinations.shape[:2], dtype=torch.float32, device=tokens.device)
+            one_each = torch.ones(self.target.shape, dtype=torch.float32, device=tokens.device)
+            count = count.scatter_add(1, self.target, one_each)
             destinations = (total * count.reciprocal().to(wide).unsqueeze(-1)).to(tokens.dtype)
         if not self.kept.shape[1]:
             return destinations

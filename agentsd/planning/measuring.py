@@ -22,7 +22,7 @@ from agentsd.schedule import Schedule, attention_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
 from agentsd.unet.install import denoiser_of
-from agentsd.unet.noise import draws_noise
+from agentsd.unet.noise import noise_source
 from agentsd.unet.processor import SITE, attend, level_plan
 from agentsd.unet.reuse import caches_already, fit_skipping
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
@@ -136,7 +136,8 @@ def _check_target(target: Any, unet: Any) -> None:
 def _fitted(target: Any, latent: tuple[int, int], batch: int, schedule: Schedule, cache: bool, *, asked: bool) -> Plan:
     unet = denoiser_of(target)
     schedule, refused = fit_skipping(unet, schedule, asked=asked)
-    if schedule.skips_steps and draws_noise(getattr(target, "scheduler", None)):  # as it will run
+    scheduler = getattr(target, "scheduler", None)
+    if schedule.skips_steps and scheduler is not None and noise_source(scheduler):  # as it will run
         schedule = _at_depth(schedule, depth_under_noise(unet, schedule.skipping.depth))
     return replace(_plan(unet, latent, batch, schedule, cache), skipping_problem=refused)
 

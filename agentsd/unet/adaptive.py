@@ -1,75 +1,85 @@
-"""Skipping under a tolerance: how a controller starts for a run, what it does at a call, how its errors are guided."""
+"""Skipping under a tolerance: the policy that asks a controller, and how its errors are guided."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from agentsd.schedule import Skipping
 from agentsd.unet.controller import FEWEST_CALLS, MOST_SKIPPED, Controller
+from agentsd.unet.decisions import Decision, Step
 from agentsd.unet.guidance import is_twice
-from agentsd.unet.noise import draws_noise
 from agentsd.unet.noise_levels import noise_levels
-from agentsd.unet.runs import Run
-from agentsd.unet.steps import Position
+
+_NO_PIPELINE = "no pipeline is known whose scheduler says how noisy each step is: call agentsd.apply on the pipeline"
 
 
-def start(pipes: "list[Any]", position: Position, skipping: Skipping) -> Controller | str:
-    """Return the controller of a run that starts, or why its steps are not skipped.
+class WithinTolerance:
+    """Chooses full steps at run time, within a tolerance; holds two predictions of full steps.
 
     Args:
-        pipes: Pipelines that may be making the call.
-        position: Where the run starts.
         skipping: Settings with a tolerance.
 
     Example:
-        >>> start([], Position(0, 20), Skipping(tolerance=0.03))
+        >>> import torch
+        >>> from agentsd.unet.steps import Position
+        >>> policy = WithinTolerance(Skipping(tolerance=0.03))
+        >>> policy.decide(Step(Position(0, 20), torch.zeros(1, 4, 8, 8))).why
         'no pipeline is known whose scheduler says how noisy each step is: call agentsd.apply on the pipeline'
     """
-    schedulers = {id(pipe.scheduler): pipe.scheduler for pipe in pipes if getattr(pipe, "scheduler", None) is not None}
-    if not schedulers:
-        return "no pipeline is known whose scheduler says how noisy each step is: call agentsd.apply on the pipeline"
-    if len(schedulers) > 1:
-        return "several pipelines on this UNet have schedulers of their own, and the call comes from none of them"
-    scheduler = next(iter(schedulers.values()))
-    if position.total - position.index < FEWEST_CALLS:
-        return f"the run has {position.total - position.index} steps, and agentsd skips none below {FEWEST_CALLS}"
-    levels = noise_levels(scheduler)
-    if isinstance(levels, str):
-        return levels
-    return Controller(
-        levels,
-        tolerance=skipping.tolerance or 0.0,
-        max_skipped=MOST_SKIPPED if skipping.max_skipped is None else skipping.max_skipped,
-        noisy=draws_noise(scheduler),
-    )
 
+    keeps = True
 
-def adapt(
-    run: Run, pipes: "list[Any]", position: Position, sample: Tensor, skipping: Skipping, *, guided: bool
-) -> tuple[Tensor | None, Callable[[Tensor], None] | None, str | None]:
-    """Return what a call does: a forecast that replaces it, else what takes in its prediction, and why it cannot skip.
+    def __init__(self, skipping: Skipping) -> None:
+        self.skipping = skipping
+        self.controller: Controller | str | None = None
 
-    Args:
-        run: The run of the call, after `run.enter`.
-        pipes: Pipelines that may be making the call.
-        position: Where the call stands in its run.
-        sample: What enters the UNet, [B, C, h, w].
-        skipping: Settings with a tolerance.
-        guided: Whether the call holds both halves of guidance, where there are any.
-    """
-    controller = run.controllers.get(run.call)
-    if controller is None or (isinstance(controller, Controller) and not controller.fits(sample)):
-        controller = start(pipes, position, skipping)
-        run.controllers[run.call] = controller
-    if isinstance(controller, str):
-        return None, None, controller
-    index = controller.calls - position.total + position.index
-    if not controller.needs_full(index):
-        return controller.forecast(index, sample), None, None
-    guide = guidance_of(pipes, sample, run.twice) if guided else None
-    return None, partial(controller.observe, index, sample, guide=guide), None
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the predictions that are held."""
+        return self.controller.nbytes if isinstance(self.controller, Controller) else 0
+
+    def decide(self, step: Step) -> Decision:
+        """Return whether the controller needs a full step, or why it cannot skip any."""
+        controller = self.controller
+        if controller is None or (isinstance(controller, Controller) and not controller.fits(step.sample)):
+            controller = self.controller = self._start(step)
+        if isinstance(controller, str):
+            return Decision(True, controller, forced=True)
+        full = controller.needs_full(self._index(controller, step))
+        return Decision(full, "the tolerance needs a full step" if full else "the forecast is within the tolerance")
+
+    def forecast(self, step: Step) -> Tensor:
+        """Return the prediction that a skipped step uses, and count the step."""
+        if not isinstance(self.controller, Controller):
+            raise ValueError(f"no step can be skipped: {self.controller}.")
+        return self.controller.forecast(self._index(self.controller, step), step.sample)
+
+    def observe(self, step: Step, feature: Tensor) -> None:
+        """Take in the prediction of a full step."""
+        if isinstance(self.controller, Controller):
+            guide = guidance_of(step.pipes, step.sample, step.twice) if step.guided else None
+            self.controller.observe(self._index(self.controller, step), step.sample, feature, guide=guide)
+
+    @staticmethod
+    def _index(controller: Controller, step: Step) -> int:
+        return controller.calls - step.position.total + step.position.index
+
+    def _start(self, step: Step) -> Controller | str:
+        if step.scheduler is None or not step.pipes:
+            return _NO_PIPELINE
+        left = step.position.total - step.position.index
+        if left < FEWEST_CALLS:
+            return f"the run has {left} steps, and agentsd skips none below {FEWEST_CALLS}"
+        levels = noise_levels(step.scheduler)
+        if isinstance(levels, str):
+            return levels
+        return Controller(
+            levels,
+            tolerance=self.skipping.tolerance or 0.0,
+            max_skipped=MOST_SKIPPED if self.skipping.max_skipped is None else self.skipping.max_skipped,
+            noisy=step.noisy,
+        )
 
 
 def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) -> Callable[[Tensor], Tensor] | None:
@@ -84,6 +94,7 @@ def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) ->
         twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
 
     Example:
+        >>> import torch
         >>> guidance_of([], torch.zeros(2, 4, 8, 8), {}) is None
         True
     """

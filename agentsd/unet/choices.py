@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from agentsd.attention.tokens import CellPattern, cell_pattern, draw_tokens
+from agentsd.unet.transforms import outside_transforms
 
-_CACHED_CHOICES = 256  # cell patterns and drawn tokens
+_LEAST = 256  # choices that are kept; a longer run makes room for its own
+_MOST = 8192
 
 
 class Choices:
@@ -21,6 +23,17 @@ class Choices:
         self.seed = seed
         self._cache: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._room = _LEAST
+
+    def make_room(self, steps: int, levels: int) -> None:
+        """Make room for all choices of a run, so that the next run finds them."""
+        self._room = max(self._room, min(steps * levels, _MOST))
+
+    def clear(self) -> None:
+        """Forget all choices; equal ones are made when they are asked for again."""
+        with self._lock:
+            self._cache.clear()
+            self._room = _LEAST
 
     def pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
         """Return the cell pattern of a step; without an index nothing is left to chance."""
@@ -54,8 +67,13 @@ class Choices:
     def _cached(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         with self._lock:
             if key not in self._cache:
-                with torch.inference_mode(False):  # an inference tensor could not serve a training step later
-                    self._cache[key] = make()
-                if len(self._cache) > _CACHED_CHOICES:
+                self._cache[key] = outside_transforms(lambda: _lasting(make))
+                while len(self._cache) > self._room:
                     self._cache.popitem(last=False)
+            self._cache.move_to_end(key)
             return self._cache[key]
+
+
+def _lasting(make: Callable[[], Any]) -> Any:
+    with torch.inference_mode(False):  # an inference tensor could not serve a training step later
+        return make()

@@ -83,6 +83,11 @@ class Controller:
         """UNet calls of the whole schedule."""
         return len(self.levels.sigmas) - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the predictions that are held: two at most."""
+        return sum(seen.value.nbytes for seen in self._seen)
+
     def needs_full(self, index: int) -> bool:
         """Return whether call `index` must be a full step. Waits for the device at the first call after a full step."""
         if self._full_steps < _LEARNING or index >= self.calls - 1 or self.skipped >= self.max_skipped:

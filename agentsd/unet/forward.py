@@ -4,16 +4,17 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from agentsd.unet.guidance import conditional_half, for_both_halves
-from agentsd.unet.processor import SITE, StepContext
+from agentsd.unet.processor import SITE
 from agentsd.unet.shallow import shallow_pass
+from agentsd.unet.slot import StepSlot
 
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
-_LONGEST_CHAIN = 32  # functions around a UNet's forward that are looked through
 
 # Arguments of UNet2DConditionModel.forward after `sample` and `timestep`, by position.
 _FORWARD = (
@@ -43,38 +44,47 @@ def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any
     closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
     """
     runtime: Runtime | None = denoiser.__dict__.get(SITE)
-    context = StepContext() if runtime is None else runtime.slot.read()
+    if runtime is None:
+        return _whole(denoiser, original, args, kwargs)
+    slot = runtime.slot
+    slot.note_forward()
+    if slot.denoiser is not None:  # a shallow copy, whose forward is that of the patched denoiser
+        denoiser, original = slot.denoiser, None
+    if torch.compiler.is_compiling():
+        return _run(slot, denoiser, original, args, kwargs)
+    try:
+        return _run(slot, denoiser, original, args, kwargs)
+    except BaseException:  # torch calls no hook after KeyboardInterrupt
+        slot.clear()
+        raise
+
+
+def shallow_copy(denoiser: nn.Module) -> nn.Module | None:
+    """Return the denoiser if it is a shallow copy (copy.copy, a replica) of the one whose forward it has, or `None`.
+
+    Example:
+        >>> shallow_copy(unet) is None
+        True
+    """
+    for name in ("forward", "_old_forward"):
+        forward = denoiser.__dict__.get(name)
+        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
+            return None if forward.args[0] is denoiser else denoiser
+    return None
+
+
+def _run(slot: StepSlot, denoiser: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    context = slot.read()
     if not context.guided:
         args, kwargs = (), conditional_half(bind_arguments(args, kwargs))
-    if runtime is not None and context.feature is not None:
-        arguments = bind_arguments(args, kwargs)
-        output = shallow_pass(denoiser, context.feature, context.depth, arguments)
-    elif original is None:
-        output = type(denoiser).forward(denoiser, *args, **kwargs)
+    if context.feature is not None:
+        output = shallow_pass(denoiser, context.feature, context.depth, bind_arguments(args, kwargs))
     else:
-        output = original(*args, **kwargs)
-    if runtime is not None and context.keep and context.depth == 0:
-        runtime.slot.put_feature(output[0])
+        output = _whole(denoiser, original, args, kwargs)
+    if context.keep and context.depth == 0:
+        slot.put_feature(output[0])
     return output if context.guided else for_both_halves(output)
 
 
-def replaced_forward(denoiser: nn.Module) -> str | None:
-    """Return that `scheduled_forward` is no longer what the denoiser runs, or `None` if it is, perhaps wrapped."""
-    wrapped: list[Any] = [denoiser.__dict__.get(name) for name in ("forward", "_old_forward")]
-    for forward in wrapped:  # grows while it is walked
-        if isinstance(forward, functools.partial):
-            if forward.func is scheduled_forward:
-                return None
-            wrapped.append(forward.func)
-        if len(wrapped) < _LONGEST_CHAIN:
-            wrapped.append(getattr(forward, "__wrapped__", None))
-            cells = getattr(forward, "__closure__", None) or ()
-            wrapped += [content for content in map(_content, cells) if callable(content)]
-    return "other code has replaced the UNet's forward since agentsd.apply; call it again"
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the cell is empty as yet
-        return None
+def _whole(denoiser: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return type(denoiser).forward(denoiser, *args, **kwargs) if original is None else original(*args, **kwargs)

@@ -10,6 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Arguments of UNet2DConditionModel.forward with an entry for each sample.
+_PER_SAMPLE = (
+    "sample",
+    "timestep",  # also timestep_cond
+    "encoder_hidden_states",
+    "class_labels",
+    "attention_mask",
+    "encoder_attention_mask",
+    "cross_attention_kwargs.gligen",
+    "added_cond_kwargs.text_embeds",
+    "added_cond_kwargs.time_ids",
+    "added_cond_kwargs.image_embeds",
+    "added_cond_kwargs.hint",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
+
 
 def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> str | None:
     """Return why the unconditional half of a call cannot be left out; an empty text if the run has no guidance.
@@ -68,7 +86,7 @@ def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
         arguments: Arguments of the UNet's forward by name, with `sample` [2 B, C, h, w].
 
     Returns:
-        The same with every tensor that has 2 B samples cut to the last B, also in lists and dicts.
+        The same with every tensor that is per sample and has 2 B of them cut to the last B, also in lists and dicts.
 
     Example:
         >>> half = conditional_half({"sample": torch.zeros(4, 4, 8, 8), "timestep": torch.tensor(9)})
@@ -76,7 +94,7 @@ def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
         (torch.Size([2, 4, 8, 8]), torch.Size([]))
     """
     batch = arguments["sample"].shape[0]
-    return {name: _half(value, batch) for name, value in arguments.items()}
+    return {name: _half(name, value, batch) for name, value in arguments.items()}
 
 
 def for_both_halves(output: Any) -> Any:
@@ -91,11 +109,24 @@ def for_both_halves(output: Any) -> Any:
     return type(output)(sample=torch.cat([output.sample, output.sample]))
 
 
-def _half(value: Any, batch: int) -> Any:
+def is_per_sample(path: str) -> bool:
+    """Return whether an argument of the UNet's forward has an entry for each sample; `path` joins names by dots.
+
+    Of `cross_attention_kwargs` only GLIGEN's objects have one: masks of IP-Adapters have one for each picture given.
+
+    Example:
+        >>> is_per_sample("encoder_hidden_states"), is_per_sample("cross_attention_kwargs.ip_adapter_masks")
+        (True, False)
+    """
+    return path.startswith(_PER_SAMPLE)
+
+
+def _half(path: str, value: Any, batch: int) -> Any:
     if isinstance(value, Tensor):
-        return value[batch // 2 :] if value.ndim and value.shape[0] == batch else value
+        cut = value.ndim and value.shape[0] == batch and is_per_sample(path)
+        return value[batch // 2 :] if cut else value
     if isinstance(value, Mapping):
-        return {name: _half(one, batch) for name, one in value.items()}
+        return {name: _half(f"{path}.{name}", one, batch) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_half(one, batch) for one in value)
+        return type(value)(_half(path, one, batch) for one in value)
     return value

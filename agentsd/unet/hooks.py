@@ -1,16 +1,31 @@
 """The hooks of a patched denoiser: before and after its calls, at its transformer blocks, at the cached feature."""
 
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from agentsd.unet.processor import SITE, AgentAttnProcessor, Site, StepSlot
+from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
+from agentsd.unet.slot import StepSlot
 
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
 KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
+
+_NO_EXPORT = (
+    "This denoiser is patched by agentsd. Its steps differ, and one trace or export cannot hold them all. "
+    "Call agentsd.remove(target) first and export the stock model, or use torch.compile."
+)
+
+
+def _outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keep a root hook out of compiled graphs; left to the compiler it would break `fullgraph=True`."""
+    reason = {"reason": _NO_EXPORT} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+    disabled: Callable[..., None] = torch.compiler.disable(hook, **reason)
+    return disabled
 
 
 def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -18,7 +33,7 @@ def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     site: Site | None = block.attn1.__dict__.get(SITE)
     if site is not None:
         if block.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            site.slot.recall(args[0] if args else kwargs["hidden_states"], in_call=site.slot.in_call)
+            site.slot.recall(args[0] if args else kwargs["hidden_states"])
         plan = site.slot.read().levels.get(site.level)
         if plan is not None and plan.pattern is not None:
             site.slot.put_metric(args[0] if args else kwargs["hidden_states"])
@@ -33,10 +48,11 @@ def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         slot.put_feature(output[0] if isinstance(output, tuple) else output)
 
 
-# Root hooks run outside compiled graphs; left to the compiler they would break `fullgraph=True`.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_outside_graphs
 def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Read the step from the timestep, set it for the layers, and say once if the layers are no longer ours."""
+    if torch._C._get_tracing_state() is not None or getattr(torch.compiler, "is_exporting", bool)():
+        raise RuntimeError(_NO_EXPORT)
     runtime: Runtime = denoiser.__dict__[SITE]
     runtime.begin(denoiser, args, kwargs)
     replaced = sum(type(attn.processor) is not AgentAttnProcessor for attn in runtime.attentions)
@@ -51,7 +67,7 @@ def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[st
             runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@_outside_graphs
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Keep what the steps to come will reuse; called after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]

@@ -25,6 +25,7 @@ from agentsd.unet.traits import device_label, is_offloaded, layer_digest
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped
 
+_DEFAULTS = "set_default_attn_processor"
 _HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 
 
@@ -74,6 +75,8 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
             layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
         denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
         denoiser.register_forward_hook(after_denoiser_call, always_call=True)
+        if hasattr(denoiser, _DEFAULTS):
+            setattr(denoiser, _DEFAULTS, functools.partial(_set_default_processors, denoiser))
         # With depth 0 too, should the scheduler turn out to draw fresh noise.
         fixed = schedule.skips_steps and schedule.skipping.tolerance is None
         depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
@@ -91,6 +94,15 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
         uninstall(denoiser)
         raise
     return runtime
+
+
+def _set_default_processors(denoiser: Any) -> None:
+    """Stand for the denoiser's method, which refuses processors that diffusers does not know."""
+    for module in denoiser.modules():
+        site = module.__dict__.get(SITE)
+        if isinstance(site, Site) and isinstance(module.processor, AgentAttnProcessor):
+            module.set_processor(site.original)
+    type(denoiser).set_default_attn_processor(denoiser)
 
 
 def check_plan(denoiser: Any, plan: Plan) -> None:
@@ -140,6 +152,8 @@ def uninstall(denoiser: nn.Module) -> None:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_always_called.pop(key, None)
+    if isinstance(denoiser.__dict__.get(_DEFAULTS), functools.partial):
+        delattr(denoiser, _DEFAULTS)
     for name in ("forward", "_old_forward"):
         forward = denoiser.__dict__.get(name)
         if isinstance(forward, functools.partial) and forward.func is scheduled_forward:

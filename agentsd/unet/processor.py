@@ -1,9 +1,7 @@
 """Agent attention inside one diffusers `Attention` layer, and what a step tells its layers."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,12 +20,12 @@ from agentsd.attention.tokens import (
     rank_tokens,
     sample_tokens,
 )
+from agentsd.unet.slot import StepSlot
 
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
 
 SITE = "_agentsd"
-_REMEMBERED_INPUTS = 4096  # of blocks awaiting their backward
 
 
 @dataclass(frozen=True)
@@ -74,97 +72,6 @@ def level_plan(
     elif isinstance(settings, SampledKeys):
         sample = draw(height, width, settings.cell_stride(height, width)).to(device)
     return LevelPlan(height, width, settings, counts, cells, sample)
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What a step does: by level (a layer whose level is missing runs stock attention), and with features kept.
-
-    `feature` is what to start from, `None` at a full step; `keep` says that a full step leaves its own. `depth` is how
-    many layers run on a feature.
-    `guided` is false where the unconditional half of the samples is left out.
-    """
-
-    levels: Mapping[int, LevelPlan] = field(default_factory=dict)
-    feature: Tensor | None = None
-    keep: bool = False
-    depth: int = 1
-    guided: bool = True
-
-
-class StepSlot:
-    """Where the UNet's hook leaves the step for its layers: one value per thread, never copied or pickled."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-        self._latest = StepContext()
-        self._of_input: OrderedDict[int, StepContext] = OrderedDict()
-
-    def recall(self, hidden_states: Tensor, *, in_call: bool) -> None:
-        """Keep the step by the block's input, or, when autograd recomputes a checkpoint, set the step it had then.
-
-        The graph keeps that input alive until its backward, so its address tells the call it belongs to.
-        """
-        address = hidden_states.data_ptr()
-        if in_call:
-            self._of_input[address] = self.read()
-            self._of_input.move_to_end(address)
-            while len(self._of_input) > _REMEMBERED_INPUTS:
-                self._of_input.popitem(last=False)
-        else:
-            self._local.context = self._of_input.get(address, self._latest)
-
-    def write(self, context: StepContext) -> None:
-        """Set this thread's step, and forget what an interrupted one may have left."""
-        self._local.context = context
-        self._local.metric = None
-        self._local.feature = None
-        self._latest = context
-
-    def forget(self) -> None:
-        """Let go of what was left, in every thread."""
-        self._local = threading.local()
-        self._latest = StepContext()
-        self._of_input.clear()
-
-    def read(self) -> StepContext:
-        """Return this thread's step; in a thread without one (autograd recomputing a checkpoint) the latest."""
-        return getattr(self._local, "context", self._latest)
-
-    @property
-    def in_call(self) -> bool:
-        """Whether this thread is inside a call of the denoiser (else a block's call is autograd recomputing it)."""
-        return getattr(self._local, "in_call", False)
-
-    @in_call.setter
-    def in_call(self, value: bool) -> None:
-        self._local.in_call = value
-
-    def put_metric(self, metric: Tensor | None) -> None:
-        """Leave the block's input (before norm1) for the layer that ranks by it."""
-        self._local.metric = metric
-
-    def take_metric(self) -> Tensor | None:
-        """Return and forget the block's input."""
-        metric: Tensor | None = getattr(self._local, "metric", None)
-        self._local.metric = None
-        return metric
-
-    def put_feature(self, feature: Tensor) -> None:
-        """Leave the feature of a full step."""
-        self._local.feature = feature
-
-    def take_feature(self) -> Tensor | None:
-        """Return and forget the feature."""
-        feature: Tensor | None = getattr(self._local, "feature", None)
-        self._local.feature = None
-        return feature
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StepSlot":
-        return StepSlot()
-
-    def __reduce__(self) -> tuple[type["StepSlot"], tuple[()]]:
-        return StepSlot, ()
 
 
 @dataclass
@@ -221,6 +128,13 @@ class AgentAttnProcessor:
         return result
 
 
+def original_processor(attn: Any) -> Any:
+    """Return the layer's processor; the stock one in the place of a left-over of ours, which would call itself."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
+
+
 def _problem(
     plan: LevelPlan, hidden_states: Tensor, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None
 ) -> str | None:
@@ -228,7 +142,10 @@ def _problem(
         return "called as cross-attention: stock"
     if attention_mask is not None:
         return "called with an attention mask: stock"
-    if hidden_states.ndim != 3 or hidden_states.shape[1] != plan.height * plan.width:
+    # Not in a compiled graph, which would be of one size alone then.
+    if not torch.compiler.is_compiling() and (
+        hidden_states.ndim != 3 or hidden_states.shape[1] != plan.height * plan.width
+    ):
         return "number of tokens differs from the expected grid: stock"
     return None
 

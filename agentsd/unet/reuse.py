@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agentsd.schedule import Schedule
 from agentsd.unet.shallow import max_depth
@@ -34,6 +34,22 @@ def caches_already(unet: nn.Module) -> bool:
     return str(getattr(unet.__dict__.get("forward"), "__module__", "")).startswith("DeepCache")
 
 
+def foreign_processor(unet: nn.Module) -> str | None:
+    """Return the name of an attention processor of other code, which may read or change the layers at every step.
+
+    Example:
+        >>> foreign_processor(unet) is None
+        True
+    """
+    for module in unet.modules():
+        processor = module.__dict__.get("processor")
+        if processor is None:
+            processor = module.__dict__.get("_modules", {}).get("processor")
+        if processor is not None and type(processor).__module__.partition(".")[0] not in ("diffusers", "agentsd"):
+            return type(processor).__name__
+    return None
+
+
 def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
     """Return why a call cannot start from a feature of an earlier step, or `None` if it can.
 
@@ -46,10 +62,6 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
         return "DeepCache is enabled and reuses them itself"
     if torch.is_grad_enabled() and unet.training:
         return "the UNet is being trained"
-    if torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in arguments.values()
-    ):
-        return "gradients are taken through the UNet, and features of an earlier step have none"
     return _obstacle_to_layers(unet, arguments) if depth else None
 
 

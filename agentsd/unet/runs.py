@@ -1,15 +1,21 @@
-"""What is kept of a denoising run: the cached features of its full steps."""
+"""What is kept of denoising runs: the cached features of their full steps, within a bound."""
 
-from collections.abc import Callable
+import threading
+import time
+import weakref
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from agentsd.schedule import Schedule
-from agentsd.unet.controller import Controller
 from agentsd.unet.steps import Position
+
+MOST_BYTES = 2**29  # of the cached features of one run; one feature with its change is always kept
+MOST_CALLS = 64  # calls of one step that are told apart; the others are full
+REMEMBERED_RUNS = 4  # runs that may take turns on one denoiser in one thread
+IDLE_SECONDS = 600.0  # after which a run of another thread counts as interrupted
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,11 @@ class Cached:
     index: int
     change: Tensor | None = None
     gap: int = 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the feature and its change."""
+        return sum(tensor.nbytes for tensor in (self.feature, self.change) if tensor is not None)
 
     def conditional(self) -> "Cached":
         """Return what was kept for the second half of the samples."""
@@ -39,49 +50,133 @@ _Calls: TypeAlias = "list[tuple[Tensor | None, int]]"  # context and number of t
 
 
 class Run:
-    """Features of one run, by call: some pipelines call several times a step, for guidance branches or views.
+    """Cached features of one run, by call: some pipelines call several times a step, for guidance branches or views.
 
-    A call is told by its context, and among calls with one context by their order. A call that is none of the run's,
-    such as one to warm up on its first timestep, looks like one more of these: several with one context are taken for
-    the rule when two steps had as many.
+    A call is known by its context, and among calls with one context by their order. At the first step, and wherever a
+    step has more calls with one context than the step before, such a call replaces the one before it: it may be a
+    stray one, made to warm up or to time the denoiser. Several calls with one context are told apart once two steps
+    had as many.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.index = -1
-        self.call = -1
+        self.call: int | None = None  # None: one too many to keep anything of
         self.settled = True  # whether the call in progress is known to be the one of the step before
         self.kept: dict[int, Cached] = {}
-        self.controllers: dict[int, Controller | str] = {}  # by call; a text says why there is none
-        self.observing: Callable[[Tensor], None] | None = None  # takes the prediction of the full step in progress
+        self.policies: dict[int, Any] = {}  # what decides, by call
+        self.conditions: dict[int, tuple[torch.Size, dict[str, Any]]] = {}  # of the last full step, by call
+        self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
+        self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
+        self.foreign: str | None = None  # an attention processor of other code
+        self.knobs: list[Any] | None = None  # what scales adapters; None: not looked at
+        self.touched = time.monotonic()
         self._steps: tuple[_Calls, _Calls, _Calls] = ([], [], [])  # the step in progress last
         self._calls = 0
 
     def enter(self, index: int, context: Tensor | None) -> None:
-        """Tell which call this is, of step `index`."""
+        """Find out which call this is, of step `index`."""
+        self.touched = time.monotonic()
         if index != self.index:
             self.index, self._steps = index, (*self._steps[1:], [])
             going_on = {call for _, call in self._steps[1]}
             self.kept = {call: kept for call, kept in self.kept.items() if call in going_on}
-            self.controllers = {call: one for call, one in self.controllers.items() if call in going_on}
+            self.policies = {call: policy for call, policy in self.policies.items() if call in going_on}
+            self.conditions = {call: given for call, given in self.conditions.items() if call in going_on}
+        if len(self._steps[2]) >= MOST_CALLS:
+            self.call, self.settled = None, False
+            return
         alike = [[call for known, call in step if _same(known, context)] for step in self._steps]
+        stray = bool(alike[2])  # the context was seen in this step already
         if not alike[1]:  # a context made anew at every step: by order alone
             alike = [[call for _, call in step] for step in self._steps]
         earlier, before, now = alike
         self.settled = len(before) in (1, len(earlier))
         if len(now) < len(before):
             self.call = before[len(now)]
+            if self.call in now:  # it replaced another at the step before; now they are told apart
+                self.call = self._new_call()
+        elif stray:
+            self.call, self.settled = now[-1], False
         else:
-            self.call, self._calls = self._calls, self._calls + 1
+            self.call = self._new_call()
         # Held, so that another tensor cannot come to its address.
         self._steps[2].append((None if context is None else context.detach(), self.call))
 
+    def keep(self, cached: Cached) -> None:
+        """Keep the feature of the call in progress."""
+        if self.call is not None:
+            self.kept.pop(self.call, None)
+            self.kept[self.call] = cached
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+    def trim(self) -> None:
+        """Forget the calls that were made first until the rest is within `MOST_BYTES`."""
+        while self.nbytes > MOST_BYTES:
+            first = next((call for call in {**self.kept, **self.policies} if call != self.call), None)
+            if first is None:
+                return
+            self.kept.pop(first, None)
+            self.policies.pop(first, None)
+
+    def drop(self) -> None:
+        """Forget what the call in progress left at earlier steps."""
+        if self.call is not None:
+            self.kept.pop(self.call, None)
+            self.policies.pop(self.call, None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cached features: at most `MOST_BYTES`, or one feature and its change."""
+        return sum(one.nbytes for one in (*self.kept.values(), *self.policies.values()))
+
+    def _new_call(self) -> int:
+        self._calls += 1
+        return self._calls - 1
+
+
+class _Thread:
+    """Stands for a thread: gone when the thread is."""
+
+
+class Runs:
+    """The runs in progress on a denoiser, by thread. A run of a thread that does not come back is dropped.
+
+    At most `REMEMBERED_RUNS` a thread, each with at most `MOST_BYTES` of cached features.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._of_thread: weakref.WeakKeyDictionary[_Thread, list[Run]] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def at(self, number: int, index: int, going_on: frozenset[int]) -> Run:
+        """Return this thread's run of a number; a new one if it starts again. `going_on` are those not over yet."""
+        if not hasattr(self._local, "thread"):
+            self._local.thread = _Thread()
+        mine: list[Run] = self._of_thread.get(self._local.thread, [])
+        run = next((run for run in mine if run.number == number and run.index <= index), None)
+        new = run is None
+        if run is None:
+            run = Run(number)
+        others = [other for other in mine if other.number != number and other.number in going_on]
+        with self._lock:
+            self._of_thread[self._local.thread] = [*others, run][-REMEMBERED_RUNS:]  # the least recent goes first
+            if new:
+                self._drop_idle()
+        return run
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all cached features."""
+        with self._lock:
+            return sum(run.nbytes for runs in self._of_thread.values() for run in runs)
+
+    def _drop_idle(self) -> None:
+        oldest = time.monotonic() - IDLE_SECONDS
+        for thread, runs in list(self._of_thread.items()):
+            if thread is not self._local.thread:
+                self._of_thread[thread] = [run for run in runs if run.touched >= oldest]
 
 
 def fits(feature: Tensor, sample: Tensor) -> bool:
@@ -96,3 +191,9 @@ def fits(feature: Tensor, sample: Tensor) -> bool:
 def halves(feature: Tensor, sample: Tensor) -> bool:
     """Return whether a feature has the size of a sample and half its batch."""
     return 2 * feature.shape[0] == sample.shape[0] and feature.shape[-2:] == sample.shape[-2:]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape

@@ -1,40 +1,47 @@
-"""What a patched denoiser carries, and what happens at each of its calls: read the step, set it, keep features."""
+"""What a patched denoiser carries, and what happens at each of its calls: read the step, decide, keep features."""
 
 import threading
 import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from agentsd.attention.cells import grid_at
-from agentsd.attention.settings import Attention, PooledAgents
-from agentsd.attention.tokens import CellPattern
+from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
-from agentsd.unet.adaptive import adapt
+from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.choices import Choices
-from agentsd.unet.forward import bind_arguments, replaced_forward
+from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of, find_knobs
+from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
+from agentsd.unet.depth import fresh_noise, skipped_depth
+from agentsd.unet.forward import bind_arguments, shallow_copy
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
-from agentsd.unet.noise import draws_noise
-from agentsd.unet.processor import AgentAttnProcessor, LevelPlan, Site, StepContext, StepSlot, level_plan
+from agentsd.unet.levels import plan_mismatches, step_levels
+from agentsd.unet.processor import Site, original_processor
+from agentsd.unet.progress import Progress
 from agentsd.unet.record import RunRecord
-from agentsd.unet.reuse import obstacle
-from agentsd.unet.runs import Cached, Run, fits, halves
-from agentsd.unet.shallow import depth_under_noise
-from agentsd.unet.steps import Position, StepReader, shares_memory
+from agentsd.unet.reuse import foreign_processor, obstacle
+from agentsd.unet.runs import Cached, Run, Runs, fits, halves
+from agentsd.unet.slot import StepContext, StepSlot
+from agentsd.unet.steps import Position
+from agentsd.unet.transforms import in_transform, requires_gradient, trains
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped
 
-_REMEMBERED_RUNS = 4  # runs that may take turns on one UNet in one thread, each with its features
+_GRADIENTS = "gradients are taken through the UNet, and a skipped step has none; call it under torch.no_grad()"
+_NO_RUN = "the timestep is a number, a copy or one of many in no order: its run cannot be told"
+_NOT_SETTLED = "the calls of this step cannot be told apart yet"
+_BYPASSED = "other code has replaced the UNet's forward since agentsd.apply; call it again"
 
 
 class Runtime:
     """Everything a patched denoiser carries (on `denoiser._agentsd`); copies and pickles start with no run in progress.
 
-    Pipelines are held weakly and lost in a copy: the step is then read from the timestep alone.
+    Pipelines are held weakly and lost in a copy: the scheduler is then that of the function that calls the denoiser.
     """
 
     def __init__(
@@ -49,7 +56,7 @@ class Runtime:
         self.seed = seed
         self.slot = StepSlot()
         self.attentions = [layer.attn for layer in layers]
-        self.sites = [Site(layer.name, layer.level, _original(layer.attn), self.slot) for layer in layers]
+        self.sites = [Site(layer.name, layer.level, original_processor(layer.attn), self.slot) for layer in layers]
         self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
         self.finest = min(site.level for site in self.sites)
         self.plan = plan
@@ -64,95 +71,183 @@ class Runtime:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
         self.local = threading.local()
+        self.runs = Runs()
         self.choices = Choices(self.seed)
         self.warned: set[str] = set()
+        self.bypassed = False  # whether the last call that needed our forward ran another one
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "users", "local", "choices", "warned"}
+        volatile = {"pipes", "users", "local", "runs", "choices", "warned", "bypassed"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._fresh()
 
-    def _position(self, timestep: object) -> Position | None:
-        if not hasattr(self.local, "reader"):
-            self.local.reader = StepReader()
-        # Read live, at every call: users swap schedulers.
-        schedulers = [pipe.scheduler for pipe in list(self.pipes) if getattr(pipe, "scheduler", None) is not None]
-        candidates = [getattr(scheduler, "timesteps", None) for scheduler in schedulers]
-        timesteps = [candidate for candidate in candidates if isinstance(candidate, Tensor)]
-        train_steps = next(
-            (int(getattr(scheduler.config, "num_train_timesteps", 1000)) for scheduler in schedulers), 1000
-        )
-        position: Position | None = self.local.reader.read(timestep, timesteps, train_steps=train_steps)
-        return position
+    def policy(self) -> Policy:
+        """Return what decides between full and skipped steps: a new one for every run, and for each call of a step."""
+        return WithinTolerance(self.schedule.skipping) if self._adapts else FixedSteps(self.schedule)
 
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
-        self.slot.in_call = True
+        self.local.run = self.local.step = None
+        self.slot.write(StepContext())
         arguments = bind_arguments(args, kwargs)
         sample = arguments.get("sample")
         if sample is None:  # the UNet's own error follows
-            self.slot.write(StepContext())
             return
         self.sample = (sample.shape[-2], sample.shape[-1])
-        if self.plan is not None and self.sample != self.plan.latent:
-            height, width = self.plan.latent
-            self.warn_once(
-                f"agentsd runs a plan made for {height}x{width} latents on {self.sample[0]}x{self.sample[1]}; "
-                "what was faster there need not be here. Make a plan for this size."
-            )
-        if self.plan is not None and sample.shape[0] != self.plan.batch:
-            self.warn_once(
-                f"agentsd runs a plan made for UNet calls of {self.plan.batch} samples on {sample.shape[0]} (pictures, "
-                "doubled by guidance); what was faster there need not be here. Make a plan with this batch."
-            )
-        self.local.run = None
-        position = self._position(arguments.get("timestep"))
+        for mismatch in plan_mismatches(self.plan, sample):
+            self.warn_once(mismatch)
+        position = self.progress().position(arguments.get("timestep"))
         if position is None or not getattr(self.local, "enabled", True):
             self.record.note(position, skipped=False, stock=True)
-            self.slot.write(StepContext())
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
-            self.local.run = self._run(position.run, position.index)
-        self.local.forced = None
+            self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
         guided = self._guided(denoiser, position, arguments)
-        given = arguments if guided else conditional_half(arguments)
-        if self.schedule.skipping.tolerance is None:
-            depth = self._depth(denoiser, arguments.get("timestep")) if self.schedule.skips_steps else 0
-            feature, keep = self._reuse(denoiser, position, given, depth)
-        else:
-            depth = 0
-            feature, keep = self._adapt(denoiser, position, given, guided=guided)
-        attends = feature is None or depth > 0
-        levels = self._levels(position, sample) if attends else {}
+        decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
+        if self.schedule.skips_steps:
+            if not self._adapts:
+                depth = skipped_depth(self, denoiser, arguments.get("timestep"))
+            given = arguments if guided else conditional_half(arguments)
+            decision, feature = self._decide(denoiser, position, given, depth, guided=guided)
+        # The last step leaves its feature too, although nobody needs it: in a compiled graph it is as any full step.
+        keep = self.schedule.skips_steps and feature is None and self.local.run is not None
+        levels = step_levels(self, position, sample) if feature is None or depth > 0 else {}
         stock = feature is None and guided and not levels
-        self.record.note(position, skipped=feature is not None, stock=stock, reason=self.local.forced)
-        self.slot.write(StepContext(levels, feature, keep, depth, guided))
+        reason = decision.why if decision.forced else None
+        self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
+        self.slot.write(StepContext(levels, feature, keep, depth, guided), shallow_copy(denoiser))
 
     def end(self, *, failed: bool) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call."""
-        self.slot.in_call = False
-        feature = self.slot.take_feature()
-        context = self.slot.read()
-        if context.feature is not None:
-            self.slot.write(replace(context, feature=None))  # not to be held until the next call
+        context, feature = self.slot.read(), self.slot.take_feature()
+        if context.needs_forward and not failed:
+            self.bypassed = not self.slot.forward_ran
+        self.slot.clear()
         run: Run | None = getattr(self.local, "run", None)
         self.local.run = None
-        if feature is None or run is None or failed:
+        step: Step | None = getattr(self.local, "step", None)
+        self.local.step = None
+        if feature is None or run is None or step is None or failed or run.call is None or _is_last(step.position):
             return
-        if run.observing is not None:
-            run.observing(feature)
-        else:
+        if in_transform():  # what a transform computes is not to outlive it
+            run.drop()
+            return
+        policy: Policy = run.policies[run.call]
+        run.conditions[run.call] = (step.sample.shape, self.local.conditions)
+        if not policy.keeps:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
             fresh = Cached(feature.detach().clone(), run.index)
             before = run.kept.get(run.call)
             alike = before is not None and before.index < fresh.index and fits(before.feature, fresh.feature)
-            if self.schedule.skipping.forecast and before is not None and alike:
+            if self.schedule.skipping.forecast and before is not None and alike and run.settled:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
-            run.kept[run.call] = fresh
+            run.keep(fresh)
+        policy.observe(step, feature)
+        run.trim()
+
+    @property
+    def _adapts(self) -> bool:
+        return self.schedule.skipping.tolerance is not None
+
+    def _decide(
+        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int, *, guided: bool
+    ) -> tuple[Decision, Tensor | None]:
+        """Return whether the step is full, and what a skipped step starts from. This is the one place that decides."""
+        run: Run | None = self.local.run
+        sample: Tensor = arguments["sample"]
+        if run is None:
+            return self._forced(_NO_RUN)
+        if run.knobs is None:
+            run.knobs, run.foreign = find_knobs(denoiser), foreign_processor(denoiser)
+        transformed = in_transform()
+        run.enter(position.index, None if transformed else arguments.get("encoder_hidden_states"))
+        if run.call is None:
+            return self._forced("a step has too many calls to tell them apart", quiet=True)
+        cached = run.kept.get(run.call)
+        if self.schedule.skips_guidance and cached is not None and halves(sample, cached.feature):
+            cached = cached.conditional()  # guidance ends here
+        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs)
+        changed = None if transformed else self._changed(run, sample)
+        policy: Policy = run.policies.setdefault(run.call, self.policy())
+        if _is_last(position):
+            run.kept.pop(run.call, None)
+        scheduler = self.progress().scheduler()
+        pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
+        noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided)
+        problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
+        if policy.keeps and (problem is not None or not run.settled):
+            run.drop()
+            return self._forced(problem or _NOT_SETTLED, quiet=problem is None)
+        self.local.step = step
+        wanted = policy.decide(step)
+        if wanted.forced:
+            self.skipping_problem = wanted.why
+        if wanted.full:
+            return self._forced(f"{changed} changed within the run") if changed and policy.keeps else (wanted, None)
+        if not run.settled:
+            return self._forced(_NOT_SETTLED, quiet=True)
+        if not policy.keeps:
+            problem = self._obstacle(denoiser, arguments, depth, run)
+        if problem is None and changed is not None:
+            problem = f"{changed} changed within the run"
+        if problem is None and cached is not None and not fits(cached.feature, sample):
+            if self.schedule.skips_guidance and halves(cached.feature, sample):
+                return self._forced("guidance starts, and half of the samples has no cached feature", quiet=True)
+            problem = "the batch or picture size changed within the run"
+        if problem is not None:
+            return self._forced(problem)
+        if cached is None and not policy.keeps:
+            return self._forced("no earlier step has left a feature", quiet=True)
+        return wanted, policy.forecast(step)
+
+    def _changed(self, run: Run, sample: Tensor) -> str | None:
+        """Return which condition changed since the last full step of this call; what it left is forgotten then."""
+        shape, before = (None, {}) if run.call is None else run.conditions.get(run.call, (None, {}))
+        if shape is None:
+            return None
+        if self.schedule.skips_guidance and shape[0] == 2 * sample.shape[0]:
+            before = conditional_conditions(before, shape[0])
+        elif shape != sample.shape:
+            return None  # another batch or size is another reason
+        changed = changed_condition(before, self.local.conditions)
+        if changed is not None:
+            run.drop()
+        return changed
+
+    def _obstacle(self, denoiser: nn.Module, arguments: dict[str, Any], depth: int, run: Run) -> str | None:
+        if in_transform():
+            return "derivatives are taken through the UNet, and a skipped step has none"
+        if run.foreign is not None:
+            return f"attention processor {run.foreign} of other code may read the layers at every step"
+        if torch.is_grad_enabled():
+            if run.trains is None:
+                run.trains = trains(denoiser)
+            if not denoiser.training and (run.trains or requires_gradient(arguments)):
+                return _GRADIENTS
+        problem = obstacle(denoiser, arguments, depth) or (_BYPASSED if self.bypassed else None)
+        return (
+            fresh_noise(self, arguments.get("timestep"))
+            if problem is None and depth == 0 and not self._adapts
+            else problem
+        )
+
+    def _forced(self, problem: str, *, quiet: bool = False) -> tuple[Decision, None]:
+        if not quiet:
+            self.skipping_problem = problem
+            self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
+        return Decision(True, problem, forced=True), None
+
+    def progress(self) -> Progress:
+        """Return where this thread's calls stand."""
+        progress: Progress | None = getattr(self.local, "progress", None)
+        if progress is None:
+            progress = self.local.progress = Progress(self.pipes)
+        return progress
 
     def _guided(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> bool:
         """Return whether this call runs with all its samples, and not with the conditional half alone."""
@@ -160,8 +255,9 @@ class Runtime:
             return True
         sample: Tensor = arguments["sample"]
         batch = sample.shape[0]
-        pipes = self._driving(arguments.get("timestep"))
-        problem = replaced_forward(denoiser) or guidance_obstacle(denoiser, pipes, batch)
+        scheduler = self.progress().scheduler()
+        pipes = [pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler]
+        problem = _BYPASSED if self.bypassed else guidance_obstacle(denoiser, pipes, batch)
         if problem is None:
             run: Run | None = self.local.run
             twice = {} if run is None else run.twice
@@ -174,108 +270,15 @@ class Runtime:
             self.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
         return problem is not None
 
-    def _driving(self, timestep: object) -> list[Any]:
-        """Return the pipelines whose scheduler this timestep comes from."""
-        found = []
-        for pipe in list(self.pipes):
-            timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-            if isinstance(timestep, Tensor) and isinstance(timesteps, Tensor) and shares_memory(timestep, timesteps):
-                found.append(pipe)
-        return found
-
-    def _depth(self, denoiser: nn.Module, timestep: object) -> int:
-        """Return how many layers run on a reused feature: one in the place of none where noise is drawn anew."""
-        asked = self.schedule.skipping.depth
-        problem = None if asked else self._fresh_noise(timestep)
-        if problem is None:
-            return asked
-        depth = depth_under_noise(denoiser, asked)
-        if depth == 0:  # no layer can run alone, and the step will be whole
-            return 0
-        self.noise_problem = problem
-        self.warn_once(
-            f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
-            "instead, as Skipping(depth=1) says without this warning."
-        )
-        return depth
-
-    def _fresh_noise(self, timestep: object) -> str | None:
-        """Return that the scheduler in use draws noise of which an earlier prediction knows nothing, if it does."""
-        for pipe in self._driving(timestep) or list(self.pipes):
-            if draws_noise(getattr(pipe, "scheduler", None)):
-                return f"{type(pipe.scheduler).__name__} adds fresh noise at every step, of which it knows nothing"
-        return None
-
-    def _reuse(
-        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int
-    ) -> tuple[Tensor | None, bool]:
-        """Return the feature to start from (`None`: full step), and whether a full step has to leave its feature."""
-        if not self.schedule.skips_steps:
-            return None, False
-        run: Run | None = self.local.run
-        if run is None:
-            self._cannot_reuse("the timestep is a number, a copy or one of many in no order: its run cannot be told")
-            return None, False
-        run.enter(position.index, arguments.get("encoder_hidden_states"))
-        last = position.index == position.total - 1
-        kept = run.kept.pop(run.call, None) if last else run.kept.get(run.call)
-        if self.schedule.is_full(position.index, position.total) or not run.settled:
-            return None, not last
-        problem = obstacle(denoiser, arguments, depth) or replaced_forward(denoiser)
-        if problem is None and depth == 0:
-            problem = self._fresh_noise(arguments.get("timestep"))
-        if self.schedule.skips_guidance and kept is not None and halves(arguments["sample"], kept.feature):
-            kept = kept.conditional()  # guidance ends here
-        if problem is None and kept is not None and not fits(kept.feature, arguments["sample"]):
-            if self.schedule.skips_guidance and halves(kept.feature, arguments["sample"]):
-                return None, not last  # guidance sets in: the other half of the features has to be made first
-            problem = "the batch or picture size changed within the run"
-        if problem is not None:
-            self._cannot_reuse(problem)
-        elif kept is not None:
-            return kept.at(position, self.schedule), False
-        return None, not last
-
-    def _adapt(
-        self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], *, guided: bool
-    ) -> tuple[Tensor | None, bool]:
-        """Return the forecast for a skipped step (`None`: full step), and whether a full step leaves its prediction."""
-        run: Run | None = self.local.run
-        if run is None:
-            self._cannot_reuse("the timestep is a number, a copy or one of many in no order: its run is not known")
-            return None, False
-        sample: Tensor = arguments["sample"]
-        run.enter(position.index, arguments.get("encoder_hidden_states"))
-        run.observing = None
-        problem = obstacle(denoiser, arguments, 0) or replaced_forward(denoiser)
-        if problem is not None or not run.settled:
-            run.controllers.pop(run.call, None)
-            if problem is not None:
-                self._cannot_reuse(problem)
-            return None, False
-        pipes = self._driving(arguments.get("timestep")) or list(self.pipes)
-        feature, observe, reason = adapt(run, pipes, position, sample, self.schedule.skipping, guided=guided)
-        run.observing = observe
-        if reason is not None:
-            self.skipping_problem = self.local.forced = reason
-        return feature, observe is not None
-
-    def _cannot_reuse(self, problem: str) -> None:
-        self.skipping_problem = self.local.forced = problem
-        self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
-
-    def _run(self, number: int, index: int) -> Run:
-        runs: list[Run] = getattr(self.local, "runs", [])
-        run = next((run for run in runs if run.number == number and run.index <= index), None)
-        if run is None:
-            run = Run(number)
-        going_on = [other for other in runs if other.number != number and other.number in self.local.reader.runs]
-        self.local.runs = [*going_on, run][-_REMEMBERED_RUNS:]  # the least recent goes first
-        return run
+    def left_stock(self, attention: Attention) -> frozenset[int]:
+        """Return the levels that the plan leaves stock under these settings."""
+        return frozenset() if self.plan is None else self.plan.stock_levels(attention)
 
     def forget(self) -> None:
-        """Let go of what calls have left: the runs in progress and their features, in every thread."""
+        """Let go of what calls have left: the runs in progress, their features and choices, in every thread."""
         self.local = threading.local()
+        self.runs = Runs()
+        self.choices.clear()
         self.slot.forget()
 
     def reset(self) -> None:
@@ -283,47 +286,14 @@ class Runtime:
         enabled = getattr(self.local, "enabled", True)  # `disabled` may be in force in this thread
         self.forget()
         self.local.enabled = enabled
-        self.choices = Choices(self.seed)
         self.record = RunRecord()
 
-    def _levels(self, position: Position, sample: Tensor) -> dict[int, LevelPlan]:
-        attention = self.schedule.at(position.index, position.total)
-        levels: dict[int, LevelPlan] = {}
-        if attention is None:
-            return levels
-        random = not isinstance(attention, PooledAgents) and attention.randomize
-        index = position.index if random else None
-
-        def pattern(height: int, width: int, stride: int) -> CellPattern:
-            return self.choices.pattern(index, height, width, stride, sample.device)
-
-        def draw(height: int, width: int, stride: int) -> Tensor:
-            return self.choices.drawn(index, height, width, stride, sample.device)
-
-        for level in sorted({site.level for site in self.sites}):
-            downsample = 2 ** (level - self.finest)
-            if downsample > attention.max_downsample or level in self.left_stock(attention):
-                continue
-            height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
-            here = attention.at_downsample(downsample)
-            made = level_plan(height, width, here, sample.device, pattern=pattern, draw=draw)
-            if made is not None:
-                levels[level] = made
-        return levels
-
-    def left_stock(self, attention: Attention) -> frozenset[int]:
-        """Return the levels that the plan leaves stock under these settings."""
-        return frozenset() if self.plan is None else self.plan.stock_levels(attention)
-
     def warn_once(self, message: str) -> None:
-        """Warn, unless this denoiser said the same before."""
+        """Warn at the user's line, unless this denoiser said the same before."""
         if message not in self.warned:
             self.warned.add(message)
             warn_user(message)
 
 
-def _original(attn: Any) -> Any:
-    """Return the layer's processor; the stock one in the place of a left-over of ours, which would call itself."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
-    return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
+def _is_last(position: Position) -> bool:
+    return position.index == position.total - 1

@@ -7,10 +7,12 @@ needs neither the pipeline's loop nor its callbacks.
 
 import numbers
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from agentsd.unet.transforms import in_transform
 
 _REMEMBERED_RUNS = 8  # pipelines that may take turns in one thread
 
@@ -72,20 +74,32 @@ class StepReader:
         if not isinstance(timestep, torch.Tensor) or timestep.numel() == 0:
             return None
         known = list(timesteps)
-        if _is_single_element(timestep):
+        if _is_single_element(timestep) and not in_transform():  # there, tensors have no storage
             for candidate in known:
                 if shares_memory(timestep, candidate):
                     offset = timestep.storage_offset() - candidate.storage_offset()
                     stride = max(1, candidate.stride(0)) if candidate.ndim else 1
                     return self._position(candidate, int(offset) // stride, candidate.shape[0], known)
             size = timestep.untyped_storage().nbytes() // timestep.element_size()
-            if size > 1:
-                return self._in_a_loop(timestep, size)
+            position = self._in_a_loop(timestep, size) if size > 1 else None
+            if position is not None:
+                return position
         values = timestep.detach().flatten()
-        value = float(values[0])
-        if values.numel() > 1 and not bool((values == values[0]).all()):
+        try:
+            value = float(values[0])
+            if values.numel() > 1 and not bool((values == values[0]).all()):
+                return None
+        except RuntimeError:  # one timestep per sample of torch.func.vmap
             return None
         return self._by_value(value, known) or _by_share(value, train_steps)
+
+    def timesteps_of(self, number: int) -> Tensor | None:
+        """Return the timesteps of a run."""
+        return next((run.timesteps for run in self._runs if run.number == number), None)
+
+    def enters_late(self, number: int | None) -> bool:
+        """Return whether a run on timesteps of no known scheduler did not enter at their start."""
+        return any(run.number == number and not run.known and run.start > 0 for run in self._runs)
 
     @property
     def runs(self) -> frozenset[int]:
@@ -93,7 +107,7 @@ class StepReader:
         return frozenset(run.number for run in self._runs)
 
     def _in_a_loop(self, timestep: Tensor, size: int) -> Position | None:
-        """Return the position in a tensor that no known scheduler has; one run only if its values are in order.
+        """Return the position in a tensor that no known scheduler has; `None` if its values are in no order.
 
         Somebody's batch of random timesteps, for losses or classification, is a tensor of the same looks.
         """
@@ -104,7 +118,9 @@ class StepReader:
         if run.ordered is None:
             values = timestep.detach().as_strided((size,), (1,), 0).tolist()
             run.ordered = values in (sorted(values), sorted(values, reverse=True))
-        return position if run.ordered else replace(position, run=None)
+        if not run.ordered:
+            return None
+        return position
 
     def _run(self, timesteps: Tensor, first: int, known: list[Tensor] | None) -> _Run:
         for run in self._runs:

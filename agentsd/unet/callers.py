@@ -1,0 +1,87 @@
+"""Who calls the denoiser: the scheduler of a pipeline that was never given to `apply`, and its `eta`.
+
+A timestep is a view of its scheduler's timesteps, but nothing leads from the tensor to the scheduler. The running
+functions do: one of them iterates over these timesteps. They are looked through once a run.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agentsd.unet.steps import shares_memory
+
+_DEEPEST = 60  # functions that are looked through
+_OURS = str(Path(__file__).parent.parent)
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def calling_scheduler(timestep: Tensor) -> Any:
+    """Return the scheduler whose timesteps a timestep is a view of, found in the functions that are running.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(4)
+        >>> calling_scheduler(pipe.scheduler.timesteps[0]) is pipe.scheduler
+        True
+    """
+    for names in _frames():
+        for value in names.values():
+            for scheduler in _schedulers(value):
+                if _steps_of(scheduler, timestep):
+                    return scheduler
+    return None
+
+
+def calling_eta(timestep: Tensor, scheduler: Any) -> float:
+    """Return the `eta` of the function that iterates over a scheduler's timesteps; 0 if it names none."""
+    for names in _frames():
+        if not any(one is scheduler for value in names.values() for one in _schedulers(value)):
+            continue
+        extra = names.get("extra_step_kwargs")
+        eta = extra.get("eta") if isinstance(extra, dict) else None
+        eta = names.get("eta", 0.0) if eta is None else eta
+        if isinstance(eta, int | float) and eta:
+            return float(eta)
+    return 0.0
+
+
+def _frames() -> Iterator[dict[str, Any]]:
+    """Yield the local variables of the running functions, from the inmost outwards."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_DEEPEST):
+        if frame is None:
+            return
+        if not frame.f_code.co_filename.startswith((_OURS, _TORCH)):
+            yield _locals(frame)
+        frame = frame.f_back
+
+
+def _locals(frame: FrameType) -> dict[str, Any]:
+    held = frame.f_locals
+    names = dict(held)
+    if isinstance(held, dict) and frame.f_code.co_flags & inspect.CO_OPTIMIZED:
+        held.clear()  # before Python 3.13 the function would keep this copy, and all that it holds, until it returns
+    return names
+
+
+def _schedulers(value: Any) -> Iterator[Any]:
+    """Yield the schedulers that a local variable holds: itself, or those of a pipeline or another object."""
+    from diffusers import SchedulerMixin
+
+    if isinstance(value, SchedulerMixin):
+        yield value
+    elif not isinstance(value, type) and type(value).__module__ != "builtins":
+        # From the dictionary: asking foreign objects for attributes may run their code.
+        held = getattr(value, "__dict__", None)
+        if isinstance(held, dict):
+            yield from (one for one in list(held.values()) if isinstance(one, SchedulerMixin))
+
+
+def _steps_of(scheduler: Any, timestep: Tensor) -> bool:
+    timesteps = getattr(scheduler, "timesteps", None)
+    return isinstance(timesteps, Tensor) and shares_memory(timesteps, timestep)

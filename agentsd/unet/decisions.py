@@ -1,0 +1,94 @@
+"""Whether a step is full or skipped: one small interface, and the rule of a fixed schedule."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from agentsd.schedule import Schedule
+from agentsd.unet.runs import Cached
+from agentsd.unet.steps import Position
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a policy wants of a step, and why."""
+
+    full: bool
+    why: str
+    forced: bool = False  # whether the policy would skip steps, but cannot in this run
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a policy sees of a call.
+
+    Attributes:
+        position: The step within its run.
+        sample: The latent that enters the denoiser, [B, C, h, w].
+        cached: What the last full step of this call left; `None` if there is none.
+        scheduler: The scheduler of the run; `None` if it is not known.
+        noisy: Whether its steps add fresh noise.
+        pipes: The pipelines with this scheduler that were given to `apply`.
+        twice: By batch, whether guidance repeats the samples; filled by who looks, since that waits for the device.
+        guided: Whether the call holds both halves of guidance, where there are any.
+    """
+
+    position: Position
+    sample: Tensor
+    cached: Cached | None = None
+    scheduler: Any = None
+    noisy: bool = False
+    pipes: tuple[Any, ...] = ()
+    twice: dict[int, bool] = field(default_factory=dict)
+    guided: bool = True
+
+
+class Policy(Protocol):
+    """Decides for one run, and for one of its calls per step. Nothing here may wait for the device at skipped steps."""
+
+    keeps: bool  # whether it holds what it needs of full steps itself, and no feature has to be cached for it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors that it holds."""
+
+    def decide(self, step: Step) -> Decision:
+        """Return whether the step should be full."""
+
+    def forecast(self, step: Step) -> Tensor:
+        """Return the feature that a skipped step starts from; `step.cached` is not `None`."""
+
+    def observe(self, step: Step, feature: Tensor) -> None:
+        """See the feature that a full step left."""
+
+
+class FixedSteps:
+    """The full steps that a schedule lists, with its forecast.
+
+    Example:
+        >>> step = Step(Position(1, 4, 1), torch.zeros(1, 4, 8, 8))
+        >>> from agentsd import Phase
+        >>> FixedSteps(Schedule((Phase(1.0, None, 2),))).decide(step)
+        Decision(full=False, why='the schedule skips it', forced=False)
+    """
+
+    keeps = False
+    nbytes = 0
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def decide(self, step: Step) -> Decision:
+        """Return whether the schedule lists the step."""
+        full = self.schedule.is_full(step.position.index, step.position.total)
+        return Decision(full, "a full step of the schedule" if full else "the schedule skips it")
+
+    def forecast(self, step: Step) -> Tensor:
+        """Return the cached feature, extrapolated as the schedule says."""
+        if step.cached is None:
+            raise ValueError("cached=None must be the feature of an earlier full step.")
+        return step.cached.at(step.position, self.schedule)
+
+    def observe(self, step: Step, feature: Tensor) -> None:
+        """Nothing: the schedule is fixed."""

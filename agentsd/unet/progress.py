@@ -1,0 +1,81 @@
+"""Where a thread's calls stand in their runs, and which scheduler drives them."""
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+
+from agentsd.unet.callers import calling_scheduler
+from agentsd.unet.steps import Position, StepReader, shares_memory
+from agentsd.unet.transforms import in_transform
+
+
+class Progress:
+    """The runs of one thread on a denoiser.
+
+    Args:
+        pipes: Pipelines that are known to use the denoiser.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(2)
+        >>> progress = Progress([])
+        >>> progress.position(pipe.scheduler.timesteps[0]).total
+        2
+        >>> progress.scheduler() is pipe.scheduler
+        True
+    """
+
+    def __init__(self, pipes: Any) -> None:
+        self.reader = StepReader()
+        self.number: int | None = None  # of the run in progress
+        self._pipes = pipes
+        self._found: weakref.WeakSet[Any] = weakref.WeakSet()  # schedulers of pipelines that are not known
+        self._looked: set[int | None] = set()  # runs whose scheduler was looked for
+
+    def position(self, timestep: object) -> Position | None:
+        """Return where in its run a call stands, or `None` if that cannot be known; and remember its scheduler."""
+        position = self._read(timestep)
+        self.number = None if position is None else position.run
+        if not isinstance(timestep, Tensor) or in_transform() or _stands_alone(timestep):
+            return position
+        if self.scheduler() is None and (self.number is None or self.number not in self._looked):
+            found = calling_scheduler(timestep)  # a pipeline that nobody gave to apply, or a loop of one's own
+            if found is not None:
+                self._found.add(found)
+                position = self._read(timestep)
+                self.number = None if position is None else position.run
+            self._looked = {self.number, *self._looked} & set(self.reader.runs)
+        if self.scheduler() is None and self.reader.enters_late(self.number):
+            # It may be any part of a longer tensor, so its place says nothing.
+            self.number = None
+            return self._read(float(timestep.flatten()[0]))
+        return position
+
+    def _read(self, timestep: object) -> Position | None:
+        schedulers = self._schedulers()
+        timesteps = [steps for one in schedulers if isinstance(steps := getattr(one, "timesteps", None), Tensor)]
+        trained = next((int(getattr(one.config, "num_train_timesteps", 1000)) for one in schedulers), 1000)
+        position: Position | None = self.reader.read(timestep, timesteps, train_steps=trained)
+        return position
+
+    def _schedulers(self) -> list[Any]:
+        # Read live, at every call: users swap schedulers.
+        mine = [pipe.scheduler for pipe in list(self._pipes) if getattr(pipe, "scheduler", None) is not None]
+        return [*mine, *(one for one in list(self._found) if not any(one is other for other in mine))]
+
+    def scheduler(self) -> Any:
+        """Return the scheduler of the run in progress; `None` if it is not known."""
+        number = self.number
+        mine: Tensor | None = None if number is None else self.reader.timesteps_of(number)
+        if mine is None:
+            return None
+        for scheduler in self._schedulers():
+            timesteps = getattr(scheduler, "timesteps", None)
+            if isinstance(timesteps, Tensor) and shares_memory(timesteps, mine):
+                return scheduler
+        return None
+
+
+def _stands_alone(timestep: Tensor) -> bool:
+    """Return whether a timestep is a view of nothing longer, so that no scheduler can be found by it."""
+    return timestep.untyped_storage().nbytes() <= timestep.element_size()
