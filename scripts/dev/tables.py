@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks.md from the committed result files.
+"""Write the tables of README.md, docs/benchmarks.md and results/README.md from the committed result files.
 
 They stand between `<!-- table:NAME -->` markers.
 """
@@ -19,7 +19,7 @@ from agentsd.bench.rows import Row, key_of, newest, read_rows
 from agentsd.pictures.settings import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
 # What rows of one table have in common; the arm and the size are its rows and columns.
 SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "threads", "torch", "diffusers")
 SCALING = ("benchmark", "architecture", "batch", "dtype", "levels", "layers", "device", "threads", "torch", "diffusers")
@@ -27,7 +27,7 @@ MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "
 MAIN_SIZES = (512, 768)
 SELDOM = 0.05
 SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
-# What the README shows of the two long tables; docs/benchmarks.md shows all.
+# What docs/benchmarks.md shows of the two long tables; results/README.md shows all.
 SHORT = (
     "stock",
     "stock, channels last",
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
     tables = {
+        "h200": h200_table,
         "speed-short": lambda: main_table(SHORT),
         "gauge": lambda: gauge_table(read_rows(ROOT / "results/gauge.jsonl")),
         "gauge-promise": lambda: promise_table(read_rows(ROOT / "results/gauge.jsonl")),
@@ -130,6 +131,16 @@ def _only(rows: Sequence[Row], arms: Sequence[str] | None) -> Sequence[Row]:
     if arms is None:
         return rows
     return sorted((row for row in rows if row["arm"] in arms), key=lambda row: arms.index(row["arm"]))
+
+
+def h200_table() -> str:
+    """UNet steps of the H200, SD 1.5 and SDXL; arms of the short table."""
+    rows = [row for row in read_rows(ROOT / "results/speed-h200.jsonl") if row["benchmark"] == "unet step"]
+    rows = [row for row in newest(rows, (*SETUP, "arm", "size")) if is_current(row["arm"], row["settings"])]
+    setups: dict[tuple, list[Row]] = {}
+    for row in _only(rows, SHORT):
+        setups.setdefault(key_of(row, SETUP), []).append(row)
+    return "\n\n".join(speed_table(found) for found in setups.values())
 
 
 def other_tables() -> str:
