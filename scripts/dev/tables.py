@@ -92,7 +92,6 @@ def fill(text: str) -> str:
         "reuse": reuse_table,
         "scaling": scaling_table,
         "plans": plans_table,
-        "plots": plots,
     }
     for name, make in tables.items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)"
@@ -134,13 +133,32 @@ def _only(rows: Sequence[Row], arms: Sequence[str] | None) -> Sequence[Row]:
 
 
 def h200_table() -> str:
-    """UNet steps of the H200, SD 1.5 and SDXL; arms of the short table."""
-    rows = [row for row in read_rows(ROOT / "results/speed-h200.jsonl") if row["benchmark"] == "unet step"]
-    rows = [row for row in newest(rows, (*SETUP, "arm", "size")) if is_current(row["arm"], row["settings"])]
-    setups: dict[tuple, list[Row]] = {}
-    for row in _only(rows, SHORT):
-        setups.setdefault(key_of(row, SETUP), []).append(row)
-    return "\n\n".join(speed_table(found) for found in setups.values())
+    """UNet steps on a GPU: the arms of the short table by architecture and picture size."""
+    rows = [row for row in current_rows("speed-h200") if row["benchmark"] == "unet step"]
+    rows = list(_only(newest(rows, (*SETUP, "arm", "size")), SHORT))
+    if not rows:
+        return ""
+    shared = ("batch", "dtype", "device", "torch", "diffusers")
+    if len({key_of(row, shared) for row in rows}) > 1:
+        raise ValueError("the rows of speed-h200.jsonl mix set-ups; make one table for each.")
+    columns = sorted({(row["architecture"], row["size"]) for row in rows})
+    cells = {(row["arm"], row["architecture"], row["size"]): row for row in rows}
+    bare = [column for column in columns if ("stock", *column) not in cells]
+    if bare:
+        raise ValueError(f"columns {bare} of speed-h200.jsonl have no row for stock; measure it as well.")
+    heads = [f"{architecture} {size}x{size}" for architecture, size in columns]
+    lines = ["| one UNet step | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        found = [cells.get((arm, *column)) for column in columns]
+        lines.append(f"| {arm} | " + " | ".join(speed_cell(row) if row else "" for row in found) + " |")
+    first, pairs = rows[0], sorted({row["rounds"] for row in rows})
+    note = (
+        f"Speed-up over stock diffusers, random weights, eager mode, batch {first['batch']}, {first['dtype']}, "
+        f"{first['device']}, torch {first['torch']}, diffusers {first['diffusers']}; median of {pairs[0]} to "
+        f"{pairs[-1]} paired ratios with {spread(pairs[0])}, per step of a cycle. `scripts/benchmark.py`, "
+        "`results/speed-h200.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
 
 
 def other_tables() -> str:
@@ -213,13 +231,6 @@ def spread(pairs: int) -> str:
 def speed_cell(row: Row) -> str:
     low, high = row["speedup_95"]
     return f"{row['speedup']:.2f}x" if row["arm"] == "stock" else f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
-
-
-def plots() -> str:
-    """The pictures that `scripts/dev/plots.py` has made, for a page in docs/."""
-    names = {"front": "Speed-up against likeness and right objects", "scaling": "Cost of self-attention against tokens"}
-    made = [f"![{text}](img/{name}.png)\n" for name, text in names.items() if (ROOT / f"docs/img/{name}.png").exists()]
-    return "\n".join(made)
 
 
 def scaling_table() -> str:
