@@ -229,6 +229,19 @@ def test_plots_are_shown_once_they_are_made(root):
     assert tables["plots"]() == "![Speed-up against likeness and right objects](img/front.png)\n"
 
 
+def test_the_gpu_table_has_a_column_for_each_architecture_and_size(root):
+    assert tables["h200_table"]() == ""
+    large = {"architecture": "sdxl", "size": 1024}
+    rival, whole = arm("DeepCache 3"), arm("stock", benchmark="pipeline call", steps=20)
+    write(root, ROW, rival, {**ROW, **large}, {**rival, **large, "speedup": 3.0}, whole, name="speed-h200")
+    lines = tables["h200_table"]().splitlines()
+    assert lines[0] == "| one UNet step | sd15 512x512 | sdxl 1024x1024 |"
+    assert lines[2:4] == ["| stock | 1.00x | 1.00x |", "| DeepCache 3 | 2.00x [1.90, 2.10] | 3.00x [1.90, 2.10] |"]
+    write(root, ROW, {**rival, **large}, name="speed-h200")
+    with pytest.raises(ValueError, match="have no row for stock"):
+        tables["h200_table"]()
+
+
 def test_the_demo_table(root):
     row = {
         **arm(),

@@ -1,6 +1,6 @@
 """What is compared, by name: our schedules, rivals and baselines.
 
-What is missing and why (HiDiffusion, Faster-Diffusion, the official AgentSD): `docs/benchmarks.md`.
+What is missing and why (HiDiffusion, Faster-Diffusion, the official AgentSD): `results/README.md`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

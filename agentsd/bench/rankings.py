@@ -1,6 +1,6 @@
 """Cheaper rankings than the published one, tried beside pooled agents: in windows, and one ranking for several layers.
 
-They are arms of the benchmarks, not settings: `docs/benchmarks.md` tells what came out.
+They are arms of the benchmarks, not settings: `results/README.md` says what came out.
 """
 
 from collections.abc import Callable, Iterator

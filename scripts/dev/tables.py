@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks.md from the committed result files.
+"""Write the tables of README.md, docs/benchmarks.md and results/README.md from the committed result files.
 
 They stand between `<!-- table:NAME -->` markers.
 """
@@ -19,7 +19,7 @@ from agentsd.bench.rows import Row, key_of, newest, read_rows
 from agentsd.pictures.settings import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
 # What rows of one table have in common; the arm and the size are its rows and columns.
 SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "threads", "torch", "diffusers")
 SCALING = ("benchmark", "architecture", "batch", "dtype", "levels", "layers", "device", "threads", "torch", "diffusers")
@@ -27,7 +27,7 @@ MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "
 MAIN_SIZES = (512, 768)
 SELDOM = 0.05
 SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
-# What the README shows of the two long tables; docs/benchmarks.md shows all.
+# What docs/benchmarks.md shows of the two long tables; results/README.md shows all.
 SHORT = (
     "stock",
     "stock, channels last",
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 def fill(text: str) -> str:
     """Return `text` with every marked table made anew."""
     tables = {
+        "h200": h200_table,
         "speed-short": lambda: main_table(SHORT),
         "gauge": lambda: gauge_table(read_rows(ROOT / "results/gauge.jsonl")),
         "gauge-promise": lambda: promise_table(read_rows(ROOT / "results/gauge.jsonl")),
@@ -130,6 +131,35 @@ def _only(rows: Sequence[Row], arms: Sequence[str] | None) -> Sequence[Row]:
     if arms is None:
         return rows
     return sorted((row for row in rows if row["arm"] in arms), key=lambda row: arms.index(row["arm"]))
+
+
+def h200_table() -> str:
+    """UNet steps on a GPU: the arms of the short table by architecture and picture size."""
+    rows = [row for row in current_rows("speed-h200") if row["benchmark"] == "unet step"]
+    rows = list(_only(newest(rows, (*SETUP, "arm", "size")), SHORT))
+    if not rows:
+        return ""
+    shared = ("batch", "dtype", "device", "torch", "diffusers")
+    if len({key_of(row, shared) for row in rows}) > 1:
+        raise ValueError("the rows of speed-h200.jsonl mix set-ups; make one table for each.")
+    columns = sorted({(row["architecture"], row["size"]) for row in rows})
+    cells = {(row["arm"], row["architecture"], row["size"]): row for row in rows}
+    bare = [column for column in columns if ("stock", *column) not in cells]
+    if bare:
+        raise ValueError(f"columns {bare} of speed-h200.jsonl have no row for stock; measure it as well.")
+    heads = [f"{architecture} {size}x{size}" for architecture, size in columns]
+    lines = ["| one UNet step | " + " | ".join(heads) + " |", "|---|" + "--:|" * len(heads)]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        found = [cells.get((arm, *column)) for column in columns]
+        lines.append(f"| {arm} | " + " | ".join(speed_cell(row) if row else "" for row in found) + " |")
+    first, pairs = rows[0], sorted({row["rounds"] for row in rows})
+    note = (
+        f"Speed-up over stock diffusers, random weights, eager mode, batch {first['batch']}, {first['dtype']}, "
+        f"{first['device']}, torch {first['torch']}, diffusers {first['diffusers']}; median of {pairs[0]} to "
+        f"{pairs[-1]} paired ratios with {spread(pairs[0])}, per step of a cycle. `scripts/benchmark.py`, "
+        "`results/speed-h200.jsonl`."
+    )
+    return "\n".join([*lines, "", note, ""])
 
 
 def other_tables() -> str:
