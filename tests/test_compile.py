@@ -164,7 +164,8 @@ def test_sizes_are_dynamic_after_the_second(schedule):
     # Two graphs a setting at most: one of the first size, one of all others.
     if schedule == "prediction":
         schedule = Schedule((Phase(1.0, None, 3),), skipping=Skipping(depth=0, forecast=0.2, last_full=False))
-    sizes = ((16, 16), (24, 24), (32, 32), (40, 40), (48, 48), (20, 20))
+    # Small ones: a convolution on the CPU has a graph of its own for more than 640 points, in stock too.
+    sizes = [(side, side) for side in (16, 24, 20, 12, 22, 23)]
     counter, stock = CompileCounterWithBackend("eager"), []
     compiled = whole(make_one_level_unet(), counter)
     for height, width in sizes:
@@ -179,4 +180,6 @@ def test_sizes_are_dynamic_after_the_second(schedule):
         outputs, found = run(compiled, counter, steps=6, height=height, width=width)
         graphs.append(found[-1])
         assert_close(outputs, run(plain, steps=6, height=height, width=width)[0])
-    assert [later > graphs[1] for later in graphs[2:]] == [later > stock[1] for later in stock[2:]]
+    assert stock == [1, 2, 2, 2, 2, 2]
+    assert graphs[1:] == [graphs[1]] * 5
+    assert graphs[1] <= 4

@@ -158,13 +158,15 @@ def rank_tokens(metric: Tensor, pattern: CellPattern) -> Ranking:
         torch.Size([1, 10, 3])
     """
     expected = pattern.sources.shape[0] + pattern.destinations.shape[0]
-    if metric.shape[1] != expected:
+    # Not in a compiled graph, which would be of one size alone then.
+    if not torch.compiler.is_compiling() and metric.shape[1] != expected:
         raise ValueError(f"metric has {metric.shape[1]} tokens, the pattern {expected}: both must be of one grid.")
     unit = F.normalize(metric, dim=-1)
     sources = unit.index_select(1, pattern.sources)
     destinations = unit.index_select(1, pattern.destinations).transpose(1, 2)
     rows = max(1, _MAX_SIMILARITIES // (metric.shape[0] * pattern.destinations.shape[0]))
-    best = [(block @ destinations).max(dim=-1) for block in sources.split(rows, dim=1)]
+    blocks = (sources,) if sources.shape[1] <= rows else sources.split(rows, dim=1)
+    best = [(block @ destinations).max(dim=-1) for block in blocks]
     similarity = torch.cat([block.values for block in best], dim=1)
     target = torch.cat([block.indices for block in best], dim=1)
     order = similarity.argsort(dim=-1, descending=True, stable=True)

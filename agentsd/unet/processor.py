@@ -1,7 +1,7 @@
 """Agent attention inside one diffusers `Attention` layer, and what a step tells its layers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +31,19 @@ class LevelPlan:
     counts: TokenCounts
     pattern: CellPattern | None = None  # for merged tokens: which are ranked against which
     sample: Tensor | None = None  # for sampled keys: the tokens whose keys and values are used, int64 [n]
+    merges: bool = field(init=False)  # whether tokens are merged before attention
+    has_agents: bool = field(init=False)
+    # The numbers as the shape of an empty tensor, [merged tokens, tokens merged into agents, height, width, 0]: the
+    # compiler makes shapes dynamic, and numbers that hang on a module constants.
+    shape: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        counts = self.counts
+        into_agents = counts.tokens - (counts.tokens if counts.agents is None else counts.agents)
+        shape = torch.empty(counts.tokens - counts.kept, into_agents, self.height, self.width, 0, device="cpu")
+        object.__setattr__(self, "merges", counts.kept < counts.tokens)
+        object.__setattr__(self, "has_agents", counts.agents is not None)
+        object.__setattr__(self, "shape", shape)
 
 
 def level_plan(
@@ -177,23 +190,23 @@ class Cut(NamedTuple):
 
 def cut_tokens(tokens: Tensor, metric: Tensor | None, plan: LevelPlan) -> Cut:
     """Merge tokens [B, N, C] into kept tokens and, by one ranking, into agents, or pool or sample them."""
-    settings, counts = plan.settings, plan.counts
+    settings = plan.settings
+    merged, into_agents, height, width, _ = plan.shape.shape
     if isinstance(settings, SampledKeys):
         if plan.sample is None:
             raise ValueError("sample=None must be the tokens whose keys are used; make the plan with level_plan.")
         return Cut(tokens, sampled=sample_tokens(tokens, plan.sample.to(tokens.device)))
     if isinstance(settings, PooledAgents):
-        stride = settings.cell_stride(plan.height, plan.width)
-        return Cut(tokens, agents=pool_tokens(tokens, plan.height, plan.width, stride))
+        return Cut(tokens, agents=pool_tokens(tokens, height, width, settings.cell_stride(height, width)))
     if plan.pattern is None:
         raise ValueError("pattern=None must be the cell pattern of merged tokens; make the plan with level_plan.")
     ranking = rank_tokens(tokens if metric is None else metric, plan.pattern.to(tokens.device))
     kept, kept_map, agents, agent_map = tokens, None, None, None
-    if counts.kept < counts.tokens:
-        kept_map = ranking.cut(counts.tokens - counts.kept)
+    if plan.merges:
+        kept_map = ranking.cut(merged)
         kept = kept_map.merge(tokens)
-    if counts.agents is not None:
-        agent_map = ranking.cut(counts.tokens - counts.agents)
+    if plan.has_agents:
+        agent_map = ranking.cut(into_agents)
         agents = agent_map.merge(tokens)
     return Cut(kept, kept_map, agents, agent_map)
 
