@@ -118,7 +118,7 @@ def loaded_by(code: str) -> set[str]:
 def test_importing_agentsd_loads_torch_and_the_core_alone():
     loaded = loaded_by("import agentsd")
     others = {"diffusers", "transformers", "torchmetrics", "scipy", "matplotlib", "PIL", "platformdirs", "safetensors"}
-    assert not loaded & others
+    assert not loaded & {*others, "torch._dynamo"}  # the compiler alone takes seconds
     folders = {name.split(".")[1] for name in loaded if name.startswith("agentsd.")}
     assert folders <= {"attention", "patch", "planning", "presets", "schedule", "system", "unet"}
     assert "agentsd.planning.plans" in loaded

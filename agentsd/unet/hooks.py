@@ -72,3 +72,6 @@ def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any)
     """Keep what the steps to come will reuse; called after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
     runtime.end(failed=output is None)
+
+
+HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)

@@ -10,13 +10,6 @@ from torch import nn
 from agentsd.planning.plans import Plan
 from agentsd.system.warning import warn_user
 from agentsd.unet.forward import scheduled_forward
-from agentsd.unet.hooks import (
-    KEEPER,
-    after_denoiser_call,
-    on_block_call,
-    on_deep_feature,
-    on_denoiser_call,
-)
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.runtime import Runtime
 from agentsd.unet.shallow import depth_under_noise, feature_hook_target
@@ -26,7 +19,6 @@ if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped
 
 _DEFAULTS = "set_default_attn_processor"
-_HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)
 
 
 def denoiser_of(target: Any) -> nn.Module:
@@ -66,15 +58,17 @@ def find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
 
 def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]") -> Runtime:
     """Put everything on a denoiser; if that fails half-way, take it off again."""
+    from agentsd.unet import hooks  # it loads torch's compiler, which takes seconds
+
     schedule = runtime.schedule
     setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
     try:
         for layer, site in zip(candidates, runtime.sites, strict=True):
             setattr(layer.attn, SITE, site)
             layer.attn.set_processor(AgentAttnProcessor())
-            layer.block.register_forward_pre_hook(on_block_call, with_kwargs=True)
-        denoiser.register_forward_pre_hook(on_denoiser_call, with_kwargs=True)
-        denoiser.register_forward_hook(after_denoiser_call, always_call=True)
+            layer.block.register_forward_pre_hook(hooks.on_block_call, with_kwargs=True)
+        denoiser.register_forward_pre_hook(hooks.on_denoiser_call, with_kwargs=True)
+        denoiser.register_forward_hook(hooks.after_denoiser_call, always_call=True)
         if hasattr(denoiser, _DEFAULTS):
             setattr(denoiser, _DEFAULTS, functools.partial(_set_default_processors, denoiser))
         # With depth 0 too, should the scheduler turn out to draw fresh noise.
@@ -82,9 +76,9 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
         depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
         if depth:
             module, sees_input = feature_hook_target(denoiser, depth)
-            setattr(module, KEEPER, runtime.slot)
+            setattr(module, hooks.KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
-            register(on_deep_feature, with_kwargs=True)
+            register(hooks.on_deep_feature, with_kwargs=True)
         if schedule.skips_steps or schedule.skips_guidance:
             # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
             # hook off: with enable_model_cpu_offload after every call of the pipeline.
@@ -136,6 +130,8 @@ def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
 
 def uninstall(denoiser: nn.Module) -> None:
     """Take everything off a denoiser, and let go of what its calls have left."""
+    from agentsd.unet import hooks as ours
+
     # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
     for module in denoiser.modules():
         site = module.__dict__.get(SITE)
@@ -144,10 +140,10 @@ def uninstall(denoiser: nn.Module) -> None:
             if isinstance(module.processor, AgentAttnProcessor):
                 module.processor = site.original
             delattr(module, SITE)
-        if KEEPER in module.__dict__:
-            delattr(module, KEEPER)
+        if ours.KEEPER in module.__dict__:
+            delattr(module, ours.KEEPER)
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in _HOOKS]:
+            for key in [key for key, hook in hooks.items() if hook in ours.HOOKS]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
                 module._forward_hooks_with_kwargs.pop(key, None)
