@@ -9,7 +9,7 @@ from agentsd.bench.store import read_json
 from agentsd.evaluation.results import SCHEMA_VERSION
 from agentsd.evaluation.tables import markdown
 from agentsd.presets import PRESETS
-from agentsd.schedule import schedule_object
+from agentsd.schedule.text import schedule_object
 
 COMMITTED = Path(__file__).parent.parent / "results" / "evaluation"
 

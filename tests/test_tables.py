@@ -222,13 +222,6 @@ def test_no_results_make_no_table(root):
     assert [tables[name]() for name in names] == [""] * 6
 
 
-def test_plots_are_shown_once_they_are_made(root):
-    assert tables["plots"]() == ""
-    (root / "docs" / "img").mkdir(parents=True)
-    (root / "docs" / "img" / "front.png").touch()
-    assert tables["plots"]() == "![Speed-up against likeness and right objects](img/front.png)\n"
-
-
 def test_the_gpu_table_has_a_column_for_each_architecture_and_size(root):
     assert tables["h200_table"]() == ""
     large = {"architecture": "sdxl", "size": 1024}

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentsd.attention.tokens
-from agentsd.attention.tokens import (
-    add_rows,
-    cell_edges,
-    cell_pattern,
-    draw_tokens,
-    pool_tokens,
-    rank_tokens,
-    sample_tokens,
-    take_rows,
-)
+from agentsd.attention.sampling import cell_edges, draw_tokens, pool_tokens, sample_tokens
+from agentsd.attention.tokens import add_rows, cell_pattern, rank_tokens, take_rows
 
 
 @st.composite

@@ -9,7 +9,7 @@ from tiny import draw
 
 import agentsd
 from agentsd import MergedTokens
-from agentsd.attention.tokens import sample_tokens
+from agentsd.attention.sampling import sample_tokens
 from agentsd.pictures.recording import record
 from agentsd.pictures.visual import draw_agents, draw_costs, draw_front, draw_map, draw_merging, multiply_adds
 from agentsd.unet.processor import attend

@@ -204,7 +204,7 @@ class SampledKeys:
     """Key/value sampling: all queries attend to the keys and values of one token per cell.
 
     `O = softmax(Q K_S^T d^-0.5) V_S` with a sample `S` of the tokens, recentred to the mean of all tokens (see
-    `agentsd.attention.tokens.sample_tokens`). Downsampled keys: Smith et al., https://arxiv.org/abs/2402.13573. Here
+    `agentsd.attention.sampling.sample_tokens`). Downsampled keys: Smith et al., https://arxiv.org/abs/2402.13573. Here
     the sample is new at every step. There are no agents in it.
 
     Args:

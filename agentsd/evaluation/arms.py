@@ -12,7 +12,8 @@ from agentsd.bench.ours import run_arm
 from agentsd.bench.store import slug
 from agentsd.pictures.settings import labelled_schedule
 from agentsd.presets import PRESETS
-from agentsd.schedule import Schedule, schedule_object
+from agentsd.schedule import Schedule
+from agentsd.schedule.text import schedule_object
 
 STOCK = "stock"
 CONTROL = "stock A/A"

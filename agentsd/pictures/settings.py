@@ -10,7 +10,8 @@ import torch
 
 from agentsd.presets import preset as preset_named
 from agentsd.presets import with_ratio
-from agentsd.schedule import Schedule, schedule_from, schedule_object
+from agentsd.schedule import Schedule
+from agentsd.schedule.text import schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 
 DEMO = "demo"

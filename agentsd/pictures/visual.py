@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from agentsd.attention.sampling import cell_edges
 from agentsd.attention.settings import Attention, MergedTokens, SampledKeys
-from agentsd.attention.tokens import cell_edges
 from agentsd.pictures.recording import Recording
 
 

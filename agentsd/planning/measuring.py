@@ -18,7 +18,8 @@ from agentsd.planning.cache import Measurements, cache_file
 from agentsd.planning.inputs import random_inputs
 from agentsd.planning.plans import LayerTiming, Plan, check_steps
 from agentsd.presets import BY_SPEED, as_schedule, preset
-from agentsd.schedule import Schedule, attention_object
+from agentsd.schedule import Schedule
+from agentsd.schedule.text import attention_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
 from agentsd.unet.install import denoiser_of

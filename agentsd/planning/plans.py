@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from agentsd.attention.checks import check_fields, load_object, plain
 from agentsd.attention.settings import Attention
-from agentsd.schedule import Schedule, attention_from, attention_object, schedule_from, schedule_object
+from agentsd.schedule import Schedule
+from agentsd.schedule.text import attention_from, attention_object, schedule_from, schedule_object
 from agentsd.system.numbers import is_whole
 
 _VERSION = 1  # of the JSON

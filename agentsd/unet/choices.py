@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentsd.attention.tokens import CellPattern, cell_pattern, draw_tokens
+from agentsd.attention.sampling import draw_tokens
+from agentsd.attention.tokens import CellPattern, cell_pattern
 from agentsd.unet.transforms import outside_transforms
 
 _LEAST = 256  # choices that are kept; a longer run makes room for its own

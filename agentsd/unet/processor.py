@@ -9,17 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.attention.agent import agent_attention
+from agentsd.attention.sampling import draw_tokens, pool_tokens, sample_tokens
 from agentsd.attention.settings import Attention as Settings
 from agentsd.attention.settings import MergedTokens, PooledAgents, SampledKeys, TokenCounts
-from agentsd.attention.tokens import (
-    CellPattern,
-    TokenMap,
-    cell_pattern,
-    draw_tokens,
-    pool_tokens,
-    rank_tokens,
-    sample_tokens,
-)
+from agentsd.attention.tokens import CellPattern, TokenMap, cell_pattern, rank_tokens
 from agentsd.unet.slot import StepSlot
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from agentsd.attention.settings import Attention
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
 from agentsd.bench.ratios import power_law, speedup
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.schedule import attention_object
+from agentsd.schedule.text import attention_object
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment, interleave
 from agentsd.unet.processor import LevelPlan, attend, level_plan

@@ -92,7 +92,6 @@ def fill(text: str) -> str:
         "reuse": reuse_table,
         "scaling": scaling_table,
         "plans": plans_table,
-        "plots": plots,
     }
     for name, make in tables.items():
         pattern = rf"(<!-- table:{name} -->\n).*?(<!-- /table:{name} -->)"
@@ -232,13 +231,6 @@ def spread(pairs: int) -> str:
 def speed_cell(row: Row) -> str:
     low, high = row["speedup_95"]
     return f"{row['speedup']:.2f}x" if row["arm"] == "stock" else f"{row['speedup']:.2f}x [{low:.2f}, {high:.2f}]"
-
-
-def plots() -> str:
-    """The pictures that `scripts/dev/plots.py` has made, for a page in docs/."""
-    names = {"front": "Speed-up against likeness and right objects", "scaling": "Cost of self-attention against tokens"}
-    made = [f"![{text}](img/{name}.png)\n" for name, text in names.items() if (ROOT / f"docs/img/{name}.png").exists()]
-    return "\n".join(made)
 
 
 def scaling_table() -> str:

@@ -1,112 +1,14 @@
-"""What happens at which step, as plain data: phases, skipped steps and schedules (no torch here)."""
+"""Which settings hold at which step of a run: phases in rising order (no torch here)."""
 
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
-from types import MappingProxyType
-from typing import Any, get_args
 
-from agentsd.attention.checks import check_bool, check_fields, check_int, check_number, load_object, plain
+from agentsd.attention.checks import check_int, check_number
 from agentsd.attention.settings import Attention, MergedTokens
-
-_VERSION = 1  # of the JSON; raise it when an old text would change its meaning
-_KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind in get_args(Attention)})
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the denoising run and what the UNet does in it.
-
-    Args:
-        until: Share of the run at which the phase ends, in (0, 1]. Step `i` of `n` belongs to the first phase with
-            `i / n < until`.
-        attention: Settings of self-attention in the phase. `None` is stock attention, bit for bit.
-        every: A full step follows `every` steps after the last full step, even if that was in the phase before. The
-            steps between are skipped steps, see `Skipping`. 1 makes every step a full step.
-
-    Raises:
-        ValueError: If `until` is outside (0, 1], `attention` is of another kind, or `every` is not a positive integer.
-
-    Example:
-        >>> Phase(0.4, MergedTokens(merge_ratio=0.4)).until
-        0.4
-    """
-
-    until: float
-    attention: Attention | None = None
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        check_number("until", self.until)
-        check_int("every", self.every, minimum=1)
-        if not 0 < self.until <= 1:
-            raise ValueError(f"until={self.until!r} must lie in (0, 1]: a share of the denoising run.")
-        if self.attention is not None and not isinstance(self.attention, Attention):
-            raise ValueError(f"attention={self.attention!r} must be {', '.join(_KINDS)}, or None for stock attention.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipping:
-    """How a skipped step does without the whole UNet.
-
-    Args:
-        depth: How many of the UNet's last layers run at a skipped step, on a cached feature (Ma et al., CVPR 2024,
-            https://arxiv.org/abs/2312.00858). 0 runs none: the cached feature is the UNet's prediction. Schedulers that
-            add fresh noise at every step (Euler ancestral, LCM, SDEs) need the last layer, so 0 acts as 1 there.
-        forecast: How far a forecast extrapolates cached features, as a share of the run in [0, 1]. With full steps at
-            `a` and `b`, step `b + d` uses `F_b + w * d / (b - a) * (F_b - F_a)` with the weight `w` of
-            `Schedule.forecast_at`. 0 uses `F_b` itself (DeepCache). A forecast costs no time.
-        last_full: Whether the last step of the run is a full step: no later step corrects its error.
-        tolerance: The relative error of the final latent that is accepted, in (0, 1]. Full steps are then chosen at run
-            time from the errors that the forecast is seen to make (`agentsd.unet.controller`), and `Phase.every` stays
-            1. `None` leaves the choice to `Phase.every`.
-        max_skipped: Most skipped steps in a row under a tolerance; `None` is 4.
-
-    Raises:
-        ValueError: If `depth` is not an integer of at least 0, `forecast` lies outside [0, 1], `last_full` is
-            neither `True` nor `False`, `tolerance` lies outside (0, 1], or a field does not go with `tolerance`.
-
-    Example:
-        >>> Skipping(depth=1, forecast=0.0, last_full=False).depth
-        1
-    """
-
-    depth: int = 0
-    forecast: float = 0.2
-    last_full: bool = True
-    tolerance: float | None = None
-    max_skipped: int | None = None
-
-    def __post_init__(self) -> None:
-        check_int("depth", self.depth, minimum=0)
-        check_number("forecast", self.forecast)
-        if not 0 <= self.forecast <= 1:
-            raise ValueError(
-                f"forecast={self.forecast!r} must lie in [0, 1], a share of the run: 0 uses cached features unchanged, "
-                "larger values extrapolate further; our presets use 0.2."
-            )
-        check_bool("last_full", self.last_full)
-        if self.max_skipped is not None:
-            check_int("max_skipped", self.max_skipped, minimum=1)
-        if self.tolerance is None:
-            if self.max_skipped is not None:
-                raise ValueError(f"max_skipped={self.max_skipped} goes with a tolerance only; set tolerance as well.")
-            return
-        check_number("tolerance", self.tolerance)
-        if not 0 < self.tolerance <= 1:
-            raise ValueError(
-                f"tolerance={self.tolerance!r} must lie in (0, 1], the relative error of the final latent that is "
-                "accepted; our presets use 0.015 to 0.12."
-            )
-        for name, value, default in (("depth", self.depth, 0), ("forecast", self.forecast, 0.2)):
-            if value != default:
-                raise ValueError(f"{name}={value!r} does not go with a tolerance; leave it out.")
-        if not self.last_full:
-            raise ValueError("last_full=False does not go with a tolerance; leave it out.")
+from agentsd.schedule.phases import Phase, Skipping, end_of, full_steps
 
 
 @dataclass(frozen=True)
@@ -125,7 +27,7 @@ class Schedule:
             `Skipping`, or `guidance_interval` is not an interval within [0, 1].
 
     Example:
-        >>> schedule = Schedule((Phase(0.4, MergedTokens(merge_ratio=0.4)), Phase(1.0)))
+        >>> schedule = Schedule((Phase(0.4, agentsd.MergedTokens(merge_ratio=0.4)), Phase(1.0)))
         >>> schedule.at(19, 50).merge_ratio, schedule.at(20, 50)
         (0.4, None)
     """
@@ -251,7 +153,7 @@ class Schedule:
             ValueError: If `index` lies outside the run.
         """
         _check_index(index, total)
-        return next(phase for phase in self.phases if index < _end(phase, total)).attention
+        return next(phase for phase in self.phases if index < end_of(phase, total)).attention
 
     def is_full(self, index: int, total: int) -> bool:
         """Return whether step `index` of `total` is a full step.
@@ -272,7 +174,7 @@ class Schedule:
             [True, False, False, True, False, True]
         """
         _check_index(index, total)
-        return index in _full_steps(self.phases, total) or (self.skipping.last_full and index == total - 1)
+        return index in full_steps(self.phases, total) or (self.skipping.last_full and index == total - 1)
 
     def with_merge_ratio(self, ratio: float) -> "Schedule":
         """Return the schedule with `merge_ratio=ratio` in every phase that merges tokens.
@@ -281,7 +183,7 @@ class Schedule:
             ValueError: If no phase merges tokens, or the ratio does not fit one.
 
         Example:
-            >>> Schedule.constant(MergedTokens(merge_ratio=0.4)).with_merge_ratio(0.2).at(0, 50).merge_ratio
+            >>> Schedule.constant(agentsd.MergedTokens(merge_ratio=0.4)).with_merge_ratio(0.2).at(0, 50).merge_ratio
             0.2
         """
         if not any(isinstance(phase.attention, MergedTokens) for phase in self.phases):
@@ -314,8 +216,9 @@ class Schedule:
         """Return the schedule with one setting of self-attention for all phases.
 
         Example:
-            >>> Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2))).with_attention(MergedTokens()).attentions
-            (MergedTokens(),)
+            >>> schedule = Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2)))
+            >>> [phase.every for phase in schedule.with_attention(agentsd.MergedTokens()).phases]
+            [4, 2]
         """
         return replace(self, phases=tuple(replace(phase, attention=attention) for phase in self.phases))
 
@@ -346,7 +249,9 @@ class Schedule:
             >>> Schedule.from_json(Schedule.constant(None, every=3).to_json()).phases
             (Phase(until=1.0, attention=None, every=3),)
         """
-        return json.dumps({"version": _VERSION, **schedule_object(self)})
+        from agentsd.schedule.text import written  # it needs this class
+
+        return written(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Schedule":
@@ -356,93 +261,9 @@ class Schedule:
             ValueError: If the text is not such JSON, has another version, or a field is unknown, missing or out of
                 range.
         """
-        return schedule_from(load_object(text, "schedule", _VERSION))
+        from agentsd.schedule.text import read  # it needs this class
 
-
-def attention_object(attention: Attention) -> dict[str, Any]:
-    """Return settings of self-attention as JSON's types, with their kind.
-
-    Example:
-        >>> attention_object(MergedTokens(merge_ratio=0.4))["kind"]
-        'MergedTokens'
-    """
-    return {"kind": type(attention).__name__, **plain(attention)}
-
-
-def attention_from(data: object, what: str = "attention") -> Attention:
-    """Return the settings that `attention_object` wrote.
-
-    Raises:
-        ValueError: If the kind or a field is unknown, or a field is out of range.
-
-    Example:
-        >>> attention_from({"kind": "MergedTokens", "merge_ratio": 0.4}).merge_ratio
-        0.4
-    """
-    kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"{what}={data!r} must be a JSON object whose 'kind' is one of {', '.join(_KINDS)}.")
-    given = {name: value for name, value in data.items() if name != "kind"}
-    made: Attention = _KINDS[kind](**check_fields(_KINDS[kind], given, what))
-    return made
-
-
-def schedule_object(schedule: Schedule) -> dict[str, Any]:
-    """Return a schedule as JSON's types, without a version.
-
-    Example:
-        >>> schedule_object(Schedule.constant(None))["phases"]
-        [{'until': 1.0, 'every': 1}]
-    """
-    phases = [
-        plain(replace(phase, attention=None))
-        | ({} if phase.attention is None else {"attention": attention_object(phase.attention)})
-        for phase in schedule.phases
-    ]
-    return {**plain(schedule), "phases": phases}
-
-
-def schedule_from(data: object) -> Schedule:
-    """Return the schedule that `schedule_object` wrote.
-
-    Raises:
-        ValueError: If a field is unknown, missing or out of range.
-
-    Example:
-        >>> schedule_from({"phases": [{"until": 1.0}]}) == Schedule.constant(None)
-        True
-    """
-    given = dict(check_fields(Schedule, data, "schedule"))
-    phases = given["phases"]
-    if not isinstance(phases, list):
-        raise ValueError(f"phases={phases!r} must be a JSON list of phases.")
-    given["phases"] = tuple(_phase_from(phase, f"phases[{index}]") for index, phase in enumerate(phases))
-    if "skipping" in given:
-        given["skipping"] = Skipping(**check_fields(Skipping, given["skipping"], "skipping"))
-    return Schedule(**given)
-
-
-def _phase_from(data: object, what: str) -> Phase:
-    given = dict(check_fields(Phase, data, what))
-    if given.get("attention") is not None:
-        given["attention"] = attention_from(given["attention"], f"{what}.attention")
-    return Phase(**given)
-
-
-def _end(phase: Phase, total: int) -> int:
-    # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.
-    return math.ceil(Fraction(str(phase.until)) * total)
-
-
-@lru_cache(maxsize=64)
-def _full_steps(phases: tuple[Phase, ...], total: int) -> frozenset[int]:
-    """Return the steps at which phases run the whole UNet: when `every` steps have passed since the last such step."""
-    full, first = [0], 0
-    for phase in phases:
-        end = _end(phase, total)
-        full.extend(range(max(first, full[-1] + phase.every), end, phase.every))
-        first = end
-    return frozenset(full)
+        return read(text)
 
 
 def _interval(value: object) -> tuple[float, float]:
