@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 
 from agentsd.bench.architectures import ARCHITECTURES, random_pipeline, random_unet
 from agentsd.bench.arm import Arm, RunArm
@@ -111,7 +111,7 @@ class Steps:
 
     def __init__(self, unet: Any, arms: Mapping[str, Arm], args: argparse.Namespace) -> None:
         self.unet = unet
-        self.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000), timesteps=None)
+        self.scheduler = DDIMScheduler()  # a scheduler that is not known would count as noisy
         self.pipe = self
         self.arms = arms
         self.args = args

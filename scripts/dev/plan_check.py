@@ -5,9 +5,9 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
+from diffusers import DDIMScheduler
 
 import agentsd
 from agentsd.bench.architectures import ARCHITECTURES, random_unet
@@ -58,7 +58,7 @@ class Stand:
 
     def __init__(self, unet) -> None:
         self.unet = unet
-        self.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000), timesteps=None)
+        self.scheduler = DDIMScheduler()  # a scheduler that is not known would count as noisy
 
 
 @torch.inference_mode()
