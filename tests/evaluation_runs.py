@@ -53,7 +53,7 @@ def options(place: Path, output: Path, **changes) -> Options:
         model=str(place / "model"),
         steps=2,
         batch=2,
-        arms=("ours:preset=fast",),
+        arms=("ours:preset=paper",),
         fewer_steps=(1,),
         mode="quality",
         resamples=40,

@@ -217,7 +217,7 @@ def launch(place, output, *launcher):
     command = [
         *(sys.executable, "-m", *launcher, str(ROOT / "scripts" / "fid_eval.py")),
         *("--output", str(output), "--captions", str(place / "captions.csv"), "--model", str(place / "model")),
-        *("--steps", "2", "--batch", "2", "--arm", "ours:preset=fast", "--fewer-steps", "1", "--mode", "quality"),
+        *("--steps", "2", "--batch", "2", "--arm", "ours:preset=paper", "--fewer-steps", "1", "--mode", "quality"),
         *("--resamples", "40", "--device", "cpu"),
     ]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

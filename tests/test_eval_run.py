@@ -224,7 +224,7 @@ def test_a_full_disk_ends_with_code_3_and_loses_nothing(place, whole, tmp_path, 
 
 
 def test_other_settings_are_refused_with_code_2_and_the_keys(place, tmp_path, capsys):
-    evaluate(options(place, tmp_path / "run", arms=("ours:preset=fast",), num=2))
+    evaluate(options(place, tmp_path / "run", arms=("ours:preset=paper",), num=2))
     for changes, keys in (
         ({"seed": 1}, {"seed"}),
         ({"guidance_scale": 3.0}, {"guidance_scale"}),
