@@ -73,17 +73,17 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
             setattr(denoiser, _DEFAULTS, functools.partial(_set_default_processors, denoiser))
         # With depth 0 too, should the scheduler turn out to draw fresh noise.
         fixed = schedule.skips_steps and schedule.skipping.tolerance is None
-        depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
+        depth = runtime.depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
         if depth:
             module, sees_input = feature_hook_target(denoiser, depth)
             setattr(module, hooks.KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(hooks.on_deep_feature, with_kwargs=True)
-        if schedule.skips_steps or schedule.skips_guidance:
-            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
-            # hook off: with enable_model_cpu_offload after every call of the pipeline.
-            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
-            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
+        # Also where the schedule skips nothing: our forward ends a call that KeyboardInterrupt leaves.
+        # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
+        # hook off: with enable_model_cpu_offload after every call of the pipeline.
+        name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
+        setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
     except BaseException:
         uninstall(denoiser)
         raise

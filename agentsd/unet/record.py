@@ -1,12 +1,16 @@
 """What the last run did, step by step: full steps, skipped steps, and why a step was forced full."""
 
 import threading
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from agentsd.unet.steps import Position
 
-_MOST_STEPS = 4096  # of one record; a loop that never ends must not grow it
+_MOST_STEPS = 4096  # of one run; a loop that never ends must not grow it
+_MOST_RUNS = 16  # that take turns
+
+_Key: TypeAlias = tuple[int, int | None, int]  # thread, number of the run in it, steps
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,25 @@ class _Step:
     skipped: bool
     stock: bool
     reason: str | None
+    calls: int = 1
+
+
+@dataclass
+class _Run:
+    index: int = -1
+    steps: dict[int, _Step] = field(default_factory=dict)
+    told: bool = False  # whether it was given out as finished
+
+    def summary(self) -> LastRun:
+        steps = list(self.steps.values())
+        full = [step for step in steps if not step.skipped]
+        forced = Counter(step.reason for step in full if step.reason is not None)
+        stock = sum(step.stock for step in full)
+        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()))
 
 
 class RunRecord:
-    """Collects the steps of the run in progress, in any thread; a new run, or an earlier step, starts a new record.
+    """Collects the steps of runs, of every thread by itself; a new run, or an earlier step, starts a new record.
 
     Example:
         >>> record = RunRecord()
@@ -55,9 +74,7 @@ class RunRecord:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: tuple[int, int | None, int] | None = None
-        self._index = -1
-        self._steps: dict[int, _Step] = {}
+        self._runs: OrderedDict[_Key, _Run] = OrderedDict()  # the run of the latest call last
 
     def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
         """Note what a call does.
@@ -68,32 +85,49 @@ class RunRecord:
             stock: Whether it runs exactly as without agentsd.
             reason: Why it runs the whole UNet although the schedule skips its step.
         """
-        total, number, index = (0, None, self._index + 1) if position is None else _key(position)
-        run = (threading.get_ident(), number, total)
+        key = _key(position)
         with self._lock:
-            if run != self._run or index < self._index or len(self._steps) >= _MOST_STEPS:
-                self._run, self._steps = run, {}
-                index = 0 if position is None else index
-            self._index = index
-            before = self._steps.get(index)
+            run = self._runs.pop(key, None) or _Run()
+            index = run.index + 1 if position is None else position.index
+            if index < run.index or len(run.steps) >= _MOST_STEPS:
+                run, index = _Run(), 0 if position is None else index
+            self._runs[key] = run
+            while len(self._runs) > _MOST_RUNS:
+                self._runs.popitem(last=False)
+            run.index = index
+            before = run.steps.get(index)
             if before is None:
-                self._steps[index] = _Step(skipped, stock, reason)
+                run.steps[index] = _Step(skipped, stock, reason)
             else:  # a step with one full call is full
                 before.skipped &= skipped
                 before.stock &= stock
                 before.reason = before.reason or reason
+                before.calls += 1
+
+    def finished(self, position: Position) -> LastRun | None:
+        """Return what a run did if the call in progress is the last of its last step; once for a run.
+
+        Example:
+            >>> record = RunRecord()
+            >>> record.note(Position(0, 1, 1), skipped=False, stock=False)
+            >>> record.finished(Position(0, 1, 1)).full
+            1
+        """
+        with self._lock:
+            run = self._runs.get(_key(position))
+            if run is None or run.told or position.index != position.total - 1:
+                return None
+            before = run.steps.get(position.index - 1)
+            if before is not None and run.steps[position.index].calls < before.calls:
+                return None  # guidance by several calls: more will come
+            run.told = True
+            return run.summary()
 
     @property
     def last_run(self) -> LastRun | None:
         """What the last run did, also while it goes on; `None` before the first."""
         with self._lock:
-            steps = list(self._steps.values())
-        if not steps:
-            return None
-        full = [step for step in steps if not step.skipped]
-        forced = Counter(step.reason for step in full if step.reason is not None)
-        stock = sum(step.stock for step in full)
-        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()))
+            return next(reversed(self._runs.values())).summary() if self._runs else None
 
     def __reduce__(self) -> tuple[type["RunRecord"], tuple[()]]:
         return RunRecord, ()
@@ -102,5 +136,6 @@ class RunRecord:
         return RunRecord()
 
 
-def _key(position: Position) -> tuple[int, int | None, int]:
-    return position.total, position.run, position.index
+def _key(position: Position | None) -> _Key:
+    number, total = (None, 0) if position is None else (position.run, position.total)
+    return threading.get_ident(), number, total
