@@ -91,10 +91,10 @@ class Patch:
     ) -> Iterator[Using]:
         """Let calls in this thread or task follow another schedule while the context lasts.
 
-        Entering costs microseconds: nothing is installed anew. Other threads and tasks keep their schedule. What is
-        started inside with a copy of the context (`asyncio.to_thread`, tasks) follows the block too; a bare
-        `threading.Thread` or an executor does not, so enter the block there. Blocks nest, and the innermost decides.
-        Inside `disabled` everything stays stock.
+        Entering takes a fraction of a millisecond: nothing is installed anew. Other threads and tasks keep their
+        schedule. What is started inside with a copy of the context (`asyncio.to_thread`, tasks) follows the block too.
+        A bare `threading.Thread` or an executor does not: enter the block there. Blocks nest, and the innermost
+        decides. Inside `disabled` everything stays stock.
 
         Every preset, tolerance and attention setting is possible. Fixed full steps that run layers (`depth` of at
         least 1) need the layer that the patch was applied with.

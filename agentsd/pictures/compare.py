@@ -110,7 +110,7 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
         warmup=0,
         device=torch.device(pipe.device),
     )
-    stock, agents = _to_tensor(drawn["stock"]), _to_tensor(drawn["agentsd"])
+    stock, agents = picture_tensor(drawn["stock"]), picture_tensor(drawn["agentsd"])
     return Comparison(
         stock=drawn["stock"],
         agents=drawn["agentsd"],
@@ -147,7 +147,13 @@ def side_by_side(comparison: Comparison, label: str) -> Image.Image:
     return canvas
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
+def picture_tensor(picture: Image.Image) -> Tensor:
+    """Return a picture as a tensor in [0, 1], [1, 3, H, W].
+
+    Example:
+        >>> picture_tensor(Image.new("RGB", (3, 2), "white")).shape
+        torch.Size([1, 3, 2, 3])
+    """
     data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
 

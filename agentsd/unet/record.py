@@ -129,6 +129,22 @@ class RunRecord:
         with self._lock:
             return next(reversed(self._runs.values())).summary() if self._runs else None
 
+    @property
+    def last_steps(self) -> tuple[str, ...]:
+        """What each step of the last run was: "full", "skipped", or "forced" (full, though the schedule skips it).
+
+        Example:
+            >>> record = RunRecord()
+            >>> record.note(Position(0, 2, 1), skipped=False, stock=True)
+            >>> record.note(Position(1, 2, 1), skipped=True, stock=False)
+            >>> record.last_steps
+            ('full', 'skipped')
+        """
+        with self._lock:
+            run = next(reversed(self._runs.values()), _Run())
+            steps = [run.steps[index] for index in sorted(run.steps)]
+        return tuple("skipped" if step.skipped else "forced" if step.reason else "full" for step in steps)
+
     def __reduce__(self) -> tuple[type["RunRecord"], tuple[()]]:
         return RunRecord, ()
 

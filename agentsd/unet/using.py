@@ -40,6 +40,18 @@ class Using:
         """What the last run in the block did; `None` before the first."""
         return self._in_force.record.last_run
 
+    @property
+    def last_steps(self) -> tuple[str, ...]:
+        """What each step of the last run was: "full", "skipped", or "forced" (full, though the schedule skips it).
+
+        Example:
+            >>> with agentsd.apply(pipe) as patch, patch.using(agentsd.Schedule.constant(None, 2)) as used:
+            ...     image = pipe("a red circle", num_inference_steps=4, output_type="pt").images
+            >>> used.last_steps
+            ('full', 'skipped', 'full', 'full')
+        """
+        return self._in_force.record.last_steps
+
     def report(self) -> Report:
         """Return the report of the block: its schedule, its last run and why steps were full."""
         return report_of(self._denoiser, self._runtime, self._in_force)
