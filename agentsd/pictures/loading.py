@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from agentsd.pictures.generate import call_arguments
-from agentsd.pictures.settings import DEMO_GUIDANCE, DEMO_SD15, DTYPES, SCHEDULERS, Settings
+from agentsd.pictures.settings import DEMO_GUIDANCE, DEMO_SD15, SCHEDULERS, Settings
 from agentsd.system.precision import slow_dtype_warning
 from agentsd.system.warning import warn_user
 
@@ -89,14 +89,15 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
 
     source = find_model(settings.model)
     # diffusers renamed the argument; the old name warns on new versions, the new one is ignored by old ones.
+    dtype = getattr(torch, settings.dtype)
     keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
     try:
         if settings.model == DEMO_SD15:
             from agentsd.demo.processes import demo_pipeline
 
-            pipe = demo_pipeline("sd15", **{keyword: DTYPES[settings.dtype]})
+            pipe = demo_pipeline("sd15", **{keyword: dtype})
         else:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **{keyword: DTYPES[settings.dtype]})
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **{keyword: dtype})
     except Exception as error:  # whatever a foreign folder, cache or network can raise; the cause stays attached
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
         raise ValueError(_load_advice(settings.model, source, reason)) from error
@@ -106,7 +107,7 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
     for name in call_arguments([settings]):
         if name not in accepted:
             raise ValueError(f"{name} was given, but {type(pipe).__name__} does not take it; leave it out.")
-    slow = slow_dtype_warning(DTYPES[settings.dtype], device)
+    slow = slow_dtype_warning(dtype, device)
     if slow is not None:
         warn_user(slow)
     return pipe.to(device)
