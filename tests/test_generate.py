@@ -375,7 +375,7 @@ def test_files_are_checked_before_the_work(tmp_path):
 def test_records_of_other_files_are_refused(tmp_path):
     plain, strange, newer = (tmp_path / name for name in ("plain.png", "strange.png", "newer.png"))
     Image.new("RGB", (16, 16)).save(plain)
-    with pytest.raises(ValueError, match="holds no settings; it must be a PNG that"):
+    with pytest.raises(ValueError, match="holds no settings; it must be a PNG that agentsd or A1111 wrote"):
         read_record(plain)
     info = PngInfo()
     info.add_text("agentsd", "[1, 2")
@@ -430,3 +430,115 @@ def test_devices():
         choose_device("gpu")
     with pytest.raises(ValueError, match="device='cuda:99' is not there: torch sees"):
         choose_device("cuda:99")
+
+
+A1111 = """a castle, (masterpiece:1.2)
+by the sea
+Negative prompt: blurry,
+ugly
+Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 123, Size: 36x32, Model hash: 6ce0161689, \
+Model: v1-5, Clip skip: 2, TI hashes: "a: 1, b: 2", Version: v1.10.1"""
+
+
+def a1111_png(path, text=A1111):
+    info = PngInfo()
+    info.add_text("parameters", text)
+    Image.new("RGB", (16, 16)).save(path, pnginfo=info)
+    return path
+
+
+def test_settings_of_a1111_are_taken_over_and_the_rest_is_named(run, tmp_path, model):
+    code, _, err = run("--from-png", a1111_png(tmp_path / "theirs.png"), output=tmp_path / "ours.png")
+    assert code == 0
+    settings = Settings.from_dict(read_record(tmp_path / "ours.png")["settings"])
+    assert settings == Settings(
+        prompt="a castle, (masterpiece:1.2)\nby the sea",
+        negative_prompt="blurry,\nugly",
+        model=str(model),
+        steps=4,
+        guidance_scale=6.5,
+        width=32,
+        height=32,
+        seed=123,
+        scheduler="dpm++-karras",
+        schedule=agentsd.preset(),
+        label="balanced",
+    )
+    assert "noise comes from another generator with the same seed" in err
+    assert "the model 'v1-5' is not in the PNG; give it as --model" in err
+    assert "not taken over: Clip skip 2, TI hashes a: 1, b: 2\n" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a ring\nSteps: x, Seed: 1", "error: parameters: Steps 'x' must be a number."),
+        ("a ring", "error: parameters of the PNG have no line 'Steps: ..., Sampler: ...'"),
+        ("a ring\nSteps: 2, Size: big", "error: parameters: Size 'big' must be WIDTHxHEIGHT."),
+        ("a ring\nSteps: 0", "error: --steps 0 must be a whole number from 1 to 1000."),
+    ],
+)
+def test_bad_settings_of_a1111_end_with_2(run, tmp_path, text, said):
+    code, _, err = run("--from-png", a1111_png(tmp_path / "theirs.png", text))
+    assert code == 2
+    assert said in err
+
+
+def test_a_sampler_that_has_no_counterpart_is_said(run, tmp_path):
+    path = a1111_png(tmp_path / "theirs.png", "a ring\nSteps: 2, Sampler: Restart, Seed: 1")
+    code, _, err = run("--from-png", path, "--steps", 1, output=tmp_path / "ours.png")
+    assert code == 0
+    assert "the sampler 'Restart' has no counterpart; the model's own is used." in err
+
+
+def test_words_that_the_demo_model_does_not_know_are_named(tmp_path, model, monkeypatch, capsys):
+    monkeypatch.setattr("agentsd.demo.model_path", lambda: model)
+    words = ["--device", "cpu", "--steps", "1", "--output", str(tmp_path / "a.png")]
+    assert main(["--prompt", "A red ring riding a horse", *words]) == 0
+    err = capsys.readouterr().err
+    assert "warning: the demo model does not know 'riding', 'horse'. It knows the colours red, orange" in err
+    assert main(["--prompt", "a red ring", *words, "--force"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])  # fmt: skip
+def test_out_of_memory_suggests_a_size(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("agentsd.pictures.generate.generate", fail)
+    code, _, err = run("--prompt", "a ring", "--width", 1024, "--height", 768, "--steps", 1)
+    assert code == 2
+    assert "memory of this device does not suffice. Try --width 512 --height 384." in err
+
+
+def test_a_defect_keeps_its_traceback(run, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("agentsd.pictures.generate.generate", fail)
+    with pytest.raises(KeyError):
+        run("--prompt", "a ring", "--steps", 1)
+
+
+def test_a_prompt_that_is_cut_is_said(run):
+    code, _, err = run("--prompt", "ring " * 100, "--steps", 1)
+    assert code == 0
+    assert "warning: prompt 1 has 102 tokens; the model reads the first 77." in err
+
+
+def test_compare_is_a_command(model, tmp_path, capsys):
+    words = ["--prompt", "a ring", "--model", str(model), "--device", "cpu", "--steps", "2"]
+    assert cli(["compare", *words, "--output", str(tmp_path / "both.png")]) == 0
+    out = capsys.readouterr().out
+    assert read_record(tmp_path / "both.png")["kind"] == "comparison"
+    assert "balanced is " in out
+    assert out.count("PSNR") + out.count("equal pictures") == 1  # one picture has no median
+
+
+def test_a_plan_is_said_in_words_and_written(model, tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    assert cli(["plan", "--model", str(model), "--device", "cpu", "--stride", "2", "--output", str(path)]) == 0
+    assert agentsd.Plan.from_json(path.read_text()).dtype == "torch.float32"
+    assert "a full UNet step takes " in capsys.readouterr().out

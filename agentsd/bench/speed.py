@@ -103,8 +103,8 @@ class Steps:
         self.scheduler.timesteps = timesteps = torch.linspace(900, 100, self.arms[name].cycle).long()
         others = {key: value for key, value in self.inputs.items() if key not in ("sample", "timestep")}
         # Checked after the loop: a look at each output would make a GPU wait at every step.
-        # DeepCache reads the timestep by position only.
-        outputs = [self.unet(self.inputs["sample"], t, **others).sample for t in timesteps]
+        # DeepCache reads the timestep by position only. A CUDA graph writes each output into the same memory.
+        outputs = [self.unet(self.inputs["sample"], t, **others).sample.clone() for t in timesteps]
         _check(name, torch.stack(outputs))
 
     def unit(self, name: str) -> int:

@@ -41,8 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further group after this")
     parser.add_argument("--list", action="store_true", help="list the arms, with a line about each, and leave")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/speed.jsonl"), help="rows are appended (outputs/speed.jsonl)"
+        "--output", type=Path, help="rows are appended (outputs/speed.jsonl; with --suite the folder outputs/gpu)"
     )
+    suite = parser.add_argument_group("suite")
+    suite.add_argument("--suite", choices=("gpu",), help="measure what a GPU gains, the most important first")
+    suite.add_argument("--minutes", type=float, default=9.0, help="time budget; run again to go on (9)")
+    suite.add_argument("--dry-run", action="store_true", help="rehearse the suite on tiny models, also on a CPU")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,6 +55,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: If an option is bad.
     """
+    if options.suite is not None:
+        return _suite(options)
+    options.output = options.output or Path("outputs/speed.jsonl")
+
     from agentsd.bench.speed import default_arms, known_arms
 
     known = known_arms(calls=options.pipeline, twins=tuple(options.twins))
@@ -69,6 +77,35 @@ def run(options: argparse.Namespace) -> int:
     if options.pipeline and options.batch % 2:
         raise ValueError(f"--batch {options.batch}: a pipeline call with guidance has an even number of samples.")
     return _measure(options, {name: known[name] for name in names})
+
+
+def _suite(options: argparse.Namespace) -> int:
+    from agentsd.bench.gpu_cells import gpu_cells, rehearsal_cells
+    from agentsd.bench.gpu_suite import CALL_STEPS, REHEARSAL_STEPS, SPEED, Suite, described
+    from agentsd.bench.rows import read_rows
+    from agentsd.pictures.loading import choose_device
+
+    started = time.monotonic()
+    device = choose_device(options.device)
+    if device.type != "cuda" and not options.dry_run:
+        raise ValueError(f"--suite gpu needs a CUDA device, and this is {device}; rehearse it with --dry-run.")
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes {options.minutes} must be above 0.")
+    folder = options.output or Path("outputs/gpu")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {str(folder)!r} is a file; name a folder.")
+    suite = Suite(
+        folder,
+        str(device),
+        deadline=started + 60 * options.minutes,
+        steps=REHEARSAL_STEPS if options.dry_run else CALL_STEPS,
+        backend="eager" if options.dry_run else "inductor",
+        tell=note,
+    )
+    left = suite.run(rehearsal_cells() if options.dry_run else gpu_cells())
+    say("\n".join(described(read_rows(folder / SPEED))))
+    say(f"rows are in {folder}; {f'{len(left)} cells are left, run the same command again' if left else 'complete'}")
+    return 1 if left else 0
 
 
 def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:

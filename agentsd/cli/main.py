@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -57,19 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: If the command line is not understood.
     """
     options = parser().parse_args(argv)
+    return guard(f"agentsd {options.command}", lambda: _module(options.command).run(options), options)
+
+
+def guard(name: str, call: Callable[[], int | None], options: argparse.Namespace | None = None) -> int:
+    """Run a command; a wrong input ends with one line instead of a traceback.
+
+    Args:
+        name: The command, for the line.
+        call: What runs and returns the exit code.
+        options: Its options, for names in the line.
+
+    Returns:
+        The exit code.
+    """
     try:
         with quiet():
-            code: int = _module(options.command).run(options)
-            return code
+            return call() or 0
     except KeyboardInterrupt:
-        note(f"agentsd {options.command}: stopped")
+        note(f"{name}: stopped")
         return STOPPED
-    except Exception as error:  # the user gets one line; what it is not made for keeps its traceback
-        found = explain(error, options)
+    except Exception as error:  # a defect keeps its traceback
+        found = explain(error, argparse.Namespace(command="") if options is None else options)
         if found is None or os.environ.get("AGENTSD_TRACEBACK"):
             raise
         code, text = found
-        note(f"agentsd {options.command}: {text}")
+        note(f"{name}: {text}")
         return code
 
 

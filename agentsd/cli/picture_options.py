@@ -86,6 +86,8 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
     if options.stock and (options.compare or given):
         raise ValueError(f"--stock contradicts {'--compare' if options.compare else given[0]}; leave one of them out.")
     changes = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
+    if recorded is not None and "dtype" not in recorded:  # of another program
+        recorded = {**recorded, "dtype": "float32" if device_type == "cpu" else "float16"}
     before = None if recorded is None else Settings.from_dict(dict(recorded))
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
@@ -97,6 +99,6 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         del agents["preset"]
         changes["schedule"], changes["label"] = changed_schedule(before.schedule, before.label, **agents)
     if before is not None:
-        return dataclasses.replace(before, **changes)
+        return with_model_defaults(dataclasses.replace(before, **changes))
     changes.setdefault("dtype", "float32" if device_type == "cpu" else "float16")
     return with_model_defaults(Settings(prompt="", **changes))
