@@ -1,8 +1,6 @@
 """`agentsd info` and the figures that come with the package."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,11 +54,6 @@ def test_other_commands_are_usage_errors(arguments, capsys):
         main(arguments)
     assert left.value.code == 2
     assert "usage: agentsd" in capsys.readouterr().err
-
-
-def test_it_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "agentsd", "--help"], capture_output=True, text=True, check=True)
-    assert "info" in done.stdout
 
 
 def test_a_damaged_model_is_told_and_fails(monkeypatch, tmp_path, capsys):

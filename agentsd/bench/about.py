@@ -15,7 +15,7 @@ _ABOUT = (
     (r"tiles of .*", "attention within tiles (HyperTile)"),
     (r"attention broadcast .*", "self-attention at every second step (PAB)"),
     (r"T-GATE", "cross-attention kept and guidance left out after 40% of the steps, by the package tgate"),
-    (r"DeepCache (\d+)", r"the deep layers every \1th step, by the package DeepCache"),
+    (r"DeepCache (\d+)", r"the deep layers every \1 steps, by the package DeepCache"),
     (r"paper, agent phase", "the published method, first 40% of the steps: agents on merged tokens"),
     (r"paper, merge phase", "the published method, last 60% of the steps: merged tokens"),
     (r"paper, .*", "the published method with another ranking of tokens"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentsd.bench.about import about_preset
 from agentsd.cli.arguments import one_of
 from agentsd.pictures.settings import (
     DEMO,
@@ -28,6 +29,9 @@ _FIELDS = (
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides a picture, the model, the schedule, and where pictures go."""
+    width = max(map(len, PRESETS))
+    lines = [f"  {name:{width}}  {about_preset(name)}" for name in PRESETS]
+    parser.epilog = "\n".join(["presets:", *lines])
     picture = parser.add_argument_group("picture")
     picture.add_argument("--prompt", action="append", help="what to draw; may be given several times")
     picture.add_argument("--prompts-file", type=Path, metavar="FILE", help="text file with one prompt per line")

@@ -25,6 +25,7 @@ from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches
 from agentsd.demo.captions import held_out_scenes, parse_caption
 from agentsd.demo.render import render_batch
 from agentsd.demo.training.pool import save_atomically
+from agentsd.pictures.loading import dtype_argument
 from agentsd.system.precision import dtype_name
 from agentsd.system.writing import write_whole
 
@@ -71,7 +72,7 @@ def main() -> None:
     print("real renderings:", real, flush=True)
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        arguments.model, torch_dtype=getattr(torch, arguments.dtype), local_files_only=True
+        arguments.model, **dtype_argument(getattr(torch, arguments.dtype)), local_files_only=True
     )
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
