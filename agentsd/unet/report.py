@@ -117,6 +117,8 @@ class Report:
             if phase.attention is not None:
                 left = dict(self.planned_stock).get(phase.attention, frozenset())
                 lines += [f"      {layer.name}: {_counts(layer, phase.attention, left)}" for layer in self.layers]
+        if not self.schedule.attentions:
+            lines += [f"      {layer.name}: stock{_grid(layer)}" for layer in self.layers]
         if skipping.tolerance is not None:
             lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}")
         elif self.schedule.skips_steps and skipping.last_full:
@@ -163,6 +165,10 @@ def attention_in_words(attention: Attention | None) -> str:
     bounds = "" if least is None else f", at least {least}"
     bounds += "" if most is None else f", at most {most}"
     return f"{kind} (stride {attention.stride}{bounds}), {levels}"
+
+
+def _grid(layer: LayerReport) -> str:
+    return "" if layer.grid is None else f", grid {layer.grid[0]}x{layer.grid[1]}"
 
 
 def stays_stock(layer: LayerReport, attention: Attention, left_stock: frozenset[int]) -> bool:
