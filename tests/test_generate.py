@@ -525,7 +525,7 @@ def test_a_defect_keeps_its_traceback(run, monkeypatch):
 def test_a_prompt_that_is_cut_is_said(run):
     code, _, err = run("--prompt", "ring " * 100, "--steps", 1)
     assert code == 0
-    assert "warning: prompt 1 has 102 tokens; the model reads the first 77." in err
+    assert "warning: prompt 1 has 402 tokens; the model reads the first 77." in err
 
 
 def test_compare_is_a_command(model, tmp_path, capsys):

@@ -43,8 +43,8 @@ def short_repr(value: Any) -> str:
 
     Example:
         >>> from agentsd.attention.settings import SampledKeys
-        >>> repr(SampledKeys(stride=4, min_keys=64))
-        'SampledKeys(stride=4, min_keys=64)'
+        >>> repr(SampledKeys(stride=8, min_keys=64, randomize=True))
+        'SampledKeys(stride=8, min_keys=64)'
     """
     changed = []
     for field in fields(value):

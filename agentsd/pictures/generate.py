@@ -60,7 +60,7 @@ def cut_prompts(pipe: Any, prompts: Sequence[str]) -> dict[int, tuple[int, int]]
 
     Example:
         >>> cut_prompts(pipe, ["a red ring", "ring " * 100])
-        {1: (102, 77)}
+        {1: (402, 77)}
     """
     cut: dict[int, tuple[int, int]] = {}
     for name, tokenizer in pipe.components.items():
