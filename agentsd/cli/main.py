@@ -114,7 +114,7 @@ def memory_advice(options: argparse.Namespace) -> str:
 
     Example:
         >>> memory_advice(parser().parse_args(["generate", "--width", "4096"]))
-        'the memory of this device does not suffice. Try --width 2048.'
+        'the memory of this device does not suffice. Try --width 1024.'
     """
     given = vars(options)
     advice = []
@@ -126,7 +126,7 @@ def memory_advice(options: argparse.Namespace) -> str:
         value = given.get(name)
         value = max(value) if isinstance(value, list) and value else value
         if isinstance(value, int) and value > 64:
-            advice.append(f"--{name} {max(64, value // 2 // 64 * 64)}")
+            advice.append(f"--{name} {min(max(64, value // 2 // 64 * 64), 1024)}")
     if not advice and given.get("dtype") in (None, "float32") and "dtype" in given:
         advice.append("--dtype float16 on a GPU, or a smaller model")
     return f"the memory of this device does not suffice. Try {' '.join(advice) or 'a smaller picture'}."
