@@ -86,5 +86,5 @@ def report_of(denoiser: nn.Module, runtime: Runtime, in_force: InForce | None = 
         planned_stock=tuple((one, runtime.left_stock(one)) for one in chosen.schedule.attentions),
         active=reason is None,
         inactive_reason=reason,
-        last_run=chosen.record.last_run,
+        last_run=chosen.record.read(timed=next(denoiser.parameters()).device.type == "cpu"),
     )
