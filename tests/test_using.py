@@ -24,8 +24,9 @@ STEPS = 14
 
 
 def twin_of(pipe) -> StableDiffusionPipeline:
-    """A pipeline of the same parts, with a scheduler of its own."""
-    parts = {**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)}
+    """A pipeline of the same parts, with a scheduler and a tokenizer of its own: both keep state during a call."""
+    own = dict(scheduler=DDIMScheduler.from_config(pipe.scheduler.config), tokenizer=copy.deepcopy(pipe.tokenizer))
+    parts = {**pipe.components, **own}
     twin = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     twin.set_progress_bar_config(disable=True)
     return twin
