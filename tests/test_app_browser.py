@@ -35,6 +35,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
+    sync_api.expect.set_options(timeout=PATIENCE)
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -69,7 +70,7 @@ def fill(page, steps="12"):
 
 def verdict(page):
     words = page.locator("#verdict")
-    sync_api.expect(words).to_contain_text("stock", timeout=PATIENCE)
+    sync_api.expect(words).to_contain_text("stock")
     return words.inner_text()
 
 
@@ -92,7 +93,9 @@ def test_make_and_divide_and_download(opened):
     path = download.value.path()
     page.get_by_role("button", name="Open a picture's settings").click()
     page.get_by_label("Prompt", exact=True).fill("something else")
-    page.locator("#open input[type=file], input[type=file]").first.set_input_files(path)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#open").click()
+    chooser.value.set_files(path)
     sync_api.expect(page.get_by_label("Prompt", exact=True)).to_have_value("a red ring on a white background")
     page.get_by_role("tab", name="Report").click()
     assert "UNet2DConditionModel" in page.get_by_label("What is patched, and what the last run did").input_value()
