@@ -9,7 +9,7 @@ import gradio as gr
 
 from agentsd.app.form import LARGEST_TOLERANCE, MODELS_OWN, OPENED, OWN, PRESETS, tolerance_of
 from agentsd.app.handlers import FIELDS, Handlers, MessageError, arms_of, choice_of
-from agentsd.app.results import HEADERS, rows, verdict
+from agentsd.app.results import rows, table_html, verdict
 from agentsd.app.strip import strip_html
 from agentsd.pictures.settings import DEMO, DEMO_SD15, SCHEDULERS
 
@@ -65,7 +65,7 @@ def build(handlers: Handlers, model: str) -> gr.Blocks:
                         list(PRESETS), value=["quality", "balanced", "fast"], label="Settings", elem_id="several"
                     )
                     compare = gr.Button("Compare", variant="primary", elem_id="compare")
-                    table = gr.Dataframe(headers=list(HEADERS), interactive=False, wrap=True, label="Result")
+                    table = gr.HTML(elem_id="table")
                     gallery = gr.Gallery(label="Pictures", columns=2, format="png", height="auto", interactive=False)
                 with gr.Tab("Report"):
                     report = gr.Textbox(label="What is patched, and what the last run did", lines=12, max_lines=40)
@@ -179,7 +179,7 @@ class _Events:
                     yield _update("Cancelled.", False, rest)
                 else:
                     _, stock, found = event
-                    lines = rows(stock, found)
+                    lines = table_html(rows(stock, found))
                     pictures = [(stock.picture, "stock"), *((one.made.picture, one.made.label) for one in found)]
                     reports = "\n\n".join(f"{one.made.label}\n{one.made.report}" for one in found)
                     yield [*_update("Done.", False, 0), lines, pictures, reports]

@@ -1,5 +1,6 @@
 """What came out, in words, tables and files."""
 
+import html
 import re
 import time
 from collections.abc import Sequence
@@ -65,6 +66,24 @@ def rows(stock: Made, found: Sequence[Against]) -> list[list[str]]:
         row = [one.made.label, f"{one.made.seconds:.2f}", speed_in_words(one.speed_ratio)]
         table.append([*row, str(len(steps) - skipped), str(skipped), likeness])
     return table
+
+
+def table_html(table: Sequence[Sequence[str]]) -> str:
+    """Return a table as HTML that scrolls by itself on narrow screens.
+
+    Example:
+        >>> table_html([["stock", "1.00", "", "all", "0", ""]]).count("<td>")
+        5
+    """
+    head = "".join(f'<th scope="col">{name}</th>' for name in HEADERS)
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(first)}</th>{"".join(f"<td>{html.escape(cell)}</td>" for cell in rest)}</tr>'
+        for first, *rest in table
+    )
+    return (
+        '<div class="result" tabindex="0" role="region" aria-label="Result"><table><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def save(folder: Path, settings: Settings, picture: Image.Image) -> Path:
