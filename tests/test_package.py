@@ -185,7 +185,7 @@ class TestPackage:
         path, names = sdist
         for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile",
                      "constraints.txt", "conftest.py", "agentsd/py.typed", "docs/method.md", "scripts/generate.py",
-                     "notebooks/01_quickstart.ipynb", "tests/test_contract.py", "docs/img/front.png",
+                     "notebooks/01_quickstart.ipynb", "tests/test_contract.py", "docs/img/gauge.png",
                      "results/speed.jsonl", "results/demo/front.jsonl"):  # fmt: skip
             assert name in names
         assert model_files() <= names
