@@ -5,6 +5,7 @@ import importlib.util
 import pkgutil
 import threading
 import types
+import warnings
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
-from probe import MERGE, calm, unet_inputs
+from probe import MERGE, calm, may_miss_steps, unet_inputs
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,6 +23,7 @@ import agentsd.unet.runs
 from agentsd import Phase, SampledKeys, Schedule, Skipping
 from agentsd.attention.tokens import cell_pattern, rank_tokens
 from agentsd.unet.callers import calling_eta
+from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.guidance import conditional_half
 from agentsd.unet.noise import noise_source
 
@@ -356,7 +358,152 @@ class TestConditions:
         assert torch.equal(patched[3], stock[3])
 
 
+class TestForeignCode:
+    """Hooks and forwards that other code puts on inner modules read the layers at every step."""
+
+    @staticmethod
+    def put(unet, how, reader):
+        block = unet.up_blocks[0]
+        if how == "hook":
+            block.register_forward_hook(reader)
+        elif how == "pre-hook":
+            block.register_forward_pre_hook(reader)
+        else:
+            forward = block.forward
+            block.forward = lambda *args, **kwargs: reader() or forward(*args, **kwargs)
+
+    @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+    @pytest.mark.parametrize("depth", [0, 1])
+    def test_every_step_is_full(self, how, depth, unet):
+        seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
+        self.put(unet, how, lambda *_: seen.append(1))
+        agentsd.apply(unet, reusing(2, depth=depth))
+        with pytest.warns(UserWarning, match=r"of other code at up_blocks\.0 may need its layers at every step"):
+            loop(unet, scheduler.timesteps, sample, text)
+        assert len(seen) == 4
+        assert "TestForeignCode" in str(agentsd.report(unet).last_run)
+
+    def test_under_a_tolerance(self, frozen_pipe):
+        seen = []
+        agentsd.apply(frozen_pipe, tolerance=1.0)
+        draw(frozen_pipe, steps=12)
+        assert agentsd.report(frozen_pipe).last_run.skipped
+        self.put(frozen_pipe.unet, "hook", lambda *_: seen.append(1))
+        with pytest.warns(UserWarning, match="may need its layers at every step"):
+            draw(frozen_pipe, steps=12)
+        assert len(seen) == 12
+
+    def test_a_hook_that_comes_and_goes_within_a_run(self, unet):
+        (sample, text), seen = unet_inputs(), []
+        scheduler = calm(900, 800, 700, 600, 500, 400)
+        agentsd.apply(unet, reusing(2))
+        for index, t in enumerate(scheduler.timesteps):
+            if index == 3:
+                handle = unet.mid_block.register_forward_hook(lambda *_: seen.append(1))
+            if index == 5:
+                handle.remove()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                unet(sample, t, text)
+        assert (len(seen), agentsd.report(unet).last_run.skipped) == (2, 2)
+
+    def test_a_hook_may_say_that_it_can_miss_steps(self, unet):
+        seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
+        unet.mid_block.register_forward_hook(may_miss_steps(lambda *_: seen.append(1)))
+        agentsd.apply(unet, reusing(2))
+        loop(unet, scheduler.timesteps, sample, text)
+        assert len(seen) == 2
+
+    def test_guidance_is_computed_at_every_step(self, frozen_pipe):
+        seen = []
+        frozen_pipe.unet.mid_block.register_forward_hook(lambda *call: seen.append(call[-1].shape[0]))
+        agentsd.apply(frozen_pipe, Schedule((Phase(1.0, None),), guidance_interval=(0.0, 0.5)))
+        with pytest.warns(UserWarning, match="cannot leave out guidance"):
+            draw(frozen_pipe, steps=4, guidance_scale=5.0)
+        assert seen == [2, 2, 2, 2]
+
+    def test_libraries_that_move_weights_or_compile_do_not_count(self, unet):
+        import accelerate
+
+        accelerate.cpu_offload(unet, execution_device="cpu")  # replaces the forward of every layer
+        unet.mid_block.compile()
+        unet.up_blocks[0] = torch.compile(unet.up_blocks[0], backend="eager")
+        agentsd.apply(unet, reusing(2))
+        assert unet._agentsd.schedule.skips_steps
+        assert ForeignCode(unet).find() is None
+
+
+class TestWrapped:
+    """The UNet stands inside a module of other code."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, unet):
+            super().__init__()
+            self.inner = unet
+            self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    @pytest.mark.parametrize("first", ["apply", "wrap"])
+    @pytest.mark.parametrize("schedule", ["gentle", "balanced"])
+    def test_the_pictures_are_those_without_it(self, schedule, first, frozen_pipe):
+        with agentsd.apply(frozen_pipe, schedule):
+            expected = draw(frozen_pipe, steps=12, guidance_scale=5.0)
+        unet = frozen_pipe.unet
+        if first == "apply":
+            patch = agentsd.apply(frozen_pipe, schedule)
+        frozen_pipe.unet = self.Wrapper(unet)
+        if first == "wrap":
+            patch = agentsd.apply(frozen_pipe, schedule)
+        assert torch.equal(draw(frozen_pipe, steps=12, guidance_scale=5.0), expected)
+        assert patch.active
+        assert agentsd.report(frozen_pipe).last_run == patch.report().last_run
+        agentsd.remove(frozen_pipe)
+        assert "_agentsd" not in unet.__dict__
+
+    def test_data_parallel(self, unet):
+        (sample, text), scheduler = unet_inputs(), calm(900, 700, 500, 300)
+        agentsd.apply(torch.nn.DataParallel(unet), reusing(2))
+        loop(torch.nn.DataParallel(unet), scheduler.timesteps, sample, text)
+        assert agentsd.report(unet).last_run.skipped == 2
+
+    def test_two_unets_in_one_module_are_refused(self, unet):
+        both = torch.nn.ModuleList([unet, make_tiny_unet()])
+        with pytest.raises(ValueError, match=r"target=ModuleList holds 2 denoisers \(0, 1\).*give the one to patch"):
+            agentsd.apply(both, "gentle")
+
+
 class TestOutsideACall:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+    @pytest.mark.parametrize("schedule", ["gentle", "paper"])
+    def test_after_an_interrupted_call_all_is_stock(self, schedule, error, unet):
+        sample, text = unet_inputs()
+        block = unet.down_blocks[0].attentions[0]
+        hidden = torch.randn(2, 16, 16, 16)
+        stock = block(hidden, encoder_hidden_states=text).sample
+
+        def stop(*_):
+            raise error
+
+        agentsd.apply(unet, schedule)
+        handle = unet.conv_out.register_forward_pre_hook(stop)
+        scheduler = calm(900, 700)
+        with pytest.raises(error):
+            unet(sample, scheduler.timesteps[0], text)
+        handle.remove()
+        assert torch.equal(block(hidden, encoder_hidden_states=text).sample, stock)
+
+    def test_a_disabled_shallow_copy_runs_its_own_modules(self, unet):
+        sample, text = unet_inputs()
+        patch = agentsd.apply(unet, reusing())
+        other = copy.copy(unet)
+        other._modules = dict(unet._modules)
+        other.conv_out = torch.nn.Conv2d(16, 4, 3, padding=1)
+        with patch.disabled():
+            found = other(sample, 900, text).sample
+        assert not torch.equal(found, unet(sample, 900, text).sample)
+
     def test_forward_called_directly_is_stock(self, unet):
         scheduler, (sample, text) = calm(900, 700, 500), unet_inputs()
         stock = unet(sample, 500, text).sample

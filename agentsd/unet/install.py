@@ -32,8 +32,24 @@ def denoiser_of(target: Any) -> nn.Module:
         )
     if not isinstance(module, nn.Module):
         raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
-    compiled: nn.Module = getattr(module, "_orig_mod", module)
-    return compiled
+    return _unwrap(getattr(module, "_orig_mod", module))
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    """Return the denoiser inside a module of other code; the module itself if it is one, or holds none."""
+    if _has_blocks(module):
+        return module
+    inside = {name: part for name, part in module.named_modules() if _has_blocks(part)}
+    if len(inside) > 1:
+        names = ", ".join(inside)
+        raise ValueError(
+            f"target={type(module).__name__} holds {len(inside)} denoisers ({names}); give the one to patch."
+        )
+    return next(iter(inside.values()), module)
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "down_blocks", None), nn.ModuleList) and hasattr(module, "mid_block")
 
 
 def _why_not_a_transformer(transformer: Any) -> str:
@@ -79,11 +95,11 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
             setattr(module, hooks.KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(hooks.on_deep_feature, with_kwargs=True)
-        if schedule.skips_steps or schedule.skips_guidance:
-            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
-            # hook off: with enable_model_cpu_offload after every call of the pipeline.
-            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
-            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
+        # Also where the schedule skips nothing: our forward ends a call that KeyboardInterrupt leaves.
+        # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
+        # hook off: with enable_model_cpu_offload after every call of the pipeline.
+        name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
+        setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
     except BaseException:
         uninstall(denoiser)
         raise

@@ -34,22 +34,6 @@ def caches_already(unet: nn.Module) -> bool:
     return str(getattr(unet.__dict__.get("forward"), "__module__", "")).startswith("DeepCache")
 
 
-def foreign_processor(unet: nn.Module) -> str | None:
-    """Return the name of an attention processor of other code, which may read or change the layers at every step.
-
-    Example:
-        >>> foreign_processor(unet) is None
-        True
-    """
-    for module in unet.modules():
-        processor = module.__dict__.get("processor")
-        if processor is None:
-            processor = module.__dict__.get("_modules", {}).get("processor")
-        if processor is not None and type(processor).__module__.partition(".")[0] not in ("diffusers", "agentsd"):
-            return type(processor).__name__
-    return None
-
-
 def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
     """Return why a call cannot start from a feature of an earlier step, or `None` if it can.
 

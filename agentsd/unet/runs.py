@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agentsd.schedule import Schedule
+from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.steps import Position
 
 MOST_BYTES = 2**29  # of the cached features of one run; one feature with its change is always kept
@@ -69,7 +70,7 @@ class Run:
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
-        self.foreign: str | None = None  # an attention processor of other code
+        self.foreign: ForeignCode | None = None  # None: not looked at
         self.knobs: list[Any] | None = None  # what scales adapters; None: not looked at
         self.touched = time.monotonic()
         self._steps: tuple[_Calls, _Calls, _Calls] = ([], [], [])  # the step in progress last

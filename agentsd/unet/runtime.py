@@ -17,13 +17,14 @@ from agentsd.unet.choices import Choices
 from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of, find_knobs
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
 from agentsd.unet.depth import fresh_noise, skipped_depth
+from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.forward import bind_arguments, shallow_copy
 from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
 from agentsd.unet.levels import plan_mismatches, step_levels
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
 from agentsd.unet.record import RunRecord
-from agentsd.unet.reuse import foreign_processor, obstacle
+from agentsd.unet.reuse import obstacle
 from agentsd.unet.runs import Cached, Run, Runs, fits, halves
 from agentsd.unet.slot import StepContext, StepSlot
 from agentsd.unet.steps import Position
@@ -91,7 +92,8 @@ class Runtime:
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
         self.local.run = self.local.step = None
-        self.slot.write(StepContext())
+        copied = shallow_copy(denoiser)
+        self.slot.write(StepContext(), copied)
         arguments = bind_arguments(args, kwargs)
         sample = arguments.get("sample")
         if sample is None:  # the UNet's own error follows
@@ -104,7 +106,9 @@ class Runtime:
             self.record.note(position, skipped=False, stock=True)
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
-            self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
+            run = self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
+            if run.foreign is None:
+                run.knobs, run.foreign = find_knobs(denoiser), ForeignCode(denoiser)
         guided = self._guided(denoiser, position, arguments)
         decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
         if self.schedule.skips_steps:
@@ -118,7 +122,7 @@ class Runtime:
         stock = feature is None and guided and not levels
         reason = decision.why if decision.forced else None
         self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
-        self.slot.write(StepContext(levels, feature, keep, depth, guided), shallow_copy(denoiser))
+        self.slot.write(StepContext(levels, feature, keep, depth, guided), copied)
 
     def end(self, *, failed: bool) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call."""
@@ -161,8 +165,6 @@ class Runtime:
         sample: Tensor = arguments["sample"]
         if run is None:
             return self._forced(_NO_RUN)
-        if run.knobs is None:
-            run.knobs, run.foreign = find_knobs(denoiser), foreign_processor(denoiser)
         transformed = in_transform()
         run.enter(position.index, None if transformed else arguments.get("encoder_hidden_states"))
         if run.call is None:
@@ -170,7 +172,7 @@ class Runtime:
         cached = run.kept.get(run.call)
         if self.schedule.skips_guidance and cached is not None and halves(sample, cached.feature):
             cached = cached.conditional()  # guidance ends here
-        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs)
+        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs or [])
         changed = None if transformed else self._changed(run, sample)
         policy: Policy = run.policies.setdefault(run.call, self.policy())
         if _is_last(position):
@@ -222,8 +224,9 @@ class Runtime:
     def _obstacle(self, denoiser: nn.Module, arguments: dict[str, Any], depth: int, run: Run) -> str | None:
         if in_transform():
             return "derivatives are taken through the UNet, and a skipped step has none"
-        if run.foreign is not None:
-            return f"attention processor {run.foreign} of other code may read the layers at every step"
+        foreign = run.foreign.find() if run.foreign is not None else None
+        if foreign is not None:
+            return foreign
         if torch.is_grad_enabled():
             if run.trains is None:
                 run.trains = trains(denoiser)
@@ -257,9 +260,10 @@ class Runtime:
         batch = sample.shape[0]
         scheduler = self.progress().scheduler()
         pipes = [pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler]
-        problem = _BYPASSED if self.bypassed else guidance_obstacle(denoiser, pipes, batch)
+        run: Run | None = self.local.run
+        foreign = None if run is None or run.foreign is None else run.foreign.find()
+        problem = _BYPASSED if self.bypassed else foreign or guidance_obstacle(denoiser, pipes, batch)
         if problem is None:
-            run: Run | None = self.local.run
             twice = {} if run is None else run.twice
             if batch not in twice:  # once in a run: comparing waits for the device
                 twice[batch] = is_twice(sample)
