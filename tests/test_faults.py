@@ -470,7 +470,7 @@ class TestWrapped:
 
     def test_two_unets_in_one_module_are_refused(self, unet):
         both = torch.nn.ModuleList([unet, make_tiny_unet()])
-        with pytest.raises(ValueError, match=r"target=ModuleList holds 2 denoisers \(0, 1\).*give the one to patch"):
+        with pytest.raises(ValueError, match=r"target=ModuleList holds several denoisers \(0, 1\).*give the one to patch"):
             agentsd.apply(both, "gentle")
 
 

@@ -42,9 +42,7 @@ def _unwrap(module: nn.Module) -> nn.Module:
     inside = {name: part for name, part in module.named_modules() if _has_blocks(part)}
     if len(inside) > 1:
         names = ", ".join(inside)
-        raise ValueError(
-            f"target={type(module).__name__} holds {len(inside)} denoisers ({names}); give the one to patch."
-        )
+        raise ValueError(f"target={type(module).__name__} holds several denoisers ({names}); give the one to patch.")
     return next(iter(inside.values()), module)
 
 
