@@ -28,7 +28,7 @@ from agentsd.unet.guidance import conditional_half
 from agentsd.unet.noise import noise_source
 
 
-def reusing(every=3, depth=0, **more):
+def skipping(every=3, depth=0, **more):
     return Schedule((Phase(1.0, None, every),), skipping=Skipping(depth=depth, forecast=0.2, last_full=False), **more)
 
 
@@ -53,7 +53,7 @@ class TestGradients:
     def test_one_trainable_weight_makes_every_step_full(self, depth, unet):
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
         unet.conv_out.bias.requires_grad_()
-        with agentsd.apply(unet, reusing(depth=depth)) as patch:
+        with agentsd.apply(unet, skipping(depth=depth)) as patch:
             with pytest.warns(UserWarning, match="gradients are taken through the UNet"):
                 outputs = loop(unet, scheduler.timesteps, sample, text)
             assert all(output.requires_grad for output in outputs)
@@ -63,7 +63,7 @@ class TestGradients:
 
     def test_a_frozen_unet_skips_with_gradients_enabled(self, unet):
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         loop(unet, scheduler.timesteps, sample, text)
         assert agentsd.report(unet).last_run.skipped == 2
 
@@ -76,7 +76,7 @@ class TestGradients:
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
         pooled = torch.randn(2, 8, requires_grad=True)
         added = {"text_embeds": pooled, "time_ids": torch.ones(2, 6)}
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         outputs = loop(unet, scheduler.timesteps, sample, text, added_cond_kwargs=added)
         assert all(output.requires_grad for output in outputs)
 
@@ -87,7 +87,7 @@ class TestMemory:
         scheduler, (sample, text) = calm(900, 700, 500), unet_inputs()
         feature = 4 * sample.numel()
         monkeypatch.setattr(agentsd.unet.runs, "MOST_BYTES", 10 * feature)
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         with torch.no_grad():
             for _ in range(100):
                 unet(sample, scheduler.timesteps[0], text.clone() if fresh_context else text)
@@ -95,7 +95,7 @@ class TestMemory:
 
     def test_walking_the_timesteps_backwards_keeps_one(self, unet):
         scheduler, (sample, text) = calm(*range(900, 100, -40)), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         with torch.no_grad():
             loop(unet, [scheduler.timesteps[19 - i] for i in range(20)], sample, text)
         assert 0 < unet._agentsd.runs.nbytes <= 4 * sample.numel()
@@ -103,7 +103,7 @@ class TestMemory:
     def test_an_interrupted_run_of_another_thread_is_dropped(self, unet, monkeypatch):
         monkeypatch.setattr(agentsd.unet.runs, "IDLE_SECONDS", 0.0)
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         done, end = threading.Event(), threading.Event()
 
         def work():
@@ -168,13 +168,13 @@ class TestNoise:
             **{**frozen_pipe.components, "scheduler": EulerAncestralDiscreteScheduler()}, requires_safety_checker=False
         )
         other.set_progress_bar_config(disable=True)
-        patch = agentsd.apply(frozen_pipe, reusing())
+        patch = agentsd.apply(frozen_pipe, skipping())
         with pytest.warns(UserWarning, match="EulerAncestralDiscreteScheduler adds fresh noise"):
             draw(other, steps=6)
         assert "EulerAncestral" in patch.report().noise_problem
 
     def test_eta_is_seen(self, frozen_pipe):
-        patch = agentsd.apply(frozen_pipe, reusing())
+        patch = agentsd.apply(frozen_pipe, skipping())
         draw(frozen_pipe, steps=6)
         assert patch.report().noise_problem is None
         with pytest.warns(UserWarning, match=r"DDIMScheduler adds fresh noise at every step \(eta=1\)"):
@@ -187,7 +187,7 @@ class TestNoise:
 
     def test_timesteps_of_no_scheduler_count_as_noisy(self, unet):
         sample, text = unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         with torch.no_grad(), pytest.warns(UserWarning, match="no scheduler is known for these timesteps"):
             loop(unet, torch.tensor([900, 600, 300]), sample, text)
 
@@ -274,7 +274,7 @@ class TestConditions:
         """Return the outputs of a run, patched and stock, whose call `i` gets `arguments(i)`."""
         sample = unet_inputs()[0]
         found = []
-        for schedule in (reusing(2), None):
+        for schedule in (skipping(2), None):
             scheduler = calm(900, 800, 700, 600, 500, 400)
             if schedule is not None:
                 agentsd.apply(unet, schedule)
@@ -377,7 +377,7 @@ class TestForeignCode:
     def test_every_step_is_full(self, how, depth, unet):
         seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
         self.put(unet, how, lambda *_: seen.append(1))
-        agentsd.apply(unet, reusing(2, depth=depth))
+        agentsd.apply(unet, skipping(2, depth=depth))
         with pytest.warns(UserWarning, match=r"of other code at up_blocks\.0 may need its layers at every step"):
             loop(unet, scheduler.timesteps, sample, text)
         assert len(seen) == 4
@@ -396,7 +396,7 @@ class TestForeignCode:
     def test_a_hook_that_comes_and_goes_within_a_run(self, unet):
         (sample, text), seen = unet_inputs(), []
         scheduler = calm(900, 800, 700, 600, 500, 400)
-        agentsd.apply(unet, reusing(2))
+        agentsd.apply(unet, skipping(2))
         for index, t in enumerate(scheduler.timesteps):
             if index == 3:
                 handle = unet.mid_block.register_forward_hook(lambda *_: seen.append(1))
@@ -410,7 +410,7 @@ class TestForeignCode:
     def test_a_hook_may_say_that_it_can_miss_steps(self, unet):
         seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
         unet.mid_block.register_forward_hook(may_miss_steps(lambda *_: seen.append(1)))
-        agentsd.apply(unet, reusing(2))
+        agentsd.apply(unet, skipping(2))
         loop(unet, scheduler.timesteps, sample, text)
         assert len(seen) == 2
 
@@ -418,7 +418,7 @@ class TestForeignCode:
         seen = []
         frozen_pipe.unet.mid_block.register_forward_hook(lambda *call: seen.append(call[-1].shape[0]))
         agentsd.apply(frozen_pipe, Schedule((Phase(1.0, None),), guidance_interval=(0.0, 0.5)))
-        with pytest.warns(UserWarning, match="cannot leave out guidance"):
+        with pytest.warns(UserWarning, match="does not leave out guidance"):
             draw(frozen_pipe, steps=4, guidance_scale=5.0)
         assert seen == [2, 2, 2, 2]
 
@@ -428,7 +428,7 @@ class TestForeignCode:
         accelerate.cpu_offload(unet, execution_device="cpu")  # replaces the forward of every layer
         unet.mid_block.compile()
         unet.up_blocks[0] = torch.compile(unet.up_blocks[0], backend="eager")
-        agentsd.apply(unet, reusing(2))
+        agentsd.apply(unet, skipping(2))
         assert unet._agentsd.schedule.skips_steps
         assert ForeignCode(unet).find() is None
 
@@ -464,13 +464,15 @@ class TestWrapped:
 
     def test_data_parallel(self, unet):
         (sample, text), scheduler = unet_inputs(), calm(900, 700, 500, 300)
-        agentsd.apply(torch.nn.DataParallel(unet), reusing(2))
+        agentsd.apply(torch.nn.DataParallel(unet), skipping(2))
         loop(torch.nn.DataParallel(unet), scheduler.timesteps, sample, text)
         assert agentsd.report(unet).last_run.skipped == 2
 
     def test_two_unets_in_one_module_are_refused(self, unet):
         both = torch.nn.ModuleList([unet, make_tiny_unet()])
-        with pytest.raises(ValueError, match=r"target=ModuleList holds several denoisers \(0, 1\).*give the one to patch"):
+        with pytest.raises(
+            ValueError, match=r"target=ModuleList holds several denoisers \(0, 1\).*give the one to patch"
+        ):
             agentsd.apply(both, "gentle")
 
 
@@ -496,7 +498,7 @@ class TestOutsideACall:
 
     def test_a_disabled_shallow_copy_runs_its_own_modules(self, unet):
         sample, text = unet_inputs()
-        patch = agentsd.apply(unet, reusing())
+        patch = agentsd.apply(unet, skipping())
         other = copy.copy(unet)
         other._modules = dict(unet._modules)
         other.conv_out = torch.nn.Conv2d(16, 4, 3, padding=1)
@@ -549,7 +551,7 @@ def test_default_processors_can_be_set_while_patched(unet):
 def test_the_report_says_why_a_step_was_full(unet):
     scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
     unet.conv_out.bias.requires_grad_()
-    agentsd.apply(unet, reusing(2))
+    agentsd.apply(unet, skipping(2))
     loop(unet, scheduler.timesteps, sample, text)
     found = agentsd.report(unet).last_run
     assert (found.full, found.skipped, found.forced[0][1]) == (4, 0, 2)
@@ -572,7 +574,7 @@ def test_a_custom_processor_of_other_code_makes_steps_full(unet):
     store = Store()
     unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.set_processor(store)
     scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-    agentsd.apply(unet, reusing(2))
+    agentsd.apply(unet, skipping(2))
     with pytest.warns(UserWarning, match="attention processor Store of other code"):
         loop(unet, scheduler.timesteps, sample, text)
     assert store.calls == 4

@@ -174,7 +174,7 @@ def changed_schedule(
     if ratio is not None:
         schedule = with_ratio(schedule, ratio, f"the schedule {label!r}")
     if reuse is not None:
-        schedule = schedule.with_reuse(reuse)
+        schedule = schedule.with_skipping(reuse)
     if depth is not None:
         schedule = dataclasses.replace(schedule, skipping=dataclasses.replace(schedule.skipping, depth=depth))
     return schedule, _changed_label(label, ratio, reuse, depth)
