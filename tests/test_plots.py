@@ -68,7 +68,7 @@ def test_who_is_who():
     assert {plots["short"](rival) for rival in rivals} == {
         "tomesd 0.5", "ToDo", "HyperTile", "PAB", "DeepCache 3", "DeepCache 5", "T-GATE",
     }  # fmt: skip
-    assert {kinds["preset balanced"], kinds["preset paper"], kinds["reuse 3"]} == {"preset", "paper", "ours"}
+    assert {kinds["preset balanced"], kinds["preset paper"], kinds["full step every 3, last layer"]} == {"preset", "paper", "ours"}
 
 
 def test_the_front_is_what_nothing_beats():

@@ -34,12 +34,12 @@ SHORT = (
     "tomesd 0.5",
     "DeepCache 3",
     "paper, agent phase",
-    "sampled agents, stride 4",
-    "reuse 3 + sampled agents",
-    "reuse 5 + sampled agents",
-    "reuse 5 + sampled agents, channels last",
-    "prediction reuse 3 + sampled agents",
-    "prediction reuse 5 + sampled agents",
+    "key/value sampling, stride 4",
+    "full step every 3, last layer + key/value sampling",
+    "full step every 5, last layer + key/value sampling",
+    "full step every 5, last layer + key/value sampling, channels last",
+    "full step every 3 + key/value sampling",
+    "full step every 5 + key/value sampling",
 )
 SHORT_DEMO = (
     "stock",
