@@ -185,8 +185,8 @@ class TestPackage:
         path, names = sdist
         for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile",
                      "constraints.txt", "conftest.py", "agentsd/py.typed", "docs/method.md", "scripts/generate.py",
-                     "notebooks/01_quickstart.ipynb", "tests/test_contract.py", "docs/img/front.png",
-                     "results/speed.jsonl", "results/demo/front.jsonl"):  # fmt: skip
+                     "notebooks/01_quickstart.ipynb", "tests/test_contract.py", "docs/img/scaling.png",
+                     "results/speed.jsonl", "results/demo/arms.jsonl"):  # fmt: skip
             assert name in names
         assert model_files() <= names
         assert not [name for name in names if any(part in f"{name}/" for part in UNWANTED)]

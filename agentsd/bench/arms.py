@@ -48,17 +48,29 @@ STEP_ARMS = MappingProxyType(
         "full step every 3, last layer": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
         "full step every 3, last layer, no self-attention (ceiling)": no_self_attention_arm(every=3),
         "full step every 5, last layer, no self-attention (ceiling)": no_self_attention_arm(every=5),
-        "full step every 3, last layer + key/value sampling": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)),
-        "full step every 5, last layer + key/value sampling": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)),
-        "full step every 3 + key/value sampling": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)),
-        "full step every 5 + key/value sampling": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)),
-        "full step every 3, last layer + key/value sampling, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)),
-        "full step every 5, last layer + key/value sampling, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)),
+        "full step every 3, last layer + key/value sampling": agent_arm(
+            Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)
+        ),
+        "full step every 5, last layer + key/value sampling": agent_arm(
+            Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)
+        ),
+        "full step every 3 + key/value sampling": agent_arm(
+            Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)
+        ),
+        "full step every 5 + key/value sampling": agent_arm(
+            Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)
+        ),
+        "full step every 3, last layer + key/value sampling, two levels": agent_arm(
+            Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)
+        ),
+        "full step every 5, last layer + key/value sampling, two levels": agent_arm(
+            Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)
+        ),
     }
 )
 
 
-def _front() -> dict[str, RunArm]:
+def _run_arms() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
     arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0, 4.0)}
     arms |= {f"preset {name}": run_arm(schedule) for name, schedule in PRESETS.items()}
@@ -97,24 +109,7 @@ def _front() -> dict[str, RunArm]:
 
 
 # For the time and the quality of a whole run.
-RUN_ARMS = MappingProxyType(_front())
-
-
-def kind_of(arm: str) -> str:
-    """Return the group of a run arm: stock, fewer (steps), preset, ours, paper or rival.
-
-    Example:
-        >>> kind_of("full step every 3, last layer + key/value sampling"), kind_of("DeepCache 3")
-        ('ours', 'rival')
-    """
-    if arm in ("stock", "stock A/A", "unfused attention"):
-        return "stock"
-    if arm.startswith("stock, steps"):
-        return "fewer"
-    if arm.startswith("preset "):
-        return "paper" if arm == "preset paper" else "preset"
-    ours = ("pooled agents", "key/value sampling", "full step every ", "paper, ")
-    return "ours" if arm.startswith(ours) else "rival"
+RUN_ARMS = MappingProxyType(_run_arms())
 
 
 def is_current(arm: str, settings: str) -> bool:

@@ -9,14 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scipy.stats import binomtest
-
-from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.arms import is_current
 from agentsd.bench.gauge_tables import every_table, gauge_table, promise_table
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, newest, read_rows
-from agentsd.pictures.settings import SCHEDULERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
@@ -25,8 +22,6 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "steps", "device", "thre
 SCALING = ("benchmark", "architecture", "batch", "dtype", "levels", "layers", "device", "threads", "torch", "diffusers")
 MAIN = {"benchmark": "unet step", "architecture": "sd15", "dtype": "bfloat16", "device_type": "cpu"}
 MAIN_SIZES = (512, 768)
-SELDOM = 0.05
-SWEPT = ("agents", "stride", "broadcast_exponent", "shortcut", "phase", "max_downsample")
 # What docs/benchmarks.md shows of the two long tables; results/README.md shows all.
 SHORT = (
     "stock",
@@ -40,17 +35,6 @@ SHORT = (
     "full step every 5, last layer + key/value sampling, channels last",
     "full step every 3 + key/value sampling",
     "full step every 5 + key/value sampling",
-)
-SHORT_DEMO = (
-    "stock",
-    "stock, steps / 3",
-    "tomesd 0.5",
-    "DeepCache 3",
-    "preset gentle",
-    "preset quality",
-    "preset balanced",
-    "preset fast",
-    "preset extreme",
 )
 
 
@@ -73,23 +57,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fill(text: str) -> str:
-    """Return `text` with every marked table made anew."""
+    """Return `text` with every marked table written again."""
     tables = {
         "h200": h200_table,
         "speed-short": lambda: main_table(SHORT),
         "gauge": lambda: gauge_table(read_rows(ROOT / "results/gauge.jsonl")),
         "gauge-promise": lambda: promise_table(read_rows(ROOT / "results/gauge.jsonl")),
         "gauge-all": lambda: every_table(read_rows(ROOT / "results/gauge.jsonl")),
-        "demo-short": lambda: demo_table(SHORT_DEMO),
         "speed": main_table,
         "speed-others": other_tables,
         "demo": demo_table,
-        "demo-50": lambda: demo_table(name="front-50"),
-        "front": front_table,
-        "schedulers": schedulers_table,
         "rankings": lambda: demo_table(name="rankings"),
-        "sweep": sweep_table,
-        "reuse": reuse_table,
         "scaling": scaling_table,
         "plans": plans_table,
     }
@@ -206,21 +184,21 @@ def speed_table(rows: Sequence[Row]) -> str:
         memory = [f"{row['peak_bytes'] / 2**30:.2f} GiB" if row and row["peak_bytes"] else "" for row in found]
         lines.append(f"| {arm} | " + " | ".join(gains + memory) + " |")
     pairs = sorted({row["rounds"] for row in rows})
-    told = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
+    number = f"{pairs[0]} to {pairs[-1]}" if len(pairs) > 1 else f"{pairs[0]}"
     times = ", ".join(f"{second:.3g} s at {head}" for second, head in zip(seconds, heads, strict=True))
     control = "; stock A/A shows the noise" if any(row["arm"] == "stock A/A" for row in rows) else ""
     whole = "per step of a cycle" if first["benchmark"] == "unet step" else "text encoder and VAE included"
     note = (
         f"Speed-up over stock diffusers (fused SDPA; {times}), {first['architecture']} architecture with random "
         f"weights, batch {first['batch']}, {first['dtype']}, {first['threads']} threads of {first['device']}, torch "
-        f"{first['torch']}, diffusers {first['diffusers']}; arms interleaved in one process, median of {told} paired "
+        f"{first['torch']}, diffusers {first['diffusers']}; arms interleaved in one process, median of {number} paired "
         f"ratios with {spread(pairs[0])}, {whole}{control}. `scripts/benchmark.py`, `results/speed.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
 
 def spread(pairs: int) -> str:
-    """What stands in brackets: a bootstrap of few values ends at the least and the greatest of them."""
+    """What the brackets hold: a bootstrap of few values ends at the least and the greatest of them."""
     return (
         "95% interval"
         if pairs >= FEWEST_FOR_INTERVAL
@@ -295,10 +273,9 @@ def plans_table() -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
-    """Speed against quality on the bundled demo model; of some arms, or of all that a result file has."""
+def demo_table(name: str = "arms") -> str:
+    """Speed against quality on the bundled demo model."""
     rows = current_rows(f"demo/{name}")
-    rows = _only(rows, arms)
     if not rows:
         return ""
     first = rows[0]
@@ -314,7 +291,8 @@ def demo_table(arms: Sequence[str] | None = None, name: str = "front") -> str:
         f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
         f"{first['guidance_scale']:g}, {first['size']}x{first['size']} pixels (64x64 tokens), {first['dtype']}, "
         f"{how_timed(first)}; likeness to "
-        f"the stock picture of the same seed, medians. `scripts/demo_front.py`, `results/demo/{name}.jsonl`."
+        f"the stock picture of the same seed, medians. Measured on 26 November 2026, `results/demo/{name}.jsonl`; "
+        "`scripts/fid_eval.py --reference demo` measures the same."
     )
     return "\n".join([*lines, "", note, ""])
 
@@ -325,124 +303,11 @@ def likeness_cells(row: Row) -> str:
 
 
 def how_timed(row: Row) -> str:
-    """Where a row of the front was timed, and what."""
+    """Where a row was timed, and what."""
     return (
         f"{row['threads']} threads of {row['device']}, torch {row['torch']}; speed-up of the pipeline call without VAE "
         f"decoding, median of {row['rounds']} paired ratios with {spread(row['rounds'])}"
     )
-
-
-def schedulers_table() -> str:
-    """Presets under other schedulers than the demo model's own, beside stock with fewer steps and deep features."""
-    rows = {name: current_rows(f"demo/front-{name}") for name in SCHEDULERS}
-    rows = {name: found for name, found in rows.items() if found}
-    if not rows:
-        return ""
-    lines = ["| scheduler | arm | speed-up | PSNR | SSIM | latent error |", "|---|---|--:|--:|--:|--:|"]
-    for name, found in rows.items():
-        for row in (row for row in found if row["arm"] != "stock"):
-            lines.append(f"| {name} | {row['arm']} | {speed_cell(row)} | {likeness_cells(row)} |")
-    first = next(iter(rows.values()))[0]
-    note = (
-        f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} steps, guidance "
-        f"{first['guidance_scale']:g}, {first['dtype']}, {how_timed(first)}; likeness to stock of the same seed and "
-        "scheduler, medians. "
-        "`scripts/demo_front.py --scheduler`, `results/demo/front-*.jsonl`."
-    )
-    return "\n".join([*lines, "", note, ""])
-
-
-def sweep_table() -> str:
-    """What one setting changed at a time does to layers and pictures."""
-    rows = read_rows(ROOT / "results" / "demo" / "sweep.jsonl")
-    if not rows:
-        return ""
-    centre = rows[0]
-    lines = ["| changed | layer error | PSNR | SSIM | latent error |", "|---|--:|--:|--:|--:|"]
-    for row in rows:
-        changed = [f"{key}={row[key]}" for key in SWEPT if row[key] != centre[key]]
-        error = "" if not row["layer_l2"] else f"{max(row['layer_l2'].values()):.3f}"
-        figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
-        lines.append(f"| {', '.join(changed) or 'nothing'} | {error} | {figures} |")
-    settings = ", ".join(f"{key}={centre[key]}" for key in SWEPT)
-    note = (
-        f"From {settings}; bundled demo model, {centre['prompts']} held-out prompts, {centre['steps']} DDIM steps, "
-        f"guidance {centre['guidance_scale']:g}, {centre['dtype']}. Layer error: of a layer's output, relative to that "
-        "of softmax attention on equal input, the worst level's median; the others against the stock picture of the "
-        "same seed, medians. `scripts/dev/sweep.py`, `results/demo/sweep.jsonl`."
-    )
-    return "\n".join([*lines, "", note, ""])
-
-
-def reuse_table() -> str:
-    """What it costs to reuse features, by where whole steps stand, what runs between and how far it is forecast."""
-    rows = read_rows(ROOT / "results" / "demo" / "reuse.jsonl")
-    if not rows:
-        return ""
-    first = rows[0]
-    lines = [
-        "| reused | whole UNet at steps | layers between | forecast | PSNR | SSIM | latent error |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        full, steps = row["full_steps"], row["steps"]
-        others = [step for step in range(steps) if step not in full]
-        where = ", ".join(map(str, full)) if len(full) <= steps // 2 else "all"
-        if where == "all" and others:
-            where += f" but {', '.join(map(str, others))}"
-        figures = f"{row['psnr_db_median']:.1f} dB | {row['ssim_median']:.4f} | {row['latent_l2_median']:.4f}"
-        lines.append(f"| {row['layout']} | {where} | {row['depth']} | {row['forecast']:g} | {figures} |")
-    note = (
-        f"Bundled demo model, {first['prompts']} held-out prompts, {first['steps']} DDIM steps, guidance "
-        f"{first['guidance_scale']:g}, {first['dtype']}, attention as in `quality`; against the stock picture "
-        "of the same seed, medians. `scripts/dev/sweep.py --reuse`, `results/demo/reuse.jsonl`."
-    )
-    return "\n".join([*lines, "", note, ""])
-
-
-def front_table() -> str:
-    """For every rival, a setting of agentsd that is as fast and as good by every measure, or what is missing.
-
-    Fewer right pictures count as fewer where chance would seldom make the difference.
-    """
-    rows = current_rows("demo/front")
-    ours = [row for row in rows if kind_of(row["arm"]) in ("ours", "preset", "paper")]
-    rivals = [row for row in rows if kind_of(row["arm"]) in ("rival", "fewer")]
-    if not ours or not rivals:
-        return ""
-    lines = [
-        "| rival | as fast and as good by every measure | speed-up | PSNR | SSIM | right |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for rival in rivals:
-        as_fast = [row for row in ours if row["speedup"] >= rival["speedup"]]
-        good = [
-            row
-            for row in as_fast
-            if all(row[key] >= rival[key] for key in ("psnr_db_median", "ssim_median"))
-            and (row["right"] >= rival["right"] or _chance(row, rival) >= SELDOM)
-        ]
-        if good:
-            best = max(good, key=lambda row: row["psnr_db_median"])
-            name = best["arm"]
-        else:
-            best = max(as_fast or ours, key=lambda row: row["psnr_db_median"])
-            name = f"**none**; nearest: {best['arm']}"
-        pairs = [
-            (f"{best['speedup']:.2f}x", f"{rival['speedup']:.2f}x"),
-            (f"{best['psnr_db_median']:.1f} dB", f"{rival['psnr_db_median']:.1f} dB"),
-            (f"{best['ssim_median']:.3f}", f"{rival['ssim_median']:.3f}"),
-            (f"{best['right']}", f"{rival['right']} of {rival['prompts']} (p = {_chance(best, rival):.2g})"),
-        ]
-        lines.append(f"| {rival['arm']} | {name} | " + " | ".join(f"{a} against {b}" for a, b in pairs) + " |")
-    return "\n".join([*lines, ""])
-
-
-def _chance(one: Row, other: Row) -> float:
-    """How often chance alone makes as large a difference in right pictures: McNemar's exact test on equal prompts."""
-    pairs = list(zip(one["right_each"], other["right_each"], strict=True))
-    gained, lost = (sum(pair == apart for pair in pairs) for apart in ((1, 0), (0, 1)))
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
 if __name__ == "__main__":
