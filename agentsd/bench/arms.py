@@ -48,24 +48,17 @@ STEP_ARMS = MappingProxyType(
         "full step every 3, last layer": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
         "full step every 3, last layer, no self-attention (ceiling)": no_self_attention_arm(every=3),
         "full step every 5, last layer, no self-attention (ceiling)": no_self_attention_arm(every=5),
-        "full step every 3, last layer + key/value sampling": agent_arm(
-            Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)
-        ),
-        "full step every 5, last layer + key/value sampling": agent_arm(
-            Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)
-        ),
-        "full step every 3 + key/value sampling": agent_arm(
-            Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)
-        ),
-        "full step every 5 + key/value sampling": agent_arm(
-            Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)
-        ),
-        "full step every 3, last layer + key/value sampling, two levels": agent_arm(
-            Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)
-        ),
-        "full step every 5, last layer + key/value sampling, two levels": agent_arm(
-            Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)
-        ),
+    }
+    | {
+        f"full step every {every}{layer} + key/value sampling{levels}": agent_arm(
+            Schedule.constant(attention, every, skipping=skipping)
+        )
+        for layer, levels, attention, skipping in (
+            (", last layer", "", SAMPLED_8, COPIED_LAYER),
+            ("", "", SAMPLED_8, COPIED_PREDICTION),
+            (", last layer", ", two levels", _TWO_LEVELS, COPIED_LAYER),
+        )
+        for every in (3, 5)
     }
 )
 
