@@ -15,7 +15,7 @@ _SETUP = ("weights", "prompts", "steps", "size", "dtype", "device", "threads", "
 
 
 def collect() -> dict[str, Any]:
-    """Return everything that `python -m agentsd info` tells, in JSON's types.
+    """Return everything that `python -m agentsd info` prints, in JSON's types.
 
     Returns:
         `agentsd`, `python`, `packages` (name to version, `None` if missing), `devices`, `presets` (name to figures,
@@ -141,8 +141,8 @@ def describe(facts: Mapping[str, Any]) -> str:
         lines.append(f"  {name}{default}: {said}")
     setup = facts["measured_with"]
     if setup and any(facts["presets"].values()):
-        told = ", ".join(f"{key} {value}" for key, value in setup.items())
-        lines.append(f"  measured with: {told}; another machine, size or model has other figures")
+        conditions = ", ".join(f"{key} {value}" for key, value in setup.items())
+        lines.append(f"  measured with: {conditions}; another machine, size or model has other figures")
     model = facts["demo_model"]
     lines.append(f"demo model: {'whole' if model['whole'] else '; '.join(model['problems'])} ({model['path']})")
     return "\n".join(lines)
