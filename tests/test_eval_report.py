@@ -293,7 +293,8 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
 def test_the_note_tells_batches_from_prompts(whole, batch, said):
     timing = {"prompts": 8, "batch": batch, "environment": {"device": "this one", "threads": 1}}
     assert said in note(read_json(whole / "results.json") | {"timing": timing})
-    assert "each batch of prompts is generated twice by every arm" in (whole / "report.html").read_text(encoding="utf-8")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "each batch of prompts is generated twice by every arm" in page
 
 
 def test_every_figure_of_the_results_has_a_row(whole):
