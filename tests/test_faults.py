@@ -19,6 +19,7 @@ from tiny import draw, make_tiny_pipe, make_tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import agentsd
+import agentsd.unet.choices
 import agentsd.unet.runs
 from agentsd import Phase, SampledKeys, Schedule, Skipping
 from agentsd.attention.tokens import cell_pattern, rank_tokens
@@ -87,9 +88,10 @@ class TestMemory:
         scheduler, (sample, text) = calm(900, 700, 500), unet_inputs()
         feature = 4 * sample.numel()
         monkeypatch.setattr(agentsd.unet.runs, "MOST_BYTES", 10 * feature)
+        monkeypatch.setattr(agentsd.unet.runs, "MOST_CALLS", 16)
         agentsd.apply(unet, skipping())
         with torch.no_grad():
-            for _ in range(100):
+            for _ in range(20):
                 unet(sample, scheduler.timesteps[0], text.clone() if fresh_context else text)
         assert unet._agentsd.runs.nbytes <= (10 * feature if fresh_context else feature)
 
@@ -123,7 +125,8 @@ class TestMemory:
         end.set()
         thread.join()
 
-    def test_choices_of_a_long_run_are_found_again_and_go_with_the_patch(self, unet):
+    def test_choices_of_a_long_run_are_found_again_and_go_with_the_patch(self, unet, monkeypatch):
+        monkeypatch.setattr(agentsd.unet.choices, "_LEAST", 8)
         sample, text = unet_inputs()
         patch = agentsd.apply(unet, SampledKeys(stride=4))
         choices = unet._agentsd.choices
@@ -131,7 +134,7 @@ class TestMemory:
         generator = choices._generator
         choices._generator = lambda *words: made.append(words) or generator(*words)
         for _ in range(2):
-            scheduler = calm(*range(999, 699, -1))
+            scheduler = calm(*range(999, 979, -1))
             with torch.no_grad():
                 loop(unet, scheduler.timesteps, sample[:1], text[:1])
             if not _:

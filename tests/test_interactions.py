@@ -344,7 +344,7 @@ class TestOffload:
         cpu = torch.device("cpu")
         tiny_pipe.unet.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
         patch = agentsd.apply(tiny_pipe, SKIPPING)
-        with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
+        with pytest.warns(UserWarning, match="group offloading loads the weights of a block"):
             assert torch.equal(draw(tiny_pipe), wanted)
         assert "group offloading" in patch.report().skipping_problem
 
