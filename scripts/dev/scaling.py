@@ -39,7 +39,7 @@ ARMS: dict[str, Attention | None] = {
     "pooled agents, at most 256": PooledAgents(stride=4, max_agents=256),
     "key/value sampling, at most 256": SampledKeys(stride=4, max_keys=256),
 }
-# What tells arms apart where coarser levels run too.
+# Arms that differ where coarser levels run too.
 ARMS_OF_ALL: dict[str, Attention | None] = {
     STOCK: None,
     "key/value sampling, at most 256": ARMS["key/value sampling, at most 256"],
