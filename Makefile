@@ -17,7 +17,7 @@ help: ## list the commands
 
 install: $(STAMP) ## make .venv with the tested versions (done once)
 
-# --group needs pip 25.1; torch first and alone, so that a CPU index or find-links decides the build.
+# --group needs pip 25.1; torch first and alone: then a CPU index or find-links decides the build.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, and {sys.executable} is {sys.version.split()[0]}; choose another: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

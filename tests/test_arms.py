@@ -103,7 +103,7 @@ def test_compiled_arms_compile_once_for_all_entries_and_are_undone(name):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["stock", "reuse 3 + sampled agents"])
+@pytest.mark.parametrize("name", ["stock", "full step every 3, last layer + key/value sampling"])
 def test_channels_last_arms_change_the_format_alone_and_change_it_back(name):
     pipe, arm = make_tiny_pipe(), STEP_ARMS[name]
     before = {key: (value.clone(), value.stride()) for key, value in pipe.unet.state_dict().items()}
@@ -142,15 +142,15 @@ def test_cycles_follow_the_interval():
     assert {name: arm.cycle for name, arm in STEP_ARMS.items() if arm.cycle > 1} == {
         "DeepCache 3": 3,
         "DeepCache 5": 5,
-        "reuse 3": 3,
-        "reuse 3, no self-attention (ceiling)": 3,
-        "reuse 5, no self-attention (ceiling)": 5,
-        "reuse 3 + sampled agents": 3,
-        "reuse 5 + sampled agents": 5,
-        "prediction reuse 3 + sampled agents": 3,
-        "prediction reuse 5 + sampled agents": 5,
-        "reuse 3 + sampled agents, two levels": 3,
-        "reuse 5 + sampled agents, two levels": 5,
+        "full step every 3, last layer": 3,
+        "full step every 3, last layer, no self-attention (ceiling)": 3,
+        "full step every 5, last layer, no self-attention (ceiling)": 5,
+        "full step every 3, last layer + key/value sampling": 3,
+        "full step every 5, last layer + key/value sampling": 5,
+        "full step every 3 + key/value sampling": 3,
+        "full step every 5 + key/value sampling": 5,
+        "full step every 3, last layer + key/value sampling, two levels": 3,
+        "full step every 5, last layer + key/value sampling, two levels": 5,
     }
 
 

@@ -79,7 +79,7 @@ def test_rows_of_calls(tmp_path):
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
     output = tmp_path / "speed.jsonl"
-    arms = ["--size", "64", "--group", "1", "--arms", "stock", "tomesd 0.5", "reuse 3"]
+    arms = ["--size", "64", "--group", "1", "--arms", "stock", "tomesd 0.5", "full step every 3, last layer"]
     assert run(output, *arms, "--limit-seconds", "0", code=1) == []
     assert "with 2 arms left" in capsys.readouterr().err
     first = run(output, *arms[:-1])
@@ -87,7 +87,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
         file.write('{"arm": "cut o')  # a crash
     rows = run(output, *arms)
     assert rows[:2] == first
-    assert [row["arm"] for row in rows] == ["stock", "tomesd 0.5", "reuse 3"]
+    assert [row["arm"] for row in rows] == ["stock", "tomesd 0.5", "full step every 3, last layer"]
     assert run(output, *arms) == rows
     capsys.readouterr()
     again = run(output, *arms, "--rounds", "3")
@@ -101,9 +101,9 @@ def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
 
     arms = {**STEP_ARMS, "tomesd 0.5": Arm(refuse)}
     monkeypatch.setitem(script["main"].__globals__, "STEP_ARMS", arms)
-    chosen = ["--size", "64", "--arms", "tomesd 0.5", "reuse 3"]
+    chosen = ["--size", "64", "--arms", "tomesd 0.5", "full step every 3, last layer"]
     rows = run(tmp_path / "speed.jsonl", *chosen, code=1)
-    assert [row["arm"] for row in rows] == ["stock", "reuse 3"]
+    assert [row["arm"] for row in rows] == ["stock", "full step every 3, last layer"]
     assert "tomesd 0.5: left out, ImportError: no such rival" in capsys.readouterr().err
 
 
@@ -118,7 +118,7 @@ def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
     ]
     assert main(["--compile", "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert "sampled agents, stride 4, compiled" in listed
+    assert "key/value sampling, stride 4, compiled" in listed
     assert not any("channels last" in name for name in listed)
     with pytest.raises(SystemExit):
         main(["--arms", "stock, compiled"])

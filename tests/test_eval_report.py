@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("delta", "agreeing", "said"),
     [
-        (Delta(-1, -2, 0.5), {}, "not told apart from stock"),
+        (Delta(-1, -2, 0.5), {}, "no difference from stock shown"),
         (Delta(1, 0.5, 2), {}, "worse than stock"),
         (Delta(1, 0.5, 2), {"clip_score": Interval(1, 0.5, 2)}, "worse than stock"),
         (Delta(-1, -2, -0.5), {}, "different from stock: lower distance, no other metric agrees"),
@@ -139,7 +139,7 @@ def test_an_arm_is_not_called_worse_for_following_the_prompts_less():
     rows = {"stock": Rows(features=0.9 * real + math.sqrt(0.19) * noise), "ours": Rows(features=fast)}
     result = arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=100)
     assert result["metrics"]["delta_fd_quarters"]["low"] > 0
-    assert result["verdict"] == "not told apart from stock"
+    assert result["verdict"] == "no difference from stock shown"
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -291,11 +291,14 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
     assert "FID |" not in text
 
 
-@pytest.mark.parametrize(("batch", "said"), [(1, "Times: 8 prompts, each drawn"), (4, "Times: 8 batches of 4, each")])
+@pytest.mark.parametrize(
+    ("batch", "said"), [(1, "Times: 8 prompts, each generated"), (4, "Times: 8 batches of 4, each")]
+)
 def test_the_note_tells_batches_from_prompts(whole, batch, said):
     timing = {"prompts": 8, "batch": batch, "environment": {"device": "this one", "threads": 1}}
     assert said in note(read_json(whole / "results.json") | {"timing": timing})
-    assert "each batch of prompts is drawn twice by every arm" in (whole / "report.html").read_text(encoding="utf-8")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "each batch of prompts is generated twice by every arm" in page
 
 
 def test_every_figure_of_the_results_has_a_row(whole):

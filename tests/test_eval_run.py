@@ -398,7 +398,7 @@ def test_equal_time_counts_what_a_call_costs_without_steps(monkeypatch, tiny_pip
 
 def test_a_clock_without_slope_is_told(caplog):
     assert timing.steps_of_time((20, 1.0), (7, 1.1), 0.5) == 10
-    assert "too noisy to tell what a step costs" in caplog.text
+    assert "too noisy to measure a step" in caplog.text
     assert timing.steps_of_time((20, 5.0), (7, 2.4), 0.1) == 1
     assert timing.steps_of_time((20, 5.0), (7, 2.4), 9.0) == 20
     assert timing.steps_of_time((1, 5.0), (1, 5.0), 9.0) == 1
@@ -744,7 +744,7 @@ def test_arms_are_read():
         ("x:steps=0", r"steps=0 must be a whole number from 1 to 1000"),
         ("x:noise=-1", r"noise=-1 must be 0"),
         ("x:rival=nobody", r"rival='nobody' is unknown; choose one of"),
-        ("x:rival=T-GATE,reuse=2", r"rival stands in the place of reuse"),
+        ("x:rival=T-GATE,reuse=2", r"rival replaces reuse"),
     ],
 )
 def test_an_arm_that_cannot_be_read_is_named(text, message):

@@ -110,16 +110,16 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
 @pytest.mark.parametrize(
     ("options", "label", "schedule"),
     [
-        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset("paper").with_merge_ratio(0.3).with_reuse(2)),
-        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(3)),
+        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset("paper").with_merge_ratio(0.3).with_skipping(2)),
+        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset("paper").with_merge_ratio(0.2).with_skipping(3)),
         (
             ["--depth", 2],
             "paper, ratio 0.2, reuse 2, depth 2",
             dataclasses.replace(
-                agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(2), skipping=agentsd.Skipping(depth=2)
+                agentsd.preset("paper").with_merge_ratio(0.2).with_skipping(2), skipping=agentsd.Skipping(depth=2)
             ),
         ),
-        (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_reuse(3)),
+        (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_skipping(3)),
     ],
 )
 def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label, schedule):

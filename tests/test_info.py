@@ -14,7 +14,7 @@ from agentsd.cli.info import MEASURED, collect, current_figures, describe, read_
 from agentsd.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "results" / "demo" / "front.jsonl"
+SOURCE = ROOT / "results" / "demo" / "arms.jsonl"
 
 
 def row(name, **changes):
@@ -116,6 +116,4 @@ class TestFigures:
         assert "balanced (default): tolerance 0.03; calls and likeness depend on the solver" in text
 
     def test_the_committed_file_is_that_of_the_results(self):
-        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/front.jsonl"), (
-            "run scripts/dev/measured.py"
-        )
+        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/arms.jsonl"), "run scripts/dev/measured.py"

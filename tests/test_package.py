@@ -186,7 +186,7 @@ class TestPackage:
         for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile",
                      "constraints.txt", "conftest.py", "agentsd/py.typed", "docs/method.md", "scripts/generate.py",
                      "notebooks/01_quickstart.ipynb", "tests/test_contract.py", "docs/img/gauge.png",
-                     "results/speed.jsonl", "results/demo/front.jsonl"):  # fmt: skip
+                     "results/speed.jsonl", "results/demo/arms.jsonl"):  # fmt: skip
             assert name in names
         assert model_files() <= names
         assert not [name for name in names if any(part in f"{name}/" for part in UNWANTED)]

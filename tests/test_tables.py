@@ -8,7 +8,7 @@ import pytest
 
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.cost_tables import plans_table, scaling_table
-from agentsd.bench.demo_tables import demo_table, front_table, schedulers_table, sweep_table
+from agentsd.bench.demo_tables import demo_table
 from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, every_table, gauge_table, promise_table
 from agentsd.bench.rows import key_of, read_rows
 from agentsd.bench.speed_tables import (
@@ -94,18 +94,14 @@ def test_a_preset_that_has_changed_since_is_not_shown(root, twin):
     )
     calls = {"benchmark": "pipeline call", "steps": 20}
     write(root, {**ROW, **calls}, {**now, **calls}, {**before, **calls})
-    assert f"| preset fast{twin} | 2.00x [1.90, 2.10] |" in other_tables(
-        root / "results"
-    )  # the older row is the true one
+    assert f"| preset fast{twin} | 2.00x [1.90, 2.10] |" in other_tables(root / "results")  # the older row is true
     write(root, {**ROW, **calls}, {**before, **calls}, arm("ours", settings="others", **calls))
     assert "preset fast" not in other_tables(root / "results")
     assert "| ours |" in other_tables(root / "results")
     shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
              "guidance_scale": 4.0, "attribute_accuracy": {}, "right": 1, "right_each": [1]}  # fmt: skip
-    for name in ("demo/front", "demo/front-pndm"):
-        write(root, {**ROW, **shown}, {**before, **shown}, arm("tomesd 0.5", **shown), name=name)
-    for make in (demo_table, schedulers_table, front_table):
-        assert "preset fast" not in make(root / "results"), make
+    write(root, {**ROW, **shown}, {**before, **shown}, arm("tomesd 0.5", **shown), name="demo/arms")
+    assert "preset fast" not in demo_table(root / "results")
 
 
 def test_a_plan_of_a_preset_that_has_changed_since_is_not_shown(root):
@@ -183,7 +179,7 @@ def test_the_strip_has_every_arm_for_every_prompt():
 
 
 def test_every_preset_is_shown_with_the_settings_of_today():
-    rows = speed_rows(RESULTS) + current_rows(RESULTS, "demo/front")
+    rows = speed_rows(RESULTS) + current_rows(RESULTS, "demo/arms")
     shown = {row["arm"]: row["settings"] for row in rows if row["arm"] in RUN_ARMS and row["arm"].startswith("preset ")}
     assert shown == {name: RUN_ARMS[name].settings for name in shown}
     gauged = {row["settings"] for row in read_rows(RESULTS / "gauge.jsonl")}
@@ -202,7 +198,6 @@ def test_the_readme_shows_some_arms_in_an_order_of_its_own(root):
 
 def test_the_arms_of_the_readme_were_measured():
     assert {row["arm"] for row in read_rows(RESULTS / "speed.jsonl")} >= set(tables["SHORT"])
-    assert {row["arm"] for row in read_rows(RESULTS / "demo" / "front.jsonl")} >= set(tables["SHORT_DEMO"])
 
 
 def test_sizes_stand_side_by_side(root):
@@ -248,54 +243,8 @@ def test_a_speed_up_without_its_baseline_is_refused(root):
         speed_table([ROW, {**ROW, "threads": 8}])
 
 
-def test_schedulers_stand_below_one_another(root):
-    shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
-             "guidance_scale": 4.0}  # fmt: skip
-    assert schedulers_table(root / "results") == ""
-    for name in ("pndm", "euler-a", "50"):
-        write(root, {**ROW, **shown}, {**arm(name), **shown}, name=f"demo/front-{name}")
-    lines = schedulers_table(root / "results").splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| euler-a", "euler-a"], ["| pndm", "pndm"]]
-    assert lines[2].endswith("| 2.00x [1.90, 2.10] | 31.2 dB | 0.988 | 0.100 |")
-    assert "8 held-out prompts, 20 steps, guidance 4" in lines[-1]
-
-
-def test_every_rival_has_its_match_or_none(root):
-    def row(name, speedup, psnr, ssim, right):
-        each = [1] * right + [0] * (32 - right)
-        found = {"right": right, "right_each": each, "prompts": 32}
-        return arm(name, speedup=speedup, psnr_db_median=psnr, ssim_median=ssim, **found)
-
-    rivals = [row(f"rival {name}", 1.5, 40.0, ssim, right)
-              for name, ssim, right in (("a", 0.9, 20), ("b", 0.9, 22), ("c", 0.9, 28), ("d", 0.91, 21))]  # fmt: skip
-    ours = [row("preset fast", 1.6, 41.0, 0.9, 21), row("reuse 3", 1.4, 50.0, 1.0, 32)]
-    write(root, ROW, *rivals, *ours, name="demo/front")
-    table = front_table(root / "results").splitlines()[2:]
-    assert table[0].startswith("| rival a | preset fast | 1.60x against 1.50x | 41.0 dB against 40.0 dB | ")
-    assert table[1].startswith("| rival b | preset fast | ")  # one picture fewer is chance
-    assert table[2].startswith("| rival c | **none**; nearest: preset fast | ")  # seven are not
-    assert table[3].startswith("| rival d | **none**; nearest: preset fast | ")
-    assert [line.split(" | ")[-1] for line in table] == [
-        "21 against 20 of 32 (p = 1) |",
-        "21 against 22 of 32 (p = 1) |",
-        "21 against 28 of 32 (p = 0.016) |",
-        "21 against 21 of 32 (p = 1) |",
-    ]
-
-
-def test_the_sweep_tells_what_was_changed(root):
-    centre = dict(agents="pool", stride=4, broadcast_exponent=0.3, shortcut=0.075, phase="whole", max_downsample=1,
-                  prompts=8, steps=20, guidance_scale=4.0, dtype="float32", layer_l2={"1": 0.2, "2": 0.3},
-                  psnr_db_median=50.0, ssim_median=0.99, latent_l2_median=0.01)  # fmt: skip
-    write(root, centre, {**centre, "stride": 8, "layer_l2": {}, "psnr_db_median": 40.0}, name="demo/sweep")
-    lines = sweep_table(root / "results").splitlines()[2:]
-    assert lines[0] == "| nothing | 0.300 | 50.0 dB | 0.9900 | 0.0100 |"
-    assert lines[1] == "| stride=8 |  | 40.0 dB | 0.9900 | 0.0100 |"
-    assert "8 held-out prompts, 20 DDIM steps, guidance 4, float32" in lines[-1]
-
-
 def test_no_results_make_no_table(root):
-    for make in (main_table, other_tables, demo_table, scaling_table, front_table, sweep_table, plans_table):
+    for make in (main_table, other_tables, demo_table, scaling_table, plans_table):
         assert make(root / "results") == ""
 
 
@@ -319,7 +268,7 @@ def test_the_demo_table(root):
         "psnr_db_median": 30.04, "ssim_median": 0.98, "latent_l2_median": 0.0123,
         "attribute_accuracy": {"all": 0.5, "singles": 0.5},
     }  # fmt: skip
-    write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/front")
+    write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/arms")
     lines = demo_table(root / "results").splitlines()
     assert lines[2] == "| stock | 2.00x | equal | 0.980 | 0.012 | 50% |  |"
     assert lines[3] == "| ours | 2.00x [1.90, 2.10] | 30.0 dB | 0.980 | 0.012 | 50% |  |"

@@ -234,6 +234,6 @@ def _fill(module: Any, dtype: torch.dtype, device: str | torch.device, seed: int
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
-                # Fan-in scaling keeps activations near one, so that no arm is timed on denormals or infinities.
+                # Fan-in scaling keeps activations near one: no arm may be timed on denormals or infinities.
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
     return module.eval()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from agentsd.bench.gauge_tables import by_combination
 from agentsd.bench.rows import Row
 
-SAMPLING = "sampled agents, stride 4"
+SAMPLING = "key/value sampling, stride 4"
 _NOISY = ("SDE", "ancestral")
 
 

@@ -15,7 +15,7 @@ _SETUP = ("weights", "prompts", "steps", "size", "dtype", "device", "threads", "
 
 
 def collect() -> dict[str, Any]:
-    """Return everything that `python -m agentsd info` tells, in JSON's types.
+    """Return everything that `python -m agentsd info` prints, in JSON's types.
 
     Returns:
         `agentsd`, `python`, `packages` (name to version, `None` if missing), `devices`, `presets` (name to figures,
@@ -66,7 +66,7 @@ def read_measured(path: Path = MEASURED) -> dict[str, Any]:
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], source: str) -> dict[str, Any]:
-    """Return the figures of the presets out of the rows that `scripts/demo_front.py` measured.
+    """Return the figures of the presets from the rows of a result file.
 
     Args:
         rows: The rows, one for each arm; those that are no presets are left out.
@@ -79,7 +79,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], source: str) -> dict[str, Any]:
         ValueError: If presets were measured with different set-ups.
 
     Example:
-        >>> summarise([], "results/demo/front.jsonl")["presets"]
+        >>> summarise([], "results/demo/arms.jsonl")["presets"]
         {}
     """
     chosen = [row for row in rows if row["arm"].removeprefix("preset ") in PRESETS and row["arm"].startswith("preset ")]
@@ -141,8 +141,8 @@ def describe(facts: Mapping[str, Any]) -> str:
         lines.append(f"  {name}{default}: {said}")
     setup = facts["measured_with"]
     if setup and any(facts["presets"].values()):
-        told = ", ".join(f"{key} {value}" for key, value in setup.items())
-        lines.append(f"  measured with: {told}; another machine, size or model has other figures")
+        conditions = ", ".join(f"{key} {value}" for key, value in setup.items())
+        lines.append(f"  measured with: {conditions}; another machine, size or model has other figures")
     model = facts["demo_model"]
     lines.append(f"demo model: {'whole' if model['whole'] else '; '.join(model['problems'])} ({model['path']})")
     return "\n".join(lines)

@@ -116,7 +116,7 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
         if given["rival"] not in rivals:
             raise ValueError(f"arm={text!r}: rival={given['rival']!r} is unknown; choose one of {', '.join(rivals)}.")
         if ours:
-            raise ValueError(f"arm={text!r}: rival stands in the place of {', '.join(sorted(ours))}; leave one out.")
+            raise ValueError(f"arm={text!r}: rival replaces {', '.join(sorted(ours))}; leave one out.")
         return replace(plain, rival=given["rival"])
     if not ours:
         return plain  # stock with other steps or noise

@@ -15,7 +15,7 @@ from agentsd.evaluation.tables import PICTURE_MEASURES, core_table, figures, not
 from agentsd.evaluation.verdicts import sentences
 
 _MEANINGS = (
-    ("speed-up", "stock's time over the arm's, whole pipeline call; each batch of prompts is drawn twice by every "
+    ("speed-up", "stock's time over the arm's, whole pipeline call; each batch of prompts is generated twice by every "
      "arm in the order ABBA, its ratio is the geometric mean of the two, the figure the median with a bootstrap "
      "interval"),
     ("UNet alone", "the same for the UNet's calls only, timed in a pass of its own"),
@@ -23,10 +23,10 @@ _MEANINGS = (
     ("FID, KID", "distances of FID-Inception features from the reference's; FD(x), KD(x) are the same of other "
      "features x and must not be compared with FID. KID and KD can be slightly negative: they are estimates without "
      "bias of a distance near 0"),
-    ("Δ", "arm minus stock on the same prompts, with a 95% interval over prompts; 0 inside: not told apart"),
+    ("Δ", "arm minus stock on the same prompts, with a 95% interval over prompts; 0 inside: no difference shown"),
     ("range of n", "fewer than 6 values give no 95% interval: the least and the greatest of them, and for distances of "
      "all resamples"),
-    ("stock A/A", "stock drawn again: what noise of the machine alone does"),
+    ("stock A/A", "stock once more: the noise of the machine alone"),
     ("stock, N steps", "stock with so few steps that it takes an arm's time: what an accelerator has to beat"),
     ("time over that of", "stock with N steps: its time over that of the arm it stands for, as timed at the end"),
     ("quality", "a lower distance than stock's is called different, not better, unless another metric agrees; "

@@ -142,7 +142,7 @@ def note(results: Mapping[str, Any]) -> str:
         environment, batch = timing["environment"], timing["batch"]
         timed = f"{timing['prompts']} prompts" if batch == 1 else f"{timing['prompts']} batches of {batch}"
         said.append(
-            f"Times: {timed}, each drawn twice by every arm in the order ABBA, speed-up over stock "
+            f"Times: {timed}, each generated twice by every arm in the order ABBA, speed-up over stock "
             f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
     said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")

@@ -113,7 +113,7 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Put one of `SCHEDULERS` in the place of a pipeline's scheduler, with the model's own settings.
+    """Replace a pipeline's scheduler by one of `SCHEDULERS`, with the model's own settings.
 
     Example:
         >>> set_scheduler(pipe, "euler")

@@ -52,12 +52,12 @@ class Settings:
         guidance_scale: Weight of classifier-free guidance.
         height: Picture height in pixels, a multiple of 8.
         width: Picture width in pixels, a multiple of 8.
-        seed: Seed of the picture's noise, drawn on the CPU whatever the device.
+        seed: Seed of the picture's noise; it is generated on the CPU for every device.
         scheduler: One of `SCHEDULERS`.
         dtype: One of `DTYPES`.
         schedule: Agent attention; `None` is the stock pipeline.
         label: What to call the schedule in captions.
-        agents_seed: Seed of the random merge destinations and sampled agents.
+        agents_seed: Seed of random merge destinations and sampled keys.
 
     Raises:
         ValueError: If a field is out of range.
@@ -174,7 +174,7 @@ def changed_schedule(
     if ratio is not None:
         schedule = with_ratio(schedule, ratio, f"the schedule {label!r}")
     if reuse is not None:
-        schedule = schedule.with_reuse(reuse)
+        schedule = schedule.with_skipping(reuse)
     if depth is not None:
         schedule = dataclasses.replace(schedule, skipping=dataclasses.replace(schedule.skipping, depth=depth))
     return schedule, _changed_label(label, ratio, reuse, depth)

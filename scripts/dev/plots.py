@@ -125,7 +125,7 @@ def scaling(rows: list[Row]) -> Any:
         costs = [cells[arm, grid] for grid in grids]
         if arm == "stock":
             colour, marker = SOLVERS
-        elif arm.startswith("sampled"):
+        elif arm.startswith("key/value sampling"):
             colour, marker = OURS
         else:
             colour, marker = next(looks)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from agentsd.bench.cost_tables import plans_table, scaling_table
-from agentsd.bench.demo_tables import demo_table, front_table, reuse_table, schedulers_table, sweep_table
+from agentsd.bench.demo_tables import demo_table
 from agentsd.bench.gauge_tables import every_table, gauge_table, promise_table, solvers_table
 from agentsd.bench.help_table import help_table
 from agentsd.bench.rows import read_rows
@@ -19,33 +19,22 @@ from agentsd.bench.strip_tables import parts_table, presets_table, strip_rows
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
 PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
-# What docs/benchmarks.md shows of the two long tables; results/README.md shows all.
+# What docs/benchmarks.md shows of the long table; results/README.md shows all.
 SHORT = (
     "stock",
     "stock, channels last",
     "tomesd 0.5",
     "DeepCache 3",
     "paper, agent phase",
-    "sampled agents, stride 4",
-    "reuse 3 + sampled agents",
-    "reuse 5 + sampled agents",
-    "reuse 5 + sampled agents, channels last",
-    "prediction reuse 3 + sampled agents",
-    "prediction reuse 5 + sampled agents",
+    "key/value sampling, stride 4",
+    "full step every 3, last layer + key/value sampling",
+    "full step every 5, last layer + key/value sampling",
+    "full step every 5, last layer + key/value sampling, channels last",
+    "full step every 3 + key/value sampling",
+    "full step every 5 + key/value sampling",
 )
 # Three solvers of the README; docs/benchmarks.md shows all.
 SHORT_GAUGE = ("sd15, PNDM, 50", "sdxl, Euler, 30", "sd15, Euler ancestral, 30")
-SHORT_DEMO = (
-    "stock",
-    "stock, steps / 3",
-    "tomesd 0.5",
-    "DeepCache 3",
-    "preset gentle",
-    "preset quality",
-    "preset balanced",
-    "preset fast",
-    "preset extreme",
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def fill(text: str) -> str:
-    """Return `text` with every marked table made anew."""
+    """Return `text` with every marked table written again."""
     rows = read_rows(RESULTS / "gauge.jsonl")
     tables = {
         "helps": lambda: help_table(
@@ -83,16 +72,10 @@ def fill(text: str) -> str:
         "gauge": lambda: gauge_table(rows),
         "gauge-promise": lambda: promise_table(rows),
         "gauge-all": lambda: every_table(rows),
-        "demo-short": lambda: demo_table(RESULTS, SHORT_DEMO),
         "speed": lambda: main_table(RESULTS),
         "speed-others": lambda: other_tables(RESULTS),
         "demo": lambda: demo_table(RESULTS),
-        "demo-50": lambda: demo_table(RESULTS, name="front-50"),
-        "front": lambda: front_table(RESULTS),
-        "schedulers": lambda: schedulers_table(RESULTS),
         "rankings": lambda: demo_table(RESULTS, name="rankings"),
-        "sweep": lambda: sweep_table(RESULTS),
-        "reuse": lambda: reuse_table(RESULTS),
         "scaling": lambda: scaling_table(RESULTS),
         "plans": lambda: plans_table(RESULTS),
     }
