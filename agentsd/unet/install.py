@@ -143,7 +143,7 @@ def uninstall(denoiser: nn.Module) -> None:
     """Remove everything from a denoiser and release what its calls have left."""
     from agentsd.unet import hooks as ours
 
-    # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
+    # Found by walking the module, not from saved handles: copies and unpickled models can be restored too.
     for module in denoiser.modules():
         site = module.__dict__.get(SITE)
         if isinstance(site, Site):
