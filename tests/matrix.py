@@ -473,7 +473,7 @@ REFUSED = (
     Refused(
         "PixArt",
         pixart,
-        f"denoises with PixArtTransformer2DModel, {TRANSFORMER}.* Its blocks are all of one grid",
+        f"denoises with PixArtTransformer2DModel, {TRANSFORMER}.* All its blocks have one grid",
         "a transformer of one grid without levels; not measured",
     ),
     Refused(

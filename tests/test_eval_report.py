@@ -291,9 +291,7 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
     assert "FID |" not in text
 
 
-@pytest.mark.parametrize(
-    ("batch", "said"), [(1, "Times: 8 prompts, each generated"), (4, "Times: 8 batches of 4, each")]
-)
+@pytest.mark.parametrize(("batch", "said"), [(1, "Times: 8 prompts, each"), (4, "Times: 8 batches of 4, each")])
 def test_the_note_tells_batches_from_prompts(whole, batch, said):
     timing = {"prompts": 8, "batch": batch, "environment": {"device": "this one", "threads": 1}}
     assert said in note(read_json(whole / "results.json") | {"timing": timing})

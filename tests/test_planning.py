@@ -57,7 +57,7 @@ def test_apply_follows_the_plan_and_says_so():
     stock = draw(pipe)
     with agentsd.apply(pipe, losing) as patch:
         assert torch.equal(draw(pipe), stock)
-        assert "the plan measured no gain here" in str(patch.report())
+        assert "the plan measured no gain here" in patch.report().details()
     winning = replace(plan, timings=tuple(replace(t, agent_seconds=t.stock_seconds / 2) for t in plan.timings))
     with agentsd.apply(pipe, POOL):
         everywhere = draw(pipe)
@@ -401,7 +401,7 @@ def test_plan_for_another_batch_warns_once(quick):
     plan = agentsd.plan(pipe, POOL, cache=False)
     agentsd.apply(pipe, plan)
     draw(pipe, steps=3)
-    with pytest.warns(UserWarning, match=r"made for UNet calls of 2 samples on 4") as seen:
+    with pytest.warns(UserWarning, match=r"measured with 2 samples a UNet call on 4") as seen:
         draw(pipe, num_images_per_prompt=2, steps=3)
     assert len([w for w in seen if "samples on" in str(w.message)]) == 1
 

@@ -37,7 +37,7 @@ def denoiser_of(target: Any) -> nn.Module:
 
 def _unwrap(module: nn.Module) -> nn.Module:
     """Return the denoiser inside a module of other code; the module itself if it is one, or holds none."""
-    if _has_blocks(module):
+    if _has_blocks(module) or hasattr(module, "nets"):  # several ControlNets: `_nothing_found` has its own words
         return module
     inside = {name: part for name, part in module.named_modules() if _has_blocks(part)}
     if len(inside) > 1:
@@ -143,7 +143,7 @@ def uninstall(denoiser: nn.Module) -> None:
     """Remove everything from a denoiser and release what its calls have left."""
     from agentsd.unet import hooks as ours
 
-    # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
+    # Found by walking the module, not from saved handles: copies and unpickled models can be restored too.
     for module in denoiser.modules():
         site = module.__dict__.get(SITE)
         if isinstance(site, Site):

@@ -227,7 +227,7 @@ class Runtime:
                 run.trains = trains(denoiser)
             if not denoiser.training and (run.trains or requires_gradient(arguments)):
                 return _GRADIENTS
-        problem = run.foreign_code() or obstacle(denoiser, arguments, depth) or (_BYPASSED if self.bypassed else None)
+        problem = obstacle(denoiser, arguments, depth) or run.foreign_code() or (_BYPASSED if self.bypassed else None)
         return (
             fresh_noise(self, arguments.get("timestep"))
             if problem is None and depth == 0 and not self._adapts

@@ -10,6 +10,7 @@ from typing import Any
 from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, by_combination
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, read_rows
+from agentsd.cli.main import guard
 
 ROOT = Path(__file__).resolve().parents[2]
 # Colours that stay apart for the colour-blind (Okabe and Ito), each with a marker of its own.
@@ -22,7 +23,7 @@ PIXELS = 8  # of a picture's side, for each token at the finest level
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "img", help="folder of the plots")
+    parser.add_argument("--output", type=Path, default=Path("outputs/plots"), help="folder of the plots")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     made = 0
@@ -153,4 +154,4 @@ def scaling(rows: list[Row]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("plots.py", main))
