@@ -39,7 +39,7 @@ COLUMNS = ("stock", *SHOWN, FEWER_ARMS[0])  # the columns of the strip
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs="*", default=list(range(10)), help="numbers of held-out prompts")
+    parser.add_argument("--prompts", type=int, nargs="*", default=list(range(9)), help="numbers of held-out prompts")
     parser.add_argument("--shown", type=int, nargs=2, default=(0, 1), help="the prompts of the strip")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further call after this")
     parser.add_argument("--results", type=Path, default=ROOT / "results/demo/strip.jsonl", help="rows are appended")
