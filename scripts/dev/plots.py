@@ -95,7 +95,9 @@ def gauge(rows: list[Row]) -> Any:
         steps = arms["tolerance 0.03"]["stock_calls"][0]
         ax.set_title(f"{name}: stock has {steps} calls", fontsize=10)
         ax.grid(alpha=0.25)
-        ax.margins(x=0.08, y=0.1)
+        calls_shown = [statistics.mean(row["calls"]) for arm, row in arms.items() if arm != "stock"]
+        ax.set_xlim(min(calls_shown) - 1.5, max(calls_shown) + 1.5)
+        ax.margins(y=0.1)
         ax.set_xlabel("UNet calls (mean)", fontsize=9)
         ax.set_ylabel("PSNR to stock, dB", fontsize=9)
     for ax in axes[len(shown) :]:
@@ -146,7 +148,7 @@ def scaling(rows: list[Row]) -> Any:
     ax.set_ylabel("milliseconds")
     ax.legend(fontsize=8.5)
     ax.set_title(
-        f"Self-attention at the finest level ({first['layers']} layers of {first['architecture']}, batch "
+        f"Self-attention at the finest level (layers timed: {first['layers']}, {first['architecture']}, batch "
         f"{first['batch']}, {first['dtype']})\n{first['device']}",
         fontsize=10,
     )
