@@ -47,7 +47,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.35em .7em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 td:first-child,th:first-child,td:last-child,th:last-child{text-align:left}
 td:last-child{white-space:normal}tr.candidate{background:var(--ours)}
-.wide{overflow-x:auto;border-right:3px solid var(--line)}
+.wide{overflow-x:auto}.wide:has(.all){border-right:3px solid var(--line)}
 .core{width:100%}figure{margin:0}figcaption{font-size:.9em}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:1em}
 img{max-width:100%;height:auto;background:#fff;border-radius:4px}

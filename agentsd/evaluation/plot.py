@@ -129,7 +129,7 @@ def _draw(axes: Any, results: Mapping[str, Any], metric: str) -> None:
     axes.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
     axes.margins(x=0.12, y=0.15)
     if metric == "attribute_accuracy":
-        axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.0, axes.get_ylim()[1]))
+        axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(1.01, axes.get_ylim()[1]))
     words, unit = _words(metric)
     axes.set_title(words[0].upper() + words[1:], fontsize=10)
     axes.set_xlabel("speed-up over stock, whole call")

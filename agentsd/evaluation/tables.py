@@ -212,7 +212,7 @@ def _speedup(arm: Arm, name: str) -> str:
     if "speed" not in arm:
         return ""
     gain = arm["speed"][name]
-    if gain["n"] == 1:  # one value has no interval
+    if gain["low"] == gain["high"]:  # of one value, or stock against itself
         return f"{gain['median']:.2f}x"
     return f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]{_range_of(gain['n'])}"
 

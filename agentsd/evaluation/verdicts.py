@@ -18,7 +18,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     Example:
         >>> speed = {"speedup": {"median": 3.6}}
         >>> near = {"psnr_db": {"value": 51.1, "p5": 48.0, "equal_pictures": 0, "n": 32}}
-        >>> arm = {"role": "candidate", "speed": speed, "metrics": near, "verdict": "not told apart from stock"}
+        >>> arm = {"role": "candidate", "speed": speed, "metrics": near, "verdict": "no difference from stock shown"}
         >>> sentences({"number": 32, "arms": {"balanced": arm}})[0]
         'balanced: 3.6x faster; likeness 51.1 dB, worst 5% 48.0 dB; no quality difference found (32 pictures: too few \
 to find a small one).'
@@ -60,7 +60,7 @@ def _quality(arm: Mapping[str, Any], number: int) -> str:
     verdict: str | None = arm.get("verdict")
     if verdict is None:
         return "quality not measured"
-    if verdict != "not told apart from stock":
+    if verdict != "no difference from stock shown":
         return f"quality {verdict}"
     few = f" ({number} pictures: too few to find a small one)" if number < ENOUGH_SAMPLES else ""
     return f"no quality difference found{few}"
