@@ -153,8 +153,8 @@ def test_presets_stand_with_calls_likeness_and_time(root):
           name="demo/strip")  # fmt: skip
     lines = presets_table(rows, strip_rows(root / "results")).splitlines()
     assert lines[2] == "| stock | 25.0 | 1.00x (10.0 s) | equal | 31.0 (30.0) dB |"
-    assert lines[3] == "| `balanced` | 15.0 | 2.25x [2.00, 2.50] | 42.0 (40.0) dB | 31.0 (30.0) dB |"
-    assert "median of 2 paired ratios" in lines[-1]
+    assert lines[3] == "| `balanced` | 15.0 | 2.22x [2.00, 2.50] | 42.0 (40.0) dB | 31.0 (30.0) dB |"
+    assert "ratio of the times of 2 prompts" in lines[-1]
     write(root, timed("stock", 0, 10.0), timed("balanced", 0, 4.0, settings="others"), name="demo/strip")
     assert "| `balanced` | 15.0 | - |" in presets_table(rows, strip_rows(root / "results"))
     assert presets_table([], strip_rows(root / "results")) == ""

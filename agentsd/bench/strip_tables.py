@@ -135,13 +135,17 @@ def _number(timed: Sequence[Row]) -> int:
 def _faster(timed: Sequence[Row], arm: str) -> str:
     stock = {row["number"]: row["cpu_seconds"] for row in timed if row["arm"] == "stock"}
     if arm == "stock":
-        return f"1.00x ({statistics.median(stock.values()):.1f} s)"
-    gains = [stock[row["number"]] / row["cpu_seconds"] for row in timed if row["arm"] == arm and row["number"] in stock]
-    return f"{statistics.median(gains):.2f}x [{min(gains):.2f}, {max(gains):.2f}]" if gains else "-"
+        return f"1.00x ({statistics.mean(stock.values()):.1f} s)"
+    ours = {row["number"]: row["cpu_seconds"] for row in timed if row["arm"] == arm and row["number"] in stock}
+    if not ours:
+        return "-"
+    gains = [stock[number] / seconds for number, seconds in ours.items()]
+    whole = sum(stock[number] for number in ours) / sum(ours.values())
+    return f"{whole:.2f}x [{min(gains):.2f}, {max(gains):.2f}]"
 
 
 def _how_timed(row: Mapping[str, object], timed: Sequence[Row]) -> str:
     return (
-        f"CPU time on one thread of {row['device']}, torch {row['torch']}, arms one after another, median of "
-        f"{_number(timed)} paired ratios with their range"
+        f"CPU time on one thread of {row['device']}, torch {row['torch']}, arms in turns; ratio of the times "
+        f"of {_number(timed)} prompts, and the range of single prompts"
     )
