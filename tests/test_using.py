@@ -184,7 +184,7 @@ class TestBlocks:
         assert block.report().schedule == block.schedule == Schedule.constant(None, 2)
         assert patch.report().last_run is None
         first.unet.train()
-        with patch.using(Schedule.constant(None, 2)) as block, pytest.warns(UserWarning, match="cannot reuse features"):
+        with patch.using(Schedule.constant(None, 2)) as block, pytest.warns(UserWarning, match="does not skip steps"):
             draw_with_gradients(first)
         assert "trained" in block.report().skipping_problem
         assert patch.report().skipping_problem is None
@@ -200,7 +200,7 @@ class TestImpossible:
     def test_a_depth_that_nobody_keeps(self, pair):
         _, _, patch = pair
         deep = Schedule.constant(None, 2, skipping=COPY)
-        with pytest.raises(ValueError, match=r"has depth=1, and this patch keeps the feature of none: .* tolerance"):
+        with pytest.raises(ValueError, match=r"has depth=1, and this patch caches the feature of none: .* tolerance"):
             patch.using(deep).__enter__()
 
     def test_the_depth_that_the_patch_keeps(self, tiny_pipe):
@@ -210,10 +210,10 @@ class TestImpossible:
         with agentsd.apply(tiny_pipe, Schedule.constant(None, 4, skipping=COPY)) as patch:
             with patch.using(deep):
                 assert torch.equal(draw(tiny_pipe, steps=6), wanted)
-            with pytest.raises(ValueError, match=r"has depth=2, and this patch keeps the feature of depth 1"):
+            with pytest.raises(ValueError, match=r"has depth=2, and this patch caches the feature of depth 1"):
                 patch.using(Schedule.constant(None, 2, skipping=Skipping(depth=2))).__enter__()
 
-    @pytest.mark.filterwarnings("ignore:agentsd cannot reuse")
+    @pytest.mark.filterwarnings("ignore:agentsd does not skip")
     def test_noise_needs_a_layer_that_nobody_keeps(self, pair):
         first, _, patch = pair
         first.scheduler = EulerAncestralDiscreteScheduler.from_config(first.scheduler.config)

@@ -1,4 +1,4 @@
-"""Drawing pictures and comparisons for the command line: checked before the work, written one by one, told in words."""
+"""Drawing pictures and comparisons for the command line: checked first, written one by one, reported in words."""
 
 import argparse
 import statistics
@@ -17,7 +17,7 @@ from agentsd.pictures.settings import DEMO_GUIDANCE, Settings, plan_pictures
 
 @dataclass(frozen=True)
 class Job:
-    """What is drawn, checked.
+    """The pictures to generate, checked.
 
     Attributes:
         pipe: The pipeline, not patched.

@@ -67,7 +67,7 @@ def _schedule(settings: Settings) -> Schedule:
 
 
 def warm_up(pipe: Any, settings: Settings) -> None:
-    """Run both arms of a comparison a few steps at its shape, so that no first-call cost enters a time."""
+    """Run both arms of a comparison a few steps at its shape: no time may hold the cost of a first call."""
     schedule = _schedule(settings)
     short = dataclasses.replace(settings, steps=min(_WARMUP_STEPS, settings.steps or _WARMUP_STEPS))
     for _ in range(_WARMUP_RUNS):
@@ -91,10 +91,10 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
         ValueError: If the settings hold no schedule.
     """
     schedule = _schedule(settings)
-    drawn: dict[str, Image.Image] = {}
+    pictures: dict[str, Image.Image] = {}
 
     def draw(name: str) -> None:
-        drawn[name] = generate(pipe, [settings])[0]
+        pictures[name] = generate(pipe, [settings])[0]
 
     @contextmanager
     def arm(patched: bool) -> Iterator[None]:
@@ -110,10 +110,10 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
         warmup=0,
         device=torch.device(pipe.device),
     )
-    stock, agents = picture_tensor(drawn["stock"]), picture_tensor(drawn["agentsd"])
+    stock, agents = picture_tensor(pictures["stock"]), picture_tensor(pictures["agentsd"])
     return Comparison(
-        stock=drawn["stock"],
-        agents=drawn["agentsd"],
+        stock=pictures["stock"],
+        agents=pictures["agentsd"],
         stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
         agents_seconds=(seconds["agentsd"][0], seconds["agentsd"][1]),
         psnr_db=float(psnr(agents, stock)),

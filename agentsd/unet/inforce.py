@@ -18,9 +18,9 @@ class InForce:
 
     Attributes:
         schedule: The schedule.
-        skipping_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
-        noise_problem: Why a step ran the last layer where the schedule asked to reuse the prediction, if one did.
-        guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
+        skipping_problem: Why a step was full although the schedule skips it; `None` if none was.
+        noise_problem: Why skipped steps ran the last layer although the schedule runs none; `None` if none did.
+        guidance_problem: Why guidance was computed although the schedule leaves it out; `None` if it was not.
         record: What the runs did, step by step.
     """
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from agentsd.unet.steps import Position
 
-_MOST_STEPS = 4096  # of one run; a loop that never ends must not grow it
+_MOST_STEPS = 4096  # in one run; an endless loop must not grow it
 _MOST_RUNS = 16  # that take turns
 
 _Key: TypeAlias = tuple[int, int | None, int]  # thread, number of the run in it, steps
@@ -18,12 +18,12 @@ _Key: TypeAlias = tuple[int, int | None, int]  # thread, number of the run in it
 
 @dataclass(frozen=True)
 class LastRun:
-    """What the steps of the last run were; a step with several calls counts once.
+    """The steps of the last run by kind; a step with several calls counts once.
 
     Attributes:
         full: Steps that ran the whole UNet.
         skipped: Skipped steps.
-        stock: Those of the full steps that ran exactly as without agentsd.
+        stock: Full steps that ran exactly as without agentsd; `full` counts them too.
         forced: Why steps ran the whole UNet although the schedule skips them: (reason, number of steps).
         full_seconds: Median time of a full step on a CPU; `None` elsewhere, where steps run on after they are started.
         skipped_seconds: The same of a skipped step.
@@ -99,7 +99,7 @@ class RunRecord:
         self._runs: OrderedDict[_Key, _Run] = OrderedDict()  # the run of the latest call last
 
     def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
-        """Note what a call does.
+        """Record what a call does.
 
         Args:
             position: Step of the call; `None` if it belongs to no step that is known.

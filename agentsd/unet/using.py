@@ -10,8 +10,8 @@ from agentsd.schedule import Schedule
 from agentsd.unet.inforce import InForce
 from agentsd.unet.record import LastRun
 from agentsd.unet.report import Report
-from agentsd.unet.reuse import fit_skipping
 from agentsd.unet.runtime import Runtime
+from agentsd.unet.skipping import fit_skipping
 from agentsd.unet.status import report_of, why_inactive
 
 
@@ -90,7 +90,7 @@ def resolve(denoiser: nn.Module, runtime: Runtime, schedule: Any, tolerance: flo
     if depth not in (0, runtime.depth):
         kept = f"of depth {runtime.depth}" if runtime.depth else "of none"
         raise ValueError(
-            f"schedule has depth={depth}, and this patch keeps the feature {kept}: call agentsd.apply with a schedule "
+            f"schedule has depth={depth}, and this patch caches the feature {kept}: call agentsd.apply with a schedule "
             f"of fixed full steps and depth={depth} once, or use a tolerance or depth=0."
         )
     return InForce(chosen, skipping_problem=refused)
