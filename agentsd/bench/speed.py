@@ -19,19 +19,24 @@ from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
 from agentsd.planning.inputs import random_inputs
 from agentsd.system.timing import environment, interleave, peak_memory
 
-# What identifies a measurement. The settings change with our presets and with the rivals' versions.
+# The fields that identify a measurement. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
 # Which arms get twins, by the words of `agentsd.bench.arms.TWINS`; a compiled one takes minutes.
 TWINNED = {
-    ", compiled": ("stock", "paper, agent phase", "sampled agents, stride 4", "reuse 3 + sampled agents",
-                   "preset balanced", "preset fast"),
-    ", channels last": ("stock", "no self-attention (ceiling)", "paper, agent phase", "sampled agents, stride 4",
-                        "DeepCache 3", "reuse 3, no self-attention (ceiling)", "reuse 3 + sampled agents",
-                        "reuse 5 + sampled agents", "prediction reuse 3 + sampled agents",
-                        "prediction reuse 5 + sampled agents", "preset balanced", "preset fast"),
+    ", compiled": (
+        "stock", "paper, agent phase", "key/value sampling, stride 4",
+        "full step every 3, last layer + key/value sampling", "preset balanced", "preset fast",
+    ),
+    ", channels last": (
+        "stock", "no self-attention (ceiling)", "paper, agent phase", "key/value sampling, stride 4", "DeepCache 3",
+        "full step every 3, last layer, no self-attention (ceiling)",
+        "full step every 3, last layer + key/value sampling", "full step every 5, last layer + key/value sampling",
+        "full step every 3 + key/value sampling", "full step every 5 + key/value sampling", "preset balanced",
+        "preset fast",
+    ),
 }  # fmt: skip
 _WARMUP_STEPS = 4
 _PROMPT = "a red ring to the left of a small blue cross on a checkered gray background"

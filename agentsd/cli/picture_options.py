@@ -21,7 +21,7 @@ from agentsd.pictures.settings import (
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
 
-_AGENTS = ("preset", "ratio", "reuse", "depth")
+_AGENTS = ("preset", "ratio", "every", "depth")
 _FIELDS = (
     "negative_prompt", "seed", "steps", "guidance_scale", "height", "width", "model", "scheduler", "dtype",
     "agents_seed",
@@ -66,7 +66,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(PRESETS)} (balanced); agentsd compare takes several",
     )  # fmt: skip
     agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
-    agents.add_argument("--reuse", type=int, metavar="N", help="a full step every N steps")
+    agents.add_argument("--every", type=int, metavar="N", help="a full step every N steps")
     agents.add_argument("--depth", type=int, metavar="D", help="last UNet layers that run at skipped steps")
     agents.add_argument("--agents-seed", type=int, metavar="SEED", help="seed of random cells and keys (0)")
     output = parser.add_argument_group("output")
