@@ -19,7 +19,7 @@ from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
 from agentsd.planning.inputs import random_inputs
 from agentsd.system.timing import environment, interleave, peak_memory
 
-# The fields that identify a measurement. The settings change with our presets and with the rivals' versions.
+# What identifies a measurement. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")

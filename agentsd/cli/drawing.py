@@ -1,4 +1,4 @@
-"""Drawing pictures and comparisons for the command line: checked first, written one by one, reported in words."""
+"""Pictures and comparisons on the command line: checked before the work, written one by one, put into words."""
 
 import argparse
 import statistics
@@ -18,7 +18,7 @@ from agentsd.schedule import Schedule
 
 @dataclass(frozen=True)
 class Job:
-    """The pictures to generate, checked.
+    """The pictures to make, all options checked.
 
     Attributes:
         pipe: The pipeline, not patched.
