@@ -6,7 +6,7 @@ from itertools import groupby
 
 _KINDS = {"full": "full", "forced": "forced full", "skipped": "skipped"}
 _HEIGHT = 26
-# Heights differ too, so that nobody needs the colours.
+# Heights differ too: nobody needs the colours.
 _BARS = {"full": (0, _HEIGHT), "forced": (0, _HEIGHT), "skipped": (16, 10)}
 
 

@@ -162,7 +162,7 @@ class Studio:
         arms: Sequence[tuple[Schedule, str]],
         cancelled: threading.Event | None,
     ) -> None:
-        """Make a few steps by all settings that are new at this size, so that no first call enters a time."""
+        """Make a few steps by all settings that are new at this size: no first call enters a time."""
         short = dataclasses.replace(settings, steps=_WARM_STEPS)
         size = (settings.width, settings.height, settings.guidance_scale == 1)
         for schedule, name in [(None, "stock"), *((schedule, schedule.to_json()) for schedule, _ in arms)]:

@@ -1,4 +1,4 @@
-"""Which runs are in progress on a denoiser, so that nobody takes their patch away unawares."""
+"""Which runs are in progress on a denoiser: whoever takes their patch away gets a warning."""
 
 import sys
 import threading

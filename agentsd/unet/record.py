@@ -69,7 +69,7 @@ class _Step:
 class _Run:
     index: int = -1
     steps: dict[int, _Step] = field(default_factory=dict)
-    told: bool = False  # whether it was given out as finished
+    reported: bool = False  # whether `finished` returned it
 
     def summary(self, *, timed: bool = False) -> LastRun:
         steps = list(self.steps.values())
@@ -137,12 +137,12 @@ class RunRecord:
         """
         with self._lock:
             run = self._runs.get(_key(position))
-            if run is None or run.told or position.index != position.total - 1:
+            if run is None or run.reported or position.index != position.total - 1:
                 return None
             before = run.steps.get(position.index - 1)
             if before is not None and run.steps[position.index].calls < before.calls:
                 return None  # guidance by several calls: more will come
-            run.told = True
+            run.reported = True
             return run.summary()
 
     @property
