@@ -10,7 +10,7 @@ DEMO_OUTPUT ?= outputs/demo.png
 EVAL_OPTIONS ?= --num 32 --steps 20 --timing-prompts 6
 EVAL_OUTPUT ?= outputs/eval-demo
 
-.PHONY: help install demo eval-demo test test-slow lint notebooks package
+.PHONY: help install demo eval-demo test test-slow lint docs notebooks package
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test-slow: $(STAMP) ## run the tests that take minutes
 
 notebooks: $(STAMP) ## run the notebooks and keep their outputs
 	$(BIN)/python scripts/dev/notebooks.py
+
+docs: $(STAMP) ## build the documentation into outputs/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 package: $(STAMP) ## build wheel and source archive into dist/, and check both
 	$(BIN)/python -m pytest -m slow tests/test_package.py

@@ -537,6 +537,20 @@ def test_compare_is_a_command(model, tmp_path, capsys):
     assert out.count("PSNR") + out.count("equal pictures") == 1  # one picture has no median
 
 
+def test_several_presets_stand_in_one_picture(run, tmp_path):
+    words = ["--prompt", "a ring", "--prompt", "a cross", "--steps", 2, "--preset", "paper", "--preset", "gentle"]
+    code, out, _ = run(*words, "--compare", "--json", output=tmp_path / "many")
+    rows = json.loads(out)["pictures"]
+    assert code == 0
+    assert [row["settings"]["label"] for row in rows] == ["paper", "gentle"] * 2
+    assert rows[0]["path"] == rows[1]["path"] != rows[2]["path"]
+    assert pixels(rows[0]["path"]).shape[1] == 3 * 320 + 4 * 8
+    assert [row["settings"]["label"] for row in read_record(rows[0]["path"])["others"]] == ["gentle"]
+    code, _, err = run(*words, output=tmp_path / "one")
+    assert code == 2
+    assert "--preset is given 2 times; give one, or compare them with agentsd compare." in err
+
+
 def test_a_plan_is_said_in_words_and_written(model, tmp_path, capsys):
     path = tmp_path / "plan.json"
     assert cli(["plan", "--model", str(model), "--device", "cpu", "--stride", "2", "--output", str(path)]) == 0

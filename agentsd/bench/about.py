@@ -38,7 +38,7 @@ _PRESETS = {
     "paper": "the published method (Han et al., ECCV 2024): tokens merged and agents, no step skipped",
     "gentle": "skips no step; keys and values of self-attention are sampled",
     "quality": "skips steps within a relative error of 0.015",
-    "balanced": "skips steps within a relative error of 0.03; the default",
+    "balanced": "skips steps within a relative error of 0.03",
     "fast": "skips steps within a relative error of 0.06",
     "extreme": "skips steps within a relative error of 0.12",
 }

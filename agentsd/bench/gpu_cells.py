@@ -106,9 +106,9 @@ def rehearsal_cells() -> tuple[Cell, ...]:
     tiny = partial(Cell, size=64, dtype="float32", rounds=1)
     return (
         tiny(kind="call", architecture="tiny", arms=("stock", EVERY_2, "preset balanced")),
+        tiny(kind="step", architecture="tiny", arms=("stock", f"stock{GRAPHS}", f"stock{_LAST}")),
         tiny(kind="step", architecture="tiny-xl", arms=("stock", _SAMPLED, _SKIPPING)),
         tiny(kind="kernels", architecture="tiny-xl", arms=("stock",)),
-        tiny(kind="step", architecture="tiny", arms=("stock", f"stock{_COMPILED}", f"stock{GRAPHS}", f"stock{_LAST}")),
     )
 
 
