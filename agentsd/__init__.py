@@ -12,6 +12,7 @@ from agentsd.patch import report as report
 from agentsd.planning.plans import Plan as Plan
 from agentsd.presets import PRESETS as PRESETS
 from agentsd.presets import preset as preset
+from agentsd.schedule import ListedSteps as ListedSteps
 from agentsd.schedule import Phase as Phase
 from agentsd.schedule import Schedule as Schedule
 from agentsd.schedule import Skipping as Skipping
@@ -19,17 +20,22 @@ from agentsd.schedule import Skipping as Skipping
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from agentsd.calibration.calibrate import calibrate as calibrate
     from agentsd.planning.measuring import plan as plan
 
 
 def __getattr__(name: str) -> Any:
-    """Import measuring only when it is asked for: whoever does not plan need not load it."""
+    """Import measuring only when it is asked for: whoever neither plans nor calibrates need not load it."""
     if name == "plan":
         from agentsd.planning.measuring import plan
 
         return plan
+    if name == "calibrate":
+        from agentsd.calibration.calibrate import calibrate
+
+        return calibrate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "plan"})
+    return sorted({*globals(), "calibrate", "plan"})
