@@ -60,6 +60,7 @@ class Session:
         self.reference: Reference | None = None
         self.extractor: FeatureExtractor | None = None
         self.clip: measures.Clip | None = None
+        self.lpips: measures.Lpips | None = None
         # Times alone are reported beside the figures of the pictures that are there.
         if options.mode != "timing" or self.store.has_measures:
             self._prepare_measures()
@@ -67,11 +68,14 @@ class Session:
     def _prepare_measures(self) -> None:
         """Load what measures, and refuse here what would fail when all pictures are drawn."""
         options, size = self.options, self.painter.size
-        if options.reference is not None:
+        if options.lpips:
+            self.lpips = measures.make_lpips(options.lpips_weights)
+        if options.measures_distances:
             self.extractor = measures.make_extractor(
                 options.chosen_features(), options.inception_weights, options.resize, self.pipe.device
             )
             measures.check_extractor(self.extractor, size)
+        if options.reference is not None and self.extractor is not None:
             self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
             measures.check_reference(self.reference, self.extractor, self.number)
         if options.clip_model is not None:
