@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from agentsd.calibration.calibrate import calibrate as calibrate
+    from agentsd.calibration.result import Calibration as Calibration
     from agentsd.planning.measuring import plan as plan
 
 
@@ -34,8 +35,12 @@ def __getattr__(name: str) -> Any:
         from agentsd.calibration.calibrate import calibrate
 
         return calibrate
+    if name == "Calibration":
+        from agentsd.calibration.result import Calibration
+
+        return Calibration
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), "calibrate", "plan"})
+    return sorted({*globals(), "Calibration", "calibrate", "plan"})

@@ -65,6 +65,11 @@ def parser() -> argparse.ArgumentParser:
     )
     metrics.add_argument("--inception-weights", type=Path, metavar="PATH", help="FID-Inception weights (torch's cache)")
     metrics.add_argument("--resize", choices=RESIZES, help="how Inception's input is resized (clean)")
+    metrics.add_argument("--lpips", action="store_true", help="measure LPIPS to stock (AlexNet)")
+    metrics.add_argument("--lpips-weights", type=Path, metavar="PATH", help="torchvision's AlexNet (torch's cache)")
+    metrics.add_argument(
+        "--to-stock", action="store_true", help="distance of an arm's pictures from stock's: FID to stock"
+    )
     metrics.add_argument("--clip-model", help="CLIP model for the CLIP score: a folder or hub id")
     metrics.add_argument("--resamples", type=int, metavar="N", help="draws of the intervals (1000; Inception: 200)")
     metrics.add_argument(

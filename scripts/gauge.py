@@ -47,7 +47,7 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
 EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
-KEY = ("combination", "arm", "settings", "pictures", "dtype", "torch", "device")
+KEY = ("combination", "arm", "settings", "pictures", "size", "dtype", "torch", "device")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -33,7 +33,6 @@ SOLVERS = [
     HeunDiscreteScheduler,
     DPMSolverMultistepScheduler,
     UniPCMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
 ]
 
 
@@ -65,6 +64,14 @@ def test_simulated_errors_are_exact_where_predictions_do_not_react(kind):
     expected = simulation.errors(full, listed.weights)[0]
     assert expected > 1e-4
     assert float((found - stock.latent).norm() / stock.latent.norm()) == pytest.approx(expected, rel=0.02)
+
+
+def test_solvers_that_add_noise_are_calibrated_too():
+    pipe = with_scheduler(EulerAncestralDiscreteScheduler)
+    found = agentsd.calibrate(pipe, ["a"], num_inference_steps=14, calls=9, progress=False, cache=False)
+    assert found.calls == (9,)
+    assert found.latent_error[0] < 0.2
+    assert pipe.scheduler.step.__func__ is EulerAncestralDiscreteScheduler.step, "recording leaves no trace"
 
 
 def test_the_choice_is_the_best_of_all():

@@ -14,6 +14,8 @@ from torch import Tensor
 from agentsd.unet.controller import Controller
 from agentsd.unet.noise_levels import NoiseLevels, noise_levels
 
+_SMALLEST = 1e-4
+
 
 class Noises(Controller):
     """Turns predictions into noises and back, as the controller does at run time.
@@ -64,25 +66,29 @@ def sensitivities(scheduler: Any, *, noisy: bool) -> list[float]:
         raise ValueError(f"scheduler cannot be calibrated: {levels}.")
     calls = len(levels.sigmas) - 1
     nothing = torch.zeros(calls, calls)
-    still, again, moved = (_final(scheduler, levels, values, noisy) for values in (nothing, nothing, torch.eye(calls)))
+    still, again, moved = (_final(scheduler, levels, values) for values in (nothing, nothing, torch.eye(calls)))
     if not torch.equal(still, again):
         raise ValueError(
             f"scheduler {type(scheduler).__name__} cannot be calibrated: its noise does not follow torch's seed; use "
             "another one."
         )
-    return [float(one) for one in moved - still]
+    found = [float(one) for one in moved - still]
+    if not noisy:
+        return found
+    # An error of the picture is one of the noise, over `-sigma`; later noises are held, not later pictures.
+    return [-one / max(sigma, _SMALLEST) for one, sigma in zip(found, levels.sigmas, strict=False)]
 
 
-def _final(scheduler: Any, levels: NoiseLevels, values: Tensor, noisy: bool) -> Tensor:
-    """Return the final latents of several runs from a sample of 0: run `i` gets `values[i, k]` at call `k`."""
-    stepped, noises = copy.deepcopy(scheduler), Noises(levels, noisy=noisy)
-    sample = torch.zeros(len(values), 1, 1, 1)
+def _final(scheduler: Any, levels: NoiseLevels, noises: Tensor) -> Tensor:
+    """Return the final latents of several runs from a sample of 0: run `i` has `noises[i, k]` at call `k`."""
+    stepped, known = copy.deepcopy(scheduler), Noises(levels)
+    sample = torch.zeros(len(noises), 1, 1, 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for index, timestep in enumerate(stepped.timesteps):
             scaled = sample
             if hasattr(stepped, "scale_model_input"):
                 scaled = stepped.scale_model_input(sample, timestep)
-            prediction = noises.prediction(index, scaled, values[:, index].reshape(-1, 1, 1, 1))
+            prediction = known.prediction(index, scaled, noises[:, index].reshape(-1, 1, 1, 1))
             sample = stepped.step(prediction, timestep, sample, return_dict=False)[0]
     return sample.flatten()

@@ -30,13 +30,12 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "paper": {"model": _SD15, "num": 2000, "steps": 50, "guidance_scale": 7.5, "size": 512, "scheduler": "pndm"},
         "coco2017-5k": {"model": _SD15, "num": 5000, "steps": 50, "guidance_scale": 7.5, "size": 512},
-        # Of SADA (https://arxiv.org/abs/2507.17135) and AdaptiveDiffusion: likeness to stock of equal steps. SDXL is
-        # the other model; guidance and size are those of the model's pipeline.
+        # Likeness to stock of equal steps (https://arxiv.org/abs/2507.17135); guidance and size are the pipeline's.
         "sada": {"model": _SD21, "num": 5000, "steps": 50, "scheduler": "dpm++", "lpips": True, "to_stock": True},
     }
 )
-_TO_STOCK_ALONE = ("sada",)  # protocols without real pictures
-_COCO_2017 = ("coco2017-5k", "sada")  # protocols whose captions are those of COCO 2017
+_TO_STOCK_ALONE = ("sada",)  # without real pictures
+_COCO_2017 = ("coco2017-5k", "sada")
 
 
 @dataclass(frozen=True, kw_only=True)

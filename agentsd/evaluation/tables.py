@@ -119,7 +119,8 @@ def note(results: Mapping[str, Any]) -> str:
             f"Times: {timed}, each drawn twice by every arm in the order ABBA, speed-up over stock "
             f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
-    said.append("PSNR, SSIM, LPIPS and latent L2 are against the stock picture of the same noise, medians.")
+    lpips = ", LPIPS" if any("lpips" in arm["metrics"] for arm in results["arms"].values()) else ""
+    said.append(f"PSNR, SSIM{lpips} and latent L2 are against the stock picture of the same noise, medians.")
     return " ".join(said)
 
 
