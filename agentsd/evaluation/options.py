@@ -2,40 +2,28 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
-from agentsd.evaluation.inception import RESIZES
+from agentsd.evaluation.protocols import (
+    CLASS_TEMPLATE,
+    CLASSES,
+    COCO_2017,
+    COCO_2017_SHA256,
+    PICTURES_PER_CLASS,
+    PROTOCOLS,
+    TO_STOCK_ALONE,
+)
 from agentsd.pictures.settings import DEMO, Settings, with_model_defaults
 from agentsd.system.numbers import is_whole
 
 MODES = ("all", "quality", "timing")
 FEATURES = ("auto", "inception", "demo")
 CROPS = ("center", "stretch")
+RESIZES = ("clean", "legacy")  # of the pictures that FID-Inception looks at
 DEMO_NUM = 64
-COCO_2017_SHA256 = "1018a8760deaf1fc71be2f1b8da1a1348b9c35994af4322ca2fd795a78abb79c"
-# The template and the two pictures a class of the token-merging evaluation that the agent-attention table follows:
-# https://github.com/dbolya/tomesd/issues/46
-CLASS_TEMPLATE = "A high quality photograph of a {}."
-CLASSES = 1000
-PICTURES_PER_CLASS = 2
-
-_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-_SD21 = "stabilityai/stable-diffusion-2-1"
-PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "paper": {"model": _SD15, "num": 2000, "steps": 50, "guidance_scale": 7.5, "size": 512, "scheduler": "pndm"},
-        "coco2017-5k": {"model": _SD15, "num": 5000, "steps": 50, "guidance_scale": 7.5, "size": 512},
-        # Likeness to stock of equal steps (https://arxiv.org/abs/2507.17135); guidance and size are the pipeline's.
-        "sada": {"model": _SD21, "num": 5000, "steps": 50, "scheduler": "dpm++", "lpips": True, "to_stock": True},
-    }
-)
-_TO_STOCK_ALONE = ("sada",)  # without real pictures
-_COCO_2017 = ("coco2017-5k", "sada")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +112,14 @@ class Options:
             value = getattr(self, name)
             if value is not None and not is_whole(value, least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if self.size is not None and (not is_whole(self.size, 16) or self.size % 8):
+            raise ValueError(f"size={self.size!r} must be a multiple of 8 of at least 16 pixels.")
+        if not is_whole(self.seed, 0):
+            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0.")
+        if any(not 0 <= fewer <= 1000 for fewer in self.fewer_steps):
+            raise ValueError(f"fewer_steps={self.fewer_steps} must be steps from 1 to 1000, or 0 for none.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"output={str(self.output)!r} is a file; name a folder.")
         if not self.wait_hours > 0:
             raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
@@ -138,14 +134,14 @@ class Options:
                     f"{name}={str(getattr(self, name))!r} is for distances; give --reference or --to-stock, or leave "
                     "it out."
                 )
-        if self.lpips_weights is not None and not self.lpips and self.protocol not in _TO_STOCK_ALONE:
+        if self.lpips_weights is not None and not self.lpips and self.protocol not in TO_STOCK_ALONE:
             raise ValueError(f"lpips_weights={str(self.lpips_weights)!r} is for LPIPS; give --lpips, or leave it out.")
         if self.protocol == "paper" and self.captions != DEMO:
             raise ValueError(
                 f"captions={self.captions!r} contradicts --protocol paper, whose prompts are made of --class-names; "
                 "leave one out."
             )
-        needs_reference = self.protocol is not None and self.protocol not in _TO_STOCK_ALONE
+        needs_reference = self.protocol is not None and self.protocol not in TO_STOCK_ALONE
         if needs_reference and self.reference is None and self.mode != "timing":
             raise ValueError(
                 f"reference is missing: --protocol {self.protocol} is about FID; give --reference, or --mode timing."
@@ -198,7 +194,7 @@ class Options:
     @property
     def measures_distances(self) -> bool:
         """Whether distances between sets of pictures are taken."""
-        return self.reference is not None or self.to_stock or self.protocol in _TO_STOCK_ALONE
+        return self.reference is not None or self.to_stock or self.protocol in TO_STOCK_ALONE
 
     def chosen_features(self) -> str:
         """Return which features distances are taken on.
@@ -246,7 +242,7 @@ def prompts_of(options: Options) -> list[Prompt]:
             raise ValueError(f"captions='demo' are not those of --protocol {options.protocol}; give --captions FILE.")
         return list(demo_prompts(DEMO_NUM if options.num is None else options.num, options.seed))
     path = Path(options.captions).expanduser()
-    if options.protocol in _COCO_2017:
+    if options.protocol in COCO_2017:
         found = _sha256(path)
         if found != COCO_2017_SHA256:
             raise ValueError(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, get_args
 
-from agentsd.attention.checks import check_bool, check_int, check_number
+from agentsd.attention.checks import check_bool, check_int, check_number, short_repr
 from agentsd.attention.settings import Attention
 from agentsd.schedule.listed import ListedSteps
 
@@ -37,6 +37,8 @@ class Phase:
     until: float
     attention: Attention | None = None
     every: int = 1
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_number("until", self.until)
@@ -81,6 +83,8 @@ class Skipping:
     tolerance: float | None = None
     max_skipped: int | None = None
     listed: ListedSteps | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_int("depth", self.depth, minimum=0)
