@@ -52,8 +52,8 @@ def ays_timesteps(scheduler: Any, steps: int, sdxl: bool) -> list[int]:
         sdxl: Whether to take the list of SDXL.
 
     Example:
-        >>> ays_timesteps(pipe.scheduler, 3, False)[0]
-        999
+        >>> len(ays_timesteps(pipe.scheduler, 6, False))
+        6
     """
     from diffusers.schedulers import AysSchedules
 

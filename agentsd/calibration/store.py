@@ -100,7 +100,7 @@ def folder_of(pipe: Any, call: dict[str, Any]) -> Path:
 
     root = Path(os.environ.get("AGENTSD_CACHE") or user_cache_dir("agentsd", appauthor=False))
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    device = next(iter(parts.values())).device if parts else "cpu"
+    device = getattr(pipe, "device", "cpu")
     key = {
         "agentsd": __version__,
         "environment": environment(torch.device(device)),

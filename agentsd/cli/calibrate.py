@@ -92,7 +92,5 @@ def run(options: argparse.Namespace) -> int:
     )
     found.save(options.output)
     say(str(found))
-    say(
-        f"{options.output}: the calibration; agentsd.apply(pipe, agentsd.Calibration.from_json(text).schedule) applies it"
-    )
+    say(f"{options.output}: the calibration; agentsd.apply takes its schedule")
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from agentsd.bench.lpips import Lpips
 from agentsd.evaluation import measures
 from agentsd.evaluation.arms import EvaluationArm, base_arms
 from agentsd.evaluation.drawing import Painter
@@ -62,7 +63,7 @@ class Session:
         self.reference: Reference | None = None
         self.extractor: FeatureExtractor | None = None
         self.clip: measures.Clip | None = None
-        self.lpips: measures.Lpips | None = None
+        self.lpips: Lpips | None = None
         # Times alone are reported beside the figures of the pictures that are there.
         if options.mode != "timing" or self.store.has_measures:
             self._prepare_measures()
