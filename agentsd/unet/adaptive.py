@@ -1,4 +1,4 @@
-"""Skipping by noise levels: the policy that asks a controller, and how its errors are guided."""
+"""Skipping by noise levels: the policy that asks a controller, and guidance applied to its errors."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -98,13 +98,13 @@ class WithinTolerance:
 def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
-    With `u` and `c` the unconditional and conditional halves and the guidance scale `g`: `u + g (c - u)`. Where a call
-    holds other samples than two halves, `g` times each is the bound that is used.
+    `u + g (c - u)`, with the unconditional half `u`, the conditional half `c` and the guidance scale `g`. A call
+    without such halves uses the bound `g` times each sample.
 
     Args:
         pipes: Pipelines that may be making the call.
         sample: What enters the UNet, [B, C, h, w].
-        twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
+        twice: By batch, whether the second half repeats the first. Filled here once: looking waits for the device.
 
     Example:
         >>> import torch

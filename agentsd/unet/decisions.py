@@ -12,7 +12,7 @@ from agentsd.unet.steps import Position
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy wants of a step, and why."""
+    """Whether a step should be full, and why."""
 
     full: bool
     why: str
@@ -26,12 +26,12 @@ class Step:
     Attributes:
         position: The step within its run.
         sample: The latent that enters the denoiser, [B, C, h, w].
-        cached: What the last full step of this call left; `None` if there is none.
+        cached: Feature of the last full step; `None` if there is none.
         scheduler: The scheduler of the run; `None` if it is not known.
         noisy: Whether its steps add fresh noise.
         pipes: The pipelines with this scheduler that were given to `apply`.
-        twice: By batch, whether guidance repeats the samples; filled by who looks, since that waits for the device.
-        guided: Whether the call holds both halves of guidance, where there are any.
+        twice: By batch, whether guidance repeats the samples. Filled at the first look, which waits for the device.
+        guided: Whether the call computes guidance, if the run has any.
     """
 
     position: Position
@@ -45,9 +45,9 @@ class Step:
 
 
 class Policy(Protocol):
-    """Decides for one run, and for one of its calls per step. Nothing here may wait for the device at skipped steps."""
+    """Decides for one call of each step of a run. At skipped steps it may not wait for the device."""
 
-    keeps: bool  # whether it holds what it needs of full steps itself, and no feature has to be cached for it
+    keeps: bool  # whether it holds the predictions that it needs itself; else the run caches a feature for it
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +60,7 @@ class Policy(Protocol):
         """Return the feature that a skipped step starts from; `step.cached` is not `None`."""
 
     def observe(self, step: Step, feature: Tensor) -> None:
-        """See the feature that a full step left."""
+        """Take in the feature of a full step."""
 
 
 class FixedSteps:
@@ -91,4 +91,4 @@ class FixedSteps:
         return step.cached.at(step.position, self.schedule)
 
     def observe(self, step: Step, feature: Tensor) -> None:
-        """Nothing: the schedule is fixed."""
+        """Do nothing: the schedule is fixed."""

@@ -1,4 +1,4 @@
-"""The forward that a patched UNet runs: from a cached feature if the step has one, else the whole UNet."""
+"""The forward of a patched UNet: from a cached feature at skipped steps, the whole UNet at full steps."""
 
 import functools
 from collections.abc import Mapping
@@ -33,15 +33,15 @@ _FORWARD = (
 
 
 def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a UNet call by name, wherever they stood."""
+    """Return the arguments of a UNet call by name."""
     return {**dict(zip(("sample", "timestep", *_FORWARD), args, strict=False)), **kwargs}
 
 
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for the UNet's forward: start from the step's feature if it has one, else run the original.
+    """Replace the UNet's forward: start from the step's feature if it has one, else run the original.
 
-    Installed as `functools.partial(scheduled_forward, unet, original)`, which copies and pickles with the UNet; a
-    closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
+    Installed as `functools.partial(scheduled_forward, unet, original)`. A partial copies and pickles with the UNet; a
+    closure would keep calling the first UNet. `original` is `None` for the class's own forward.
     """
     runtime: Runtime | None = denoiser.__dict__.get(SITE)
     if runtime is None:

@@ -1,4 +1,4 @@
-"""The hooks of a patched denoiser: before and after its calls, at its transformer blocks, at the cached feature."""
+"""The hooks of a patched denoiser: around its calls, at its transformer blocks, and at the cached feature."""
 
 import inspect
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from agentsd.unet.slot import StepSlot
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
-KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
+KEEPER = "_agentsd_slot"  # on the module whose input or output is the deep feature
 
 _NO_EXPORT = (
     "This denoiser is patched by agentsd. Its steps differ, and one trace or export cannot hold them all. "
@@ -29,7 +29,7 @@ def _outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
 
 
 def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
+    """Leave the block's input: the published ranking compares tokens before norm1."""
     site: Site | None = block.attn1.__dict__.get(SITE)
     if site is not None:
         if block.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -40,7 +40,7 @@ def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-    """Leave the deep feature of a full step: the input of the last up block, or the output of one of its layers."""
+    """Leave the deep feature of a full step: the input of the last up block or the output of one of its layers."""
     slot: StepSlot | None = module.__dict__.get(KEEPER)
     if slot is not None and slot.read().keep and slot.read().depth:
         if output is None:
@@ -50,7 +50,7 @@ def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 @_outside_graphs
 def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Read the step from the timestep, set it for the layers, and say once if the layers are no longer ours."""
+    """Read the step from the timestep, set it for the layers, and warn once if other code took the layers."""
     if torch._C._get_tracing_state() is not None or getattr(torch.compiler, "is_exporting", bool)():
         raise RuntimeError(_NO_EXPORT)
     runtime: Runtime = denoiser.__dict__[SITE]
@@ -69,7 +69,7 @@ def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 
 @_outside_graphs
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Keep what the steps to come will reuse; called after an exception too."""
+    """Keep the feature for later skipped steps. Torch calls this after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
     runtime.end(failed=output is None)
 
