@@ -103,7 +103,7 @@ def test_calibrate_says_what_it_measured_and_goes_on(tmp_path, monkeypatch, caps
     pipe = make_tiny_pipe()
     counter = []
     pipe.unet.conv_in.register_forward_hook(lambda *_: counter.append(1))
-    arguments = dict(num_inference_steps=14, tolerance=0.05, progress=False)
+    arguments = dict(num_inference_steps=14, tolerance=0.05, kind="listed", progress=False)
     found = agentsd.calibrate(pipe, ["a", "b", "c"], **arguments)
     listed = found.schedule.skipping.listed
     assert set(found.calls) == {len(listed.full)}
@@ -125,9 +125,7 @@ def test_calibrate_says_what_it_measured_and_goes_on(tmp_path, monkeypatch, caps
 
 
 def test_a_tolerance_is_found_for_a_picture_measure():
-    found = agentsd.calibrate(
-        make_tiny_pipe(), ["a"], num_inference_steps=12, psnr=45.0, kind="tolerance", progress=False, cache=False
-    )
+    found = agentsd.calibrate(make_tiny_pipe(), ["a"], num_inference_steps=12, psnr=45.0, progress=False, cache=False)
     assert 0 < found.schedule.skipping.tolerance <= 1
     assert found.target == "a median PSNR of 45 dB to stock"
 

@@ -46,7 +46,7 @@ def calibrate(
     psnr: float | None = None,
     lpips: float | None = None,
     worst: bool = False,
-    kind: str = "listed",
+    kind: str | None = None,
     held_out: Sequence[str] | None = None,
     guidance_scale: float | None = None,
     seed: int = 0,
@@ -54,11 +54,12 @@ def calibrate(
     progress: bool = True,
     **call: Any,
 ) -> Calibration:
-    """Choose the full steps of one pipeline, one solver and one number of steps from its own runs.
+    """Fit skipped steps to one pipeline, one solver and one number of steps from its own runs.
 
-    A few stock runs are recorded. From them follows, without further UNet calls, what each choice of full steps would
-    cost, and the choice of least cost. Runs with that choice then measure what it does to held-out prompts. An
-    interrupted calibration goes on where it was: finished runs are kept in the user's cache folder.
+    A few stock runs are recorded. Either real runs find the tolerance that meets a target. Or full steps are listed: from
+    the recorded runs follows, without further UNet calls, what each choice of them would cost, and the choice of least
+    cost. Runs of held-out prompts then measure what comes out. An interrupted calibration goes on where it was: finished
+    runs are kept in the user's cache folder.
 
     Give one target at most: `calls`, `tolerance`, `psnr` or `lpips`. Without one it is `tolerance=0.03`.
 
@@ -73,8 +74,9 @@ def calibrate(
         lpips: LPIPS to the stock picture (AlexNet; needs its weights, see `agentsd.bench.lpips`).
         worst: Whether the worst 5% of the pictures must meet the target. `False` is the median; the worst is printed
             all the same.
-        kind: `"listed"` lists the full steps, with fitted forecasts. `"tolerance"` finds the tolerance that meets the
-            target, and leaves the choice to run time.
+        kind: `"tolerance"` finds the tolerance that meets the target, and leaves the full steps to run time, where hard
+            prompts get more of them. `"listed"` lists the full steps, with fitted forecasts: every picture takes as
+            many calls. `None` lists them for `calls`, and finds a tolerance for the other targets.
         held_out: Prompts of the measurement; `None` takes them from `prompts`.
         guidance_scale: Guidance; `None` is the pipeline's own.
         seed: Seed of the first picture's noise; each further prompt has the next.
@@ -96,6 +98,8 @@ def calibrate(
         >>> with agentsd.apply(pipe, found.schedule):
         ...     image = pipe("a blue cross", num_inference_steps=12, output_type="pt").images
     """
+    if kind is None:
+        kind = "tolerance" if calls is None else "listed"
     target = _target(calls, {"tolerance": tolerance, "psnr": psnr, "lpips": lpips}, worst=worst, kind=kind)
     fitted, measured = _split(prompts, held_out)
     _check(pipe, num_inference_steps, seed)

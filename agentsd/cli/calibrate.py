@@ -1,8 +1,8 @@
-"""Choose the full steps of one model, solver and number of steps from its own runs, and measure the choice.
+"""Fit skipped steps to one model, solver and number of steps from its own runs, and measure them.
 
-A few stock runs are recorded. From them follows what each choice of full steps would cost. The best choice is measured
-on prompts that it has not seen. Give one target at most; without one it is --tolerance 0.03. An interrupted calibration
-goes on where it was. The result is JSON:
+A tolerance that meets a target is found by real runs. With --calls, full steps are listed from a few recorded runs. The
+figures are of prompts that were not used for that. Give one target at most; without one it is --tolerance 0.03. An
+interrupted calibration goes on where it was. The result is JSON:
 agentsd.apply(pipe, agentsd.Calibration.from_json(text).schedule) applies it.
 """
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--lpips", type=float, help="LPIPS to the stock picture; needs AlexNet's weights")
     parser.add_argument("--worst", action="store_true", help="ask the target of the worst 5%%, not of the median")
     parser.add_argument(
-        "--kind", type=one_of(["listed", "tolerance"]), default="listed",
-        help="listed: full steps one by one; tolerance: the tolerance that meets the target (listed)",
+        "--kind", type=one_of(["listed", "tolerance"]),
+        help="listed: full steps one by one; tolerance: the tolerance that meets the target (with --calls: listed)",
     )  # fmt: skip
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the first picture's noise (0)")
     parser.add_argument("--no-cache", action="store_true", help="keep no finished runs")
