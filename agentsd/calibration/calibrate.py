@@ -57,8 +57,8 @@ def calibrate(
     """Fit skipped steps to one pipeline, one solver and one number of steps from its own runs.
 
     A few stock runs are recorded. Real runs then find the tolerance that meets a target. Or full steps are listed: the
-    recorded runs show, without further UNet calls, what each choice of them would cost. Runs of held-out prompts measure
-    the result. An interrupted calibration goes on where it was: finished runs are kept in the user's cache folder.
+    recorded runs show, without further UNet calls, what each choice of them would cost. Held-out prompts measure the
+    result. An interrupted calibration goes on where it was: finished runs are kept in the user's cache folder.
 
     Give one target at most: `calls`, `tolerance`, `psnr` or `lpips`. Without one it is `tolerance=0.03`.
 
