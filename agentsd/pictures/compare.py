@@ -114,11 +114,11 @@ def compare_arms(
         >>> list(compare_arms(pipe, settings, arms))
         ['gentle', 'fast']
     """
-    drawn: dict[str | None, Image.Image] = {}
+    pictures: dict[str | None, Image.Image] = {}
     names: dict[str, str | None] = {"stock": None} | {f"agentsd {label}": label for label in arms}
 
     def draw(name: str) -> None:
-        drawn[names[name]] = generate(pipe, [settings])[0]
+        pictures[names[name]] = generate(pipe, [settings])[0]
 
     @contextmanager
     def arm(label: str | None) -> Iterator[None]:
@@ -134,14 +134,14 @@ def compare_arms(
         warmup=0,
         device=torch.device(pipe.device),
     )
-    stock = _to_tensor(drawn[None])
+    stock = _to_tensor(pictures[None])
     found = {}
     for name, label in names.items():
         if label is not None:
-            own = _to_tensor(drawn[label])
+            own = _to_tensor(pictures[label])
             found[label] = Comparison(
-                stock=drawn[None],
-                agents=drawn[label],
+                stock=pictures[None],
+                agents=pictures[label],
                 stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
                 agents_seconds=(seconds[name][0], seconds[name][1]),
                 psnr_db=float(psnr(own, stock)),
