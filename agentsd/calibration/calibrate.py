@@ -15,7 +15,7 @@ from agentsd.schedule import ListedSteps, Schedule, Skipping
 from agentsd.system.numbers import is_whole
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.processor import SITE
-from agentsd.unet.reuse import check_skipping
+from agentsd.unet.skipping import check_skipping
 
 # Four to fit to and six held out. What is skipped depends on the solver far more than on the prompt.
 PROMPTS = (
