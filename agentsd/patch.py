@@ -13,6 +13,7 @@ from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
+from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
@@ -114,13 +115,14 @@ def apply(
     ratio: float | None = None,
     seed: int = 0,
 ) -> Patch:
-    """Patch a pipeline's UNet in place, so that its calls follow a schedule.
+    """Patch a pipeline's denoiser in place; its calls then follow a schedule.
 
     The schedule runs by itself at every call of the pipeline. The pipeline's loop and callbacks stay untouched.
     Applying again replaces the earlier patch.
 
     Args:
-        target: A diffusers pipeline with a UNet, or the UNet (or ControlNet) itself, compiled or not.
+        target: A diffusers pipeline, or its denoiser (or a ControlNet) itself, compiled or not. Attention can change
+            in the UNets of SD 1.x, 2.x, SDXL and kin. Steps can be skipped in transformers and video models too.
         schedule: The name of a preset (`agentsd.PRESETS`), a `Schedule`, settings of self-attention for every step
             (`MergedTokens`, `PooledAgents`, `SampledKeys`), or the `Plan` that `agentsd.plan` returned.
         tolerance: The relative error of the final latent that you accept, in (0, 1]; it replaces the preset's. Smaller
@@ -135,7 +137,7 @@ def apply(
     Raises:
         ValueError: If arguments contradict each other or are out of range, nothing in the target can be patched, or the
             plan was measured on another architecture.
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
 
     Example:
         >>> patch = agentsd.apply(pipe, "paper")
@@ -152,7 +154,7 @@ def apply(
     pipes = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
     users = list(pipes)
     chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
-    candidates, skipped = find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
+    candidates, skipped = find(denoiser, chosen)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
         check_plan(denoiser, plan)
         refused = plan.skipping_problem
@@ -161,7 +163,7 @@ def apply(
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         users += [user for user in earlier.users if holds(user, denoiser)]
         uninstall(denoiser)
-    runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
+    runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, layout_of(denoiser), plan), candidates)
     runtime.skipping_problem = refused
     if refused is not None and not chosen.attentions:
         warn_user(
@@ -176,22 +178,22 @@ def apply(
 
 
 def remove(target: Any) -> None:
-    """Restore a pipeline's UNet (or the UNet given) exactly; does nothing if it is not patched.
+    """Restore a pipeline's denoiser (or the one given) exactly; does nothing if it is not patched.
 
-    A UNet that the pipeline held when it was patched, and holds no more, is restored too.
+    A denoiser that the pipeline held when it was patched, and holds no more, is restored too.
 
     Args:
         target: What was given to `apply`, or a copy of it.
 
     Raises:
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
     """
     former = _patched_through(target)
     for denoiser in former:
         runtime = denoiser.__dict__.get(SITE)
         if runtime is not None and target in runtime.users:
             uninstall(denoiser)
-    if former and getattr(target, "unet", None) is None:
+    if former and denoiser_in(target) is None:
         return
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
@@ -199,7 +201,7 @@ def remove(target: Any) -> None:
 
 
 def report(target: Any) -> Report:
-    """Return what is patched on a pipeline's UNet (or on the UNet given).
+    """Return what is patched on a pipeline's denoiser (or on the one given).
 
     Args:
         target: What was given to `apply`, or a copy of it.
@@ -209,7 +211,7 @@ def report(target: Any) -> Report:
 
     Raises:
         ValueError: If the target is not patched.
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
     """
     denoiser = denoiser_of(target)
     runtime = denoiser.__dict__.get(SITE)
@@ -248,7 +250,7 @@ def why_inactive(denoiser: nn.Module, runtime: Runtime) -> str | None:
     users = list(runtime.users)
     if users and not any(holds(user, denoiser) for user in users):
         names = ", ".join(sorted({type(user).__name__ for user in users}))
-        return f"{names} runs another UNet now; call agentsd.apply again"
+        return f"{names} runs another denoiser now; call agentsd.apply again"
     return None
 
 
@@ -259,7 +261,7 @@ def holds(pipe: Any, denoiser: nn.Module) -> bool:
         >>> holds(pipe, pipe.unet), holds(pipe, torch.nn.Linear(1, 1))
         (True, False)
     """
-    module = getattr(pipe, "unet", None)
+    module = denoiser_in(pipe)
     return module is denoiser or (isinstance(module, nn.Module) and any(part is denoiser for part in module.modules()))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from agentsd.schedule import Skipping
 from agentsd.unet.controller import FEWEST_CALLS, MOST_SKIPPED, Controller
 from agentsd.unet.decisions import Decision, Step
+from agentsd.unet.denoisers import latent_part
 from agentsd.unet.guidance import is_twice
 from agentsd.unet.noise_levels import noise_levels
 
@@ -58,7 +59,8 @@ class WithinTolerance:
     def observe(self, step: Step, feature: Tensor) -> None:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
-            guide = guidance_of(step.pipes, step.sample, step.twice) if step.guided else None
+            latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
+            guide = guidance_of(step.pipes, latent, step.twice, told=step.guidance) if step.guided else None
             self.controller.observe(self._index(self.controller, step), step.sample, feature, guide=guide)
 
     @staticmethod
@@ -79,10 +81,13 @@ class WithinTolerance:
             tolerance=self.skipping.tolerance or 0.0,
             max_skipped=MOST_SKIPPED if self.skipping.max_skipped is None else self.skipping.max_skipped,
             noisy=step.noisy,
+            sign=step.sign,
         )
 
 
-def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) -> Callable[[Tensor], Tensor] | None:
+def guidance_of(
+    pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool], *, told: float = 1.0
+) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
     With `u` and `c` the unconditional and conditional halves and the guidance scale `g`: `u + g (c - u)`. Where a call
@@ -90,19 +95,18 @@ def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) ->
 
     Args:
         pipes: Pipelines that may be making the call.
-        sample: What enters the UNet, [B, C, h, w].
+        sample: The latent that enters the denoiser, [B, ...].
         twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
+        told: The scale of pipelines that do not say it themselves; 1 is no guidance.
 
     Example:
         >>> import torch
         >>> guidance_of([], torch.zeros(2, 4, 8, 8), {}) is None
         True
     """
-    scales = [
-        float(getattr(pipe, "guidance_scale", 1.0))
-        for pipe in pipes
-        if getattr(pipe, "do_classifier_free_guidance", False)
-    ]
+    scales = [_scale_of(pipe) for pipe in pipes if getattr(pipe, "do_classifier_free_guidance", False)]
+    if told != 1.0:
+        scales.append(told)
     if not scales:
         return None
     scale, batch = max(scales), sample.shape[0]
@@ -112,3 +116,8 @@ def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) ->
         return lambda error: scale * error
     half = batch // 2
     return lambda error: error[:half] + scale * (error[half:] - error[:half])
+
+
+def _scale_of(pipe: Any) -> float:
+    scale = getattr(pipe, "guidance_scale", 1.0)
+    return float(scale.max() if isinstance(scale, Tensor) else scale)  # Stable Video Diffusion: one for each frame

@@ -71,7 +71,7 @@ def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[st
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Keep what the steps to come will reuse; called after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
-    runtime.end(failed=output is None)
+    runtime.end(output)
 
 
 HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)

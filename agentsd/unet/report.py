@@ -60,7 +60,10 @@ class Report:
     last_run: LastRun | None = None
 
     def __str__(self) -> str:
-        lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
+        patched = f"{len(self.layers)} self-attention layers patched"
+        if not self.layers:
+            patched = f"skipping alone: the layers of {self.target} are not patched"
+        lines = [f"agentsd on {self.target}: {patched}, seed {self.seed}"]
         if not self.active:
             lines[0] += f"; NOT IN FORCE: {self.inactive_reason}; this is what it was"
         skipping = self.schedule.skipping
