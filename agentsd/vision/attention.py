@@ -184,11 +184,9 @@ class AgentAttention(nn.Module):
         return query, key, value
 
     def _local(self, value: Tensor, grid: Grid, convolution: nn.Conv2d) -> Tensor:
-        if self.class_token:
-            # The class token takes no convolution: a row of zeros stands in its place.
-            return F.pad(to_tokens(convolution(to_image(value[:, 1:], grid))), (0, 0, 1, 0))
         if self.reduction == 1:
-            return to_tokens(convolution(to_image(value, grid)))
+            # One copy here is faster than the convolution's own reordering of values that lie between queries and keys.
+            return to_tokens(convolution(to_image(value[:, int(self.class_token) :].contiguous(), grid)))
         keys = (grid[0] // self.reduction, grid[1] // self.reduction)
         return to_tokens(convolution(F.interpolate(to_image(value, keys), size=grid, mode="bilinear")))
 
@@ -260,7 +258,7 @@ class AgentAttention(nn.Module):
             gather_bias=gather,
             broadcast_bias=spread,
         )
-        return out if self.dwc is None else out + self._local(value, grid, self.dwc)
+        return out if self.dwc is None else out.add_(self._local(value, grid, self.dwc))
 
     def _tokens_last(self, grid: Grid) -> tuple[Tensor, Tensor]:
         gather, spread = self._biases(grid)
@@ -295,4 +293,8 @@ class AgentAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
         )
         out = merge_heads(attended)
-        return out if self.dwc is None else out + self._local(value, grid, self.dwc)
+        if self.dwc is None:
+            return out
+        local = self._local(value, grid, self.dwc)
+        # The class token takes no convolution.
+        return torch.cat([out[:, :1], out[:, 1:] + local], dim=1) if self.class_token else out + local

@@ -1,14 +1,16 @@
 """The parts around attention: perceptron, dropped paths, patches, blocks."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agentsd.vision.functional import Grid, to_tokens
 
-# Numbers between the two layers that a thread holds at a time on a CPU (1 MiB of float32). Larger buffers come as fresh
-# pages from the system at every call: at 3136 tokens and 512 channels that took longer than the multiplications.
-CHUNK = 2**18
+# Numbers between the two layers that a thread holds at a time on a CPU (4 MiB of float32). Much larger buffers can come
+# as fresh pages from the system at every call. Smaller parts cost more: small matrices multiply slowly.
+CHUNK = 2**20
 
 
 class Mlp(nn.Module):
@@ -33,8 +35,10 @@ class Mlp(nn.Module):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
             out: Tensor = self.fc2(F.gelu(self.fc1(x)))
             return out
-        rows = max(64, CHUNK * torch.get_num_threads() // self.fc1.out_features)
-        parts = [self._overwriting(part) for part in x.flatten(0, -2).split(rows)]
+        rows = x.flatten(0, -2)
+        # Parts of equal size: a small last part would take almost as long as a large one.
+        number = max(1, math.ceil(rows.shape[0] * self.fc1.out_features / (CHUNK * torch.get_num_threads())))
+        parts = [self._overwriting(part) for part in rows.chunk(number)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).view_as(x)
 
     def _overwriting(self, x: Tensor) -> Tensor:
