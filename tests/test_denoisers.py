@@ -1,10 +1,12 @@
 """Every kind of denoiser skips steps: near stock, repeatably, undone exactly, and never from old conditions."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from matrix import animate_diff, sdxl, sdxl_image_to_image, stable_video
 from probe import POOL, assert_same, snapshot
 from tiny_denoisers import SKIPPING, Skips, flux, pixart, stable_diffusion_3
 
@@ -30,6 +32,8 @@ class Built:
     def run(self, **changes):
         generator = torch.Generator().manual_seed(0)
         arguments = {"num_inference_steps": STEPS, "output_type": "latent", **self.arguments, **changes}
+        if "prompt" in inspect.signature(self.pipe.__call__).parameters and "prompt_embeds" not in arguments:
+            arguments.setdefault("prompt", "a red circle")
         return self.pipe(generator=generator, **arguments)[0]
 
     def run_counted(self, **changes):
@@ -83,6 +87,58 @@ def test_fixed_full_steps(kind):
         assert problem is None
         assert calls == (STEPS // 2 + 1) * kind.kind.calls
         assert not torch.equal(found, kind.stock)
+
+
+@pytest.mark.parametrize("build", [animate_diff, stable_video, sdxl])
+def test_models_with_patched_layers_skip_within_a_tolerance(build):
+    one = built(build)
+    stock = one.run()
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        found = one.run()
+        assert patch.report().skipping_problem is None
+        assert patch.report().last_run.skipped > STEPS // 4
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    assert torch.equal(one.run(), stock)
+
+
+@pytest.mark.parametrize(("end", "calls"), [(1.0, STEPS), (0.8, 16)])
+def test_the_last_call_before_denoising_end_is_full(end, calls):
+    one, step, ran = built(sdxl), [0], []
+
+    def count(pipe, index, timestep, tensors):
+        step[0] = index + 1
+        return tensors
+
+    one.pipe.unet.mid_block.register_forward_hook(lambda *_: ran.append(step[0]))
+    with agentsd.apply(one.pipe, tolerance=1.0):
+        one.run(denoising_end=end, callback_on_step_end=count)
+    assert ran[:3] == [0, 1, 2]
+    assert ran[-1] == calls - 1
+    assert len(ran) < calls / 2
+
+
+def test_denoising_start_skips_from_its_own_first_step():
+    one = built(sdxl_image_to_image)
+    one.arguments.pop("strength")
+    stock = one.run(denoising_start=0.4)
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        found = one.run(denoising_start=0.4)
+        assert patch.report().last_run.full + patch.report().last_run.skipped == 12
+        assert patch.report().last_run.skipped > 2
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+
+
+def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
+    one = Built(None, tiny_pipe, dict(prompt="a", eta=1.0))
+    stock = one.run()
+    with agentsd.apply(tiny_pipe, tolerance=0.05) as patch:
+        found = one.run()
+        assert patch.report().last_run.skipped > 2
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    noisy = agentsd.apply(tiny_pipe, Schedule.constant(None, 2))
+    with pytest.warns(UserWarning, match=r"adds fresh noise at every step \(eta=1\)"):
+        one.run()
+    noisy.remove()
 
 
 @pytest.mark.parametrize("build", [stable_diffusion_3, flux, pixart])

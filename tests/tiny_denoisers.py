@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import diffusers
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from tiny import make_vae
+from tiny import make_tiny_unet, make_vae
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,107 @@ def pixart():
     return pipe, dict(**embeddings(*PROMPTS), **masks, **size, negative_prompt=None)
 
 
+def masked(*names: str) -> dict:
+    return {**embeddings(*PROMPTS), **dict.fromkeys(names, torch.ones(1, 5, dtype=torch.long))}
+
+
+MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
+
+
+def sana():
+    torch.manual_seed(0)
+    transformer = diffusers.SanaTransformer2DModel(
+        sample_size=4, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=8,
+        num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipe = assemble(diffusers.SanaPipeline, transformer, scheduler, without=("vae", "text_encoder", "tokenizer"))
+    return pipe, dict(**masked(*MASKS), **SIZE, use_resolution_binning=False, negative_prompt=None)
+
+
+def aura_flow():
+    torch.manual_seed(0)
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=8, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, caption_projection_dim=16, pos_embed_max_size=64,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.73)
+    pipe = assemble(diffusers.AuraFlowPipeline, transformer, scheduler, without=("vae", "text_encoder", "tokenizer"))
+    return pipe, dict(**masked(*MASKS), **SIZE)
+
+
+def lumina_2():
+    torch.manual_seed(0)
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8, in_channels=4, hidden_size=24, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
+        num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(40, 40, 40), cap_feat_dim=16,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    pipe = assemble(diffusers.Lumina2Pipeline, transformer, scheduler, without=("vae", "text_encoder", "tokenizer"))
+    return pipe, dict(**masked(*MASKS), **SIZE)
+
+
+def hunyuan_dit():
+    torch.manual_seed(0)
+    transformer = diffusers.HunyuanDiT2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=8, hidden_size=16,
+        num_layers=2, cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=8, text_len=5,
+        text_len_t5=5, use_style_cond_and_image_meta_size=False,
+    )  # fmt: skip
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
+    pipe = assemble(
+        diffusers.HunyuanDiTPipeline, transformer, DPMSolverMultistepScheduler(), without=names, vae=make_vae(),
+        requires_safety_checker=False,
+    )  # fmt: skip
+    given = {**masked(*MASKS), **{f"{name}_2": value for name, value in masked(*MASKS).items()}}
+    return pipe, dict(**given, height=16, width=16, use_resolution_binning=False)
+
+
+def wan():
+    torch.manual_seed(0)
+    transformer = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=16,
+        ffn_dim=16, num_layers=1, rope_max_seq_len=32,
+    )  # fmt: skip
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipe = assemble(diffusers.WanPipeline, transformer, scheduler, without=("vae", "text_encoder", "tokenizer"))
+    return pipe, dict(**embeddings(*PROMPTS), height=64, width=64, num_frames=5)
+
+
+def kandinsky():
+    unet = make_tiny_unet(
+        out_channels=8,
+        down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("UpBlock2D", "UpBlock2D", "SimpleCrossAttnUpBlock2D"),
+        addition_embed_type="image",
+        encoder_hid_dim=16,
+        encoder_hid_dim_type="image_proj",
+    )
+    movq = diffusers.VQModel(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+    pipe = diffusers.KandinskyV22Pipeline(unet=unet, scheduler=diffusers.DDIMScheduler(clip_sample=False), movq=movq)
+    pipe.set_progress_bar_config(disable=True)
+    image, negative = texts((1, 16), (1, 16))
+    return pipe, dict(image_embeds=image, negative_image_embeds=negative, height=64, width=64)
+
+
 SKIPPING = (
     Skips("SD 3, SD 3.5", "StableDiffusion3Pipeline", stable_diffusion_3, "flow matching, guidance in one call"),
     Skips("SD 3 without guidance", "StableDiffusion3Pipeline", stable_diffusion_3_unguided, "flow matching"),
     Skips("FLUX", "FluxPipeline", flux, "flow matching, guidance as an input, scaled timesteps"),
     Skips("FLUX, true guidance", "FluxPipeline", flux_true_guidance, "flow matching, guidance in two calls", calls=2),
     Skips("PixArt", "PixArtSigmaPipeline", pixart, "predicts a variance too"),
+    Skips("Sana", "SanaPipeline", sana, "flow matching under DPM++"),
+    Skips("AuraFlow", "AuraFlowPipeline", aura_flow, "flow matching, scaled timesteps"),
+    Skips("Lumina 2", "Lumina2Pipeline", lumina_2, "flow matching, negated, guidance in two calls", calls=2),
+    Skips("HunyuanDiT", "HunyuanDiTPipeline", hunyuan_dit, "copied timesteps, predicts a variance too"),
+    Skips("Wan (video)", "WanPipeline", wan, "flow matching under UniPC, guidance in two calls", calls=2),
+    Skips("Kandinsky 2.2", "KandinskyV22Pipeline", kandinsky, "a UNet whose layers are of another kind"),
 )
 
 

@@ -1,6 +1,7 @@
 """Skipping under a tolerance: the policy that asks a controller, and how its errors are guided."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -65,17 +66,19 @@ class WithinTolerance:
 
     @staticmethod
     def _index(controller: Controller, step: Step) -> int:
-        return controller.calls - step.position.total + step.position.index
+        return controller.calls - (step.position.total - step.left_out) + step.position.index
 
     def _start(self, step: Step) -> Controller | str:
         if step.scheduler is None or not step.pipes:
             return _NO_PIPELINE
-        left = step.position.total - step.position.index
+        left = step.position.total - step.left_out - step.position.index
         if left < FEWEST_CALLS:
             return f"the run has {left} steps, and agentsd skips none below {FEWEST_CALLS}"
         levels = noise_levels(step.scheduler)
         if isinstance(levels, str):
             return levels
+        if step.left_out:  # the last call that is made must be full
+            levels = replace(levels, sigmas=levels.sigmas[: -step.left_out])
         return Controller(
             levels,
             tolerance=self.skipping.tolerance or 0.0,

@@ -98,6 +98,26 @@ def calling_guidance(scheduler: Any) -> float | None:
     return None
 
 
+def steps_left_out(scheduler: Any) -> int:
+    """Return how many of a scheduler's last steps the running loop leaves out, as SDXL's `denoising_end` does.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(10)
+        >>> timesteps = pipe.scheduler.timesteps[:8]
+        >>> steps_left_out(pipe.scheduler)
+        2
+    """
+    whole = getattr(scheduler, "timesteps", None)
+    for names in _frames():
+        looped = names.get("timesteps")
+        if not isinstance(whole, Tensor) or not isinstance(looped, Tensor) or looped.ndim != 1:
+            continue
+        if shares_memory(looped, whole):
+            end = whole.storage_offset() + whole.shape[0]
+            return max(end - looped.storage_offset() - looped.shape[0], 0)
+    return 0
+
+
 def _frames() -> Iterator[dict[str, Any]]:
     """Yield the local variables of the running functions, from the inmost outwards."""
     frame: FrameType | None = sys._getframe(2)

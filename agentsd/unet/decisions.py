@@ -34,6 +34,7 @@ class Step:
         guided: Whether the call holds both halves of guidance, where there are any.
         guidance: The guidance scale, where the pipelines do not say it themselves.
         sign: -1 where the scheduler sees the negated prediction.
+        left_out: Steps at the end of the scheduler's list that are not run.
     """
 
     position: Position
@@ -46,6 +47,7 @@ class Step:
     guided: bool = True
     guidance: float = 1.0
     sign: int = 1
+    left_out: int = 0
 
 
 class Policy(Protocol):

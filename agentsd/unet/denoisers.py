@@ -79,8 +79,8 @@ def layout_of(denoiser: nn.Module) -> Layout:
     if "ControlNet" in kind.__name__:
         return replace(known, names=names, obstacle=f"{kind.__name__} is a ControlNet, which predicts no noise")
     if sample is None or "timestep" not in names:
-        problem = f"{kind.__name__}.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
-        return replace(known, names=names, obstacle=problem)
+        missing = f"{kind.__name__}.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
+        return replace(known, names=names, obstacle=missing)
     problem = None if known.obstacle is None else f"{kind.__name__} is not supported: {known.obstacle}"
     return replace(known, names=names, sample=sample, obstacle=problem)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from agentsd.unet.callers import calling_eta, calling_guidance
+from agentsd.unet.callers import calling_eta, calling_guidance, steps_left_out
 from agentsd.unet.noise import noise_source, takes_eta
 from agentsd.unet.runs import Run
 from agentsd.unet.shallow import depth_under_noise
@@ -50,3 +50,13 @@ def guidance_scale(runtime: "Runtime", pipes: tuple[Any, ...]) -> float:
         found = calling_guidance(runtime.progress().scheduler())
         run.guidance = 1.0 if found is None else found
     return run.guidance
+
+
+def left_out(runtime: "Runtime") -> int:
+    """Return how many steps at the end of the scheduler's list the run leaves out."""
+    run: Run | None = runtime.local.run
+    if run is None:
+        return 0
+    if run.left_out is None:  # once in a run
+        run.left_out = steps_left_out(runtime.progress().scheduler())
+    return run.left_out

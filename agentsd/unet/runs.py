@@ -70,6 +70,7 @@ class Run:
         self.conditions: dict[int, tuple[torch.Size, dict[str, Any]]] = {}  # of the last full step, by call
         self.outputs: dict[int, type[Any] | None] = {}  # what the denoiser returned its prediction in, by call
         self.guidance: float | None = None  # the scale that the caller names; None: not looked at
+        self.left_out: int | None = None  # last steps that the loop leaves out; None: not looked at
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at

@@ -17,7 +17,7 @@ from agentsd.unet.choices import Choices
 from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of, find_knobs
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
 from agentsd.unet.denoisers import Layout
-from agentsd.unet.depth import fresh_noise, guidance_scale, skipped_depth
+from agentsd.unet.depth import fresh_noise, guidance_scale, left_out, skipped_depth
 from agentsd.unet.forward import shallow_copy
 from agentsd.unet.guidance import BYPASSED, conditional_half, runs_guided
 from agentsd.unet.levels import plan_mismatches, step_levels
@@ -189,8 +189,8 @@ class Runtime:
         scheduler = self.progress().scheduler()
         pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
         noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
-        scale = guidance_scale(self, pipes)
-        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, scale, self.layout.sign)
+        told = (guidance_scale(self, pipes), self.layout.sign, left_out(self))
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *told)
         problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
         if policy.keeps and (problem is not None or not run.settled):
             run.drop()
