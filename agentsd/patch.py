@@ -19,6 +19,7 @@ from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.reuse import fit_skipping
 from agentsd.unet.runtime import Runtime
+from agentsd.unet.summary import title
 
 # Which denoisers were patched through a pipeline: it may hold another one by the time they are restored.
 _PATCHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
@@ -79,7 +80,7 @@ class Patch:
         self._runtime.pipes.add(pipe)
 
     def report(self) -> Report:
-        """Return which layers were patched, at which grid, with how many tokens, and which were not.
+        """Return what is patched, what the schedule does and what the last run did; `details()` lists the layers.
 
         When the patch is not in force any more, it shows what was and says why.
         """
@@ -104,7 +105,7 @@ class Patch:
 
     def __repr__(self) -> str:
         reason = why_inactive(self._denoiser, self._runtime)
-        return str(self.report()) if reason is None else f"Patch on {type(self._denoiser).__name__}: {reason}"
+        return f"Patch on {type(self._denoiser).__name__}: {title(self.schedule) if reason is None else reason}"
 
 
 def apply(
@@ -293,5 +294,5 @@ def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
         planned_stock=tuple((one, runtime.left_stock(one)) for one in runtime.schedule.attentions),
         active=reason is None,
         inactive_reason=reason,
-        last_run=runtime.record.last_run,
+        last_run=runtime.record.read(timed=next(denoiser.parameters()).device.type == "cpu"),
     )

@@ -101,6 +101,8 @@ def as_schedule(schedule: object, ratio: float | None = None) -> Schedule:
             f"schedule={schedule!r} is a number. For the published method with that merge ratio write "
             f"ratio={schedule!r}, as in agentsd.apply(pipe, ratio={schedule!r})."
         )
+    if isinstance(schedule, list | tuple) and schedule and all(isinstance(one, Phase) for one in schedule):
+        raise ValueError(f"schedule={schedule!r} holds phases; write agentsd.Schedule(phases).")
     raise ValueError(
         f"schedule={schedule!r} must be the name of a preset ({', '.join(PRESETS)}), a Schedule, a Plan, or settings: "
         "MergedTokens, PooledAgents or SampledKeys."

@@ -16,6 +16,7 @@ import torch
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.front import measure
 from agentsd.bench.samples import Store
+from agentsd.cli.main import guard
 from agentsd.evaluation.demo_front import DemoFront, front_rows
 from agentsd.pictures.settings import SCHEDULERS
 from agentsd.system.precision import dtype_name
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further call after this")
     made.add_argument("--work", type=Path, default=Path("outputs/front"), help="latents and times of every call")
-    made.add_argument("--output", type=Path, default=Path("results/demo/front.jsonl"), help="written anew")
+    made.add_argument("--output", type=Path, default=Path("outputs/demo/front.jsonl"), help="written anew")
     return made
 
 
@@ -85,4 +86,4 @@ def tell(text: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("demo_front.py", main))

@@ -1,107 +1,13 @@
 #!/usr/bin/env python
-"""Evaluate agentsd on captions: distances from real pictures, likeness to stock, and fair times, on one page.
+"""The command `agentsd evaluate`, in a checkout."""
 
-Without options the bundled demo model draws its own held-out captions; --reference demo compares with rendered scenes.
-May be stopped at any moment: the same command goes on where it was. Several processes, GPUs or machines: start it with
-torchrun or accelerate launch. What the figures mean and how to repeat published protocols: docs/evaluation.md.
-"""
-
-import argparse
-import logging
 import sys
-from pathlib import Path
 
-from agentsd.bench.store import UnfinishedError
-from agentsd.evaluation.inception import RESIZES
-from agentsd.evaluation.options import CROPS, DEMO_NUM, FEATURES, MODES, PROTOCOLS, Options
-from agentsd.pictures.settings import DTYPES, SCHEDULERS
-
-UNFINISHED = 3  # exit code of a run that can go on: disk full, a process died
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; options that are not given keep the defaults of `Options`."""
-    made = argparse.ArgumentParser(
-        prog="fid_eval.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-    )
-    made.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="run folder (outputs/evaluation)")
-    made.add_argument("--protocol", choices=sorted(PROTOCOLS), help="a published protocol; fills in what it fixes")
-    made.add_argument("--mode", choices=MODES, help="quality, timing, or all (all)")
-    prompts = made.add_argument_group("prompts and reference")
-    prompts.add_argument("--captions", help="demo, or COCO .json, .csv, .tsv, .txt (demo)")
-    prompts.add_argument("--class-names", type=Path, metavar="FILE", help="1,000 ImageNet names, for --protocol paper")
-    prompts.add_argument(
-        "--num", type=int, help=f"how many prompts, the first of the file (demo: {DEMO_NUM}; else all)"
-    )
-    prompts.add_argument(
-        "--reference", help="demo (rendered), folder of real pictures (sub-folders too), or .npz with mu and sigma"
-    )
-    prompts.add_argument("--crop", choices=CROPS, help="how reference pictures get the shape of the generated (center)")
-    model = made.add_argument_group("model")
-    model.add_argument("--model", help="demo (bundled, the default), a local diffusers folder, or a hub id")
-    model.add_argument("--steps", type=int, help="denoising steps of stock (demo: 50; else the pipeline's default)")
-    model.add_argument("--guidance-scale", type=float, metavar="G", help="guidance (demo: 4; else the pipeline's)")
-    model.add_argument("--size", type=int, metavar="PIXELS", help="side of the pictures (the model's own)")
-    model.add_argument("--scheduler", choices=sorted(SCHEDULERS), help="sampler (the model's own)")
-    model.add_argument("--dtype", choices=sorted(DTYPES), help="arithmetic (float32)")
-    model.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (auto; with several processes a GPU each)")
-    model.add_argument("--batch", type=int, metavar="N", help="pictures at a time (1)")
-    model.add_argument("--seed", type=int, help="seed of all noise (0)")
-    arms = made.add_argument_group("arms (stock and stock A/A are always there)")
-    arms.add_argument(
-        "--arm", dest="arms", action="append", metavar="NAME:KEY=VALUE,...",
-        help="keys preset, ratio, reuse, depth, rival, steps, noise; a preset's name alone will do (balanced)",
-    )  # fmt: skip
-    arms.add_argument(
-        "--fewer-steps", type=int, nargs="+", metavar="N",
-        help="steps of the stock arms of equal time; 0: none (measured for each arm)",
-    )  # fmt: skip
-    metrics = made.add_argument_group("metrics and times")
-    metrics.add_argument(
-        "--features", choices=FEATURES, help="inception for FID and KID, demo for rendered scenes (auto)"
-    )
-    metrics.add_argument("--inception-weights", type=Path, metavar="PATH", help="FID-Inception weights (torch's cache)")
-    metrics.add_argument("--resize", choices=RESIZES, help="how Inception's input is resized (clean)")
-    metrics.add_argument("--clip-model", help="CLIP model for the CLIP score: a folder or hub id")
-    metrics.add_argument("--resamples", type=int, metavar="N", help="draws of the intervals (1000; Inception: 200)")
-    metrics.add_argument(
-        "--timing-prompts", type=int, metavar="N", help="batches of prompts timed, twice by each arm (8)"
-    )
-    metrics.add_argument("--retime", action="store_true", help="time anew although times are there")
-    several = made.add_argument_group("several machines")
-    several.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="run folders to take pictures from")
-    several.add_argument("--wait-hours", type=float, metavar="H", help="how long processes wait for the slowest (24)")
-    return made
+from agentsd.cli import main as cli
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 3 for a run that can go on."""
-    given = vars(parser().parse_args(argv))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("agentsd").setLevel(logging.INFO)
-    for name in ("arms", "fewer_steps", "merge"):
-        if name in given:
-            given[name] = tuple(given[name])
-    try:
-        from agentsd.evaluation.run import evaluate
-
-        outcome = evaluate(Options(**given))
-    except ValueError as error:
-        print(f"fid_eval.py: {error}", file=sys.stderr)
-        return 2
-    except UnfinishedError as error:
-        print(f"fid_eval.py: unfinished: {error}", file=sys.stderr)
-        return UNFINISHED
-    except KeyboardInterrupt:
-        print("fid_eval.py: stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    if outcome.results is not None:
-        print((outcome.folder / "table.md").read_text(encoding="utf-8"))
-        print(f"{outcome.folder / 'report.html'}")
-    return 0
+    return cli.main(["evaluate", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

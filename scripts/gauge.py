@@ -20,6 +20,7 @@ import agentsd
 from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.bench.skippers import SKIPPERS, skipping_by
+from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline
 from agentsd.system.timing import environment
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", choices=["ours", "rivals", "solvers"], nargs="+", default=["ours", "rivals", "solvers"])
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further arm after this")
-    made.add_argument("--output", type=Path, default=Path("results/gauge.jsonl"), help="rows are appended")
+    made.add_argument("--output", type=Path, default=Path("outputs/gauge.jsonl"), help="rows are appended")
     return made
 
 
@@ -197,4 +198,4 @@ def relative(found: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("gauge.py", main))

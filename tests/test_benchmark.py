@@ -1,21 +1,21 @@
-"""scripts/benchmark.py runs every arm and writes complete rows (on a tiny architecture)."""
-
-import runpy
-from pathlib import Path
+"""`agentsd bench` runs every arm and writes complete rows (on a tiny architecture)."""
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from agentsd.bench.about import about_arm, about_preset
 from agentsd.bench.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_pipeline, random_unet
 from agentsd.bench.arm import Arm
-from agentsd.bench.arms import STEP_ARMS, TWINS
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, TWINS
 from agentsd.bench.baselines import compiled
 from agentsd.bench.rows import read_rows
+from agentsd.bench.speed import CALLS, known_arms
+from agentsd.cli.main import main as cli
 from agentsd.planning.inputs import random_inputs
+from agentsd.presets import PRESETS
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 TINY = {
     "sample_size": 16,
     "block_out_channels": (32, 32, 32),
@@ -34,8 +34,10 @@ TINY_VAE = {
     "norm_num_groups": 4,
 }
 CLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-script = runpy.run_path(str(SCRIPT))
-main = script["main"]
+
+
+def main(words):
+    return cli(["bench", *words])
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def test_rows_of_steps(tmp_path):
 @pytest.mark.slow
 def test_rows_of_calls(tmp_path):
     rows = run(tmp_path / "speed.jsonl", "--size", "64", "--pipeline", "--steps", "3")
-    assert [row["arm"] for row in rows] == list(script["CALLS"])
+    assert [row["arm"] for row in rows] == list(CALLS)
     assert {"preset balanced", "DeepCache 3", "T-GATE"} <= {row["arm"] for row in rows}
     check_rows(rows)
     assert {(row["benchmark"], row["steps"]) for row in rows} == {("pipeline call", 3)}
@@ -100,7 +102,7 @@ def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
         raise ImportError("no such rival")
 
     arms = {**STEP_ARMS, "tomesd 0.5": Arm(refuse)}
-    monkeypatch.setitem(script["main"].__globals__, "STEP_ARMS", arms)
+    monkeypatch.setattr("agentsd.bench.speed.STEP_ARMS", arms)
     chosen = ["--size", "64", "--arms", "tomesd 0.5", "reuse 3"]
     rows = run(tmp_path / "speed.jsonl", *chosen, code=1)
     assert [row["arm"] for row in rows] == ["stock", "reuse 3"]
@@ -117,17 +119,45 @@ def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
         ("stock, channels last", "channels_last"),
     ]
     assert main(["--compile", "--list"]) == 0
-    listed = capsys.readouterr().out.splitlines()
+    listed = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert "sampled agents, stride 4, compiled" in listed
     assert not any("channels last" in name for name in listed)
-    with pytest.raises(SystemExit):
-        main(["--arms", "stock, compiled"])
-    assert "(twins: --compile, --channels-last)" in capsys.readouterr().err
+    assert main(["--arms", "deepcache 3"]) == 2
+    error = capsys.readouterr().err
+    assert "'deepcache 3' is unknown. Did you mean 'DeepCache 3'?" in error
+    assert "(twins: --compile, --channels-last)" in error
+
+
+def test_every_arm_and_preset_has_a_line():
+    names = {*known_arms(calls=False, twins=tuple(TWINS)), *RUN_ARMS}
+    assert all(about_arm(name) for name in names)
+    assert all(about_preset(name) for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "100"], "argument --size: '100' must be a multiple of 8"),
+        (["--rounds", "0"], "argument --rounds: '0' must be a whole number of at least 1."),
+        (["--batch", "x"], "argument --batch: 'x' must be a whole number of at least 1."),
+        (["--steps", "0"], "argument --steps: '0' must be a whole number from 1 to 1000."),
+        (["--architecture", "sdx"], "'sdx' is unknown. Did you mean 'sdxl'?"),
+    ],
+)
+def test_bad_words_are_refused_by_name(words, message, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_devices_that_are_missing_are_refused(capsys):
+    assert main(["--device", "cuda:99"]) == 2
+    assert "error: --device 'cuda:99' is not there: torch sees" in capsys.readouterr().err
 
 
 def test_odd_batches_have_no_guidance(capsys):
-    with pytest.raises(SystemExit):
-        main(["--pipeline", "--batch", "3"])
+    assert main(["--pipeline", "--batch", "3"]) == 2
     assert "even number of samples" in capsys.readouterr().err
 
 

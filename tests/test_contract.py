@@ -251,7 +251,7 @@ class TestStockPhases:
         with agentsd.apply(tiny_unet, config) as patch, torch.no_grad():
             tiny_unet(sample, 900, text)
             levels = tiny_unet._agentsd.slot.latest.levels
-            shown = str(patch.report())
+            shown = patch.report().details()
         assert [(level.settings.stride, level.counts.agents) for level in levels.values()] == [(4, 16), (2, 16)]
         assert shown.count(", 16 agents") == 6
 
@@ -262,7 +262,7 @@ class TestStockPhases:
             with agentsd.apply(tiny_unet, limited) as patch:
                 found = tiny_unet(sample, 900, text).sample
                 assert "(stride 2, at most 16)" in str(patch.report())
-                assert ", 16 agents" in str(patch.report())
+                assert ", 16 agents" in patch.report().details()
             with agentsd.apply(tiny_unet, wide):
                 assert tiny_unet(sample, 900, text).sample.equal(found)
 
@@ -614,7 +614,7 @@ class TestReport:
         ]
         assert len(report.skipped) == 7
         assert {reason for _, reason in report.skipped} == {"cross-attention"}
-        assert "grid 16x16, 256 tokens, 256 kept, 16 agents" in str(report)
+        assert "grid 16x16, 256 tokens, 256 kept, 16 agents" in report.details()
 
     def test_says_when_the_patch_is_gone(self, tiny_unet):
         patch = agentsd.apply(tiny_unet, AGENTS)
@@ -643,9 +643,9 @@ class TestReport:
         listed = [layer.name for layer in report.layers] + [name for name, _ in report.skipped]
         assert sorted(listed) == attentions
 
-    def test_handle_prints_as_the_report_until_removed(self, tiny_unet):
+    def test_the_handle_prints_as_one_line(self, tiny_unet):
         patch = agentsd.apply(tiny_unet)
-        assert repr(patch) == str(patch.report())
+        assert repr(patch) == "Patch on UNet2DConditionModel: preset balanced"
         patch.remove()
         assert repr(patch) == "Patch on UNet2DConditionModel: removed"
 

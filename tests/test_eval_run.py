@@ -1,5 +1,6 @@
 """Whole evaluations of a tiny model: what is drawn, what is kept, and that no kill and no batch changes it."""
 
+import argparse
 import csv
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,8 @@ from PIL import Image
 
 import agentsd.evaluation.run as module
 from agentsd.bench.store import UnfinishedError, read_json
+from agentsd.cli import evaluate as evaluate_command
+from agentsd.cli.main import main as cli
 from agentsd.evaluation import claims, measures, timing
 from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import Painter, picture_seed, scheduler_settings
@@ -63,13 +67,9 @@ def _cheap_features(monkeypatch):
 
 
 def script():
-    import importlib.util
-
-    path = ROOT / "scripts" / "fid_eval.py"
-    spec = importlib.util.spec_from_file_location("fid_eval", path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    made = argparse.ArgumentParser()
+    evaluate_command.add_arguments(made)
+    return SimpleNamespace(main=lambda words: cli(["evaluate", *words]), parser=lambda: made)
 
 
 # --- a whole run ---
@@ -880,8 +880,23 @@ def test_the_page_of_the_docs_names_no_unknown_option():
 
 def test_bad_input_ends_with_code_2(tmp_path, capsys):
     assert script().main(["--output", str(tmp_path / "run"), "--model", str(tmp_path / "none")]) == 2
-    assert "fid_eval.py: model=" in capsys.readouterr().err
-    assert script().main(["--output", str(tmp_path / "run"), "--num", "0"]) == 2
+    assert "agentsd evaluate: error: --model " in capsys.readouterr().err
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    file = tmp_path / "some.png"
+    file.touch()
+    for words, message in (
+        (["--num", "0"], "error: --num 0 must be"),
+        (["--seed", "-1"], "error: --seed -1 must be a whole number"),
+        (["--size", "100"], "error: --size 100 must be a multiple of 8"),
+        (["--fewer-steps", "-1"], "error: --fewer-steps (-1,) must be steps from 1"),
+        (["--output", str(file)], "is a file; name a folder."),
+        (["--reference", str(tmp_path / "none")], "does not exist; give 'demo', a folder"),
+        (["--reference", str(folder)], "holds 0 pictures"),
+    ):
+        assert script().main(["--output", str(tmp_path / "run"), *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_clip_scores_and_their_difference_are_reported(place, tmp_path, monkeypatch):

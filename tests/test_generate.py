@@ -1,7 +1,6 @@
-"""The command line of scripts/generate.py, in process, on a tiny saved pipeline."""
+"""`agentsd generate` and `agentsd compare`, in process, on a tiny saved pipeline."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import make_tiny_pipe
 
 import agentsd
+from agentsd.cli.main import main as cli
 from agentsd.pictures import files
 from agentsd.pictures.compare import Comparison, compare, side_by_side
 from agentsd.pictures.files import plan_files, read_record, write_picture
@@ -22,17 +22,9 @@ from agentsd.pictures.loading import choose_device, find_model, load_pipeline
 from agentsd.pictures.settings import DEMO, SCHEDULERS, Settings, plan_pictures, with_model_defaults
 from agentsd.system import writing
 
-SCRIPT = Path(__file__).parent.parent / "scripts" / "generate.py"
 
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-main = load_script().main
+def main(words):
+    return cli(["generate", *words])
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +135,7 @@ def test_a_change_that_does_not_fit_the_recorded_schedule_is_refused(run, tmp_pa
     run("--prompt", "a ring", "--steps", 2, "--preset", "paper", output=first)
     code, _, err = run("--from-png", first, "--ratio", 0, output=tmp_path / "b.png", given_model=None)
     assert code == 2
-    assert "error: ratio=0.0 does not fit the schedule 'paper': part of the run merges" in err
+    assert "error: --ratio 0.0 does not fit the schedule 'paper': part of the run merges" in err
 
 
 def test_a_stock_picture_is_compared_with_the_default_preset(run, tmp_path):
@@ -176,7 +168,7 @@ def test_comparison_holds_both_pictures_and_its_numbers(run, tmp_path):
     given = ["--prompt", "a red circle", "--steps", 5]
     code, out, _ = run(*given, "--compare", "--preset", "paper", output=path)
     assert code == 0
-    for words in ("ratio", "PSNR", "SSIM", "32x32, 5 steps, float32", f"torch {torch.__version__}", "CPU threads"):
+    for words in (" dB PSNR", "SSIM", "32x32, 5 steps, float32", f"torch {torch.__version__}", "CPU threads"):
         assert words in out
     run(*given, "--stock", output=tmp_path / "stock.png")
     run(*given, "--preset", "paper", output=tmp_path / "paper.png")
@@ -235,7 +227,7 @@ def test_output_that_cannot_be_written_is_told_before_drawing(run, tmp_path, mon
         raise PermissionError(13, "Permission denied", str(kwargs["dir"]))
 
     monkeypatch.setattr(files.tempfile, "TemporaryFile", no_right)  # root may write everywhere
-    monkeypatch.setitem(main.__globals__, "generate", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("agentsd.pictures.generate.generate", lambda *_: pytest.fail("drawn"))
     code, out, err = run("--prompt", "a ring", output=tmp_path / "new" / "a.png")
     assert (code, out) == (2, "")
     assert "cannot be written: [Errno 13] Permission denied" in err
@@ -253,7 +245,7 @@ def test_a_full_disk_ends_with_2_and_one_line(run, tmp_path, monkeypatch, arm):
     assert (
         err.strip()
         .splitlines()[-1]
-        .endswith("generate.py: error: a picture cannot be written: [Errno 28] No space left on device.")
+        .endswith("agentsd generate: error: a picture cannot be written: [Errno 28] No space left on device.")
     )
 
 
@@ -261,11 +253,11 @@ def test_a_pipeline_without_a_unet_ends_with_2(run, tmp_path, monkeypatch):
     def strange(*_):
         raise TypeError("target=DiTPipeline must be a diffusers pipeline with a UNet,\nor the UNet itself.")
 
-    monkeypatch.setitem(main.__globals__, "load_pipeline", strange)
+    monkeypatch.setattr("agentsd.pictures.loading.load_pipeline", strange)
     code, _, err = run("--prompt", "a ring", output=tmp_path / "a.png")
     assert (code, err) == (
         2,
-        "generate.py: error: target=DiTPipeline must be a diffusers pipeline with a UNet, or the UNet itself.\n",
+        "agentsd generate: error: target=DiTPipeline must be a diffusers pipeline with a UNet, or the UNet itself.\n",
     )
 
 
@@ -286,24 +278,24 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "prompt is missing; give one or more prompts, or a file of prompts."),
-        (["--prompt", "a", "--steps", "0"], "steps=0 must be a whole number from 1 to 1000."),
-        (["--prompt", "a", "--height", "33"], "height=33 must be a multiple of 8 of at least 16 pixels."),
-        (["--prompt", "a", "--width", "8"], "width=8 must be a multiple of 8 of at least 16 pixels."),
-        (["--prompt", "a", "--guidance-scale", "-1"], "guidance_scale=-1.0 must lie in [0, 100]"),
-        (["--prompt", "a", "--guidance-scale", "nan"], "guidance_scale=nan must lie in [0, 100]"),
-        (["--prompt", "a", "--seed", "-1"], "seed=-1 must be a whole number from 0 to 2**63 - 1."),
-        (["--prompt", "a", "--num-images", "0"], "num_images=0 must be a whole number of at least 1."),
-        (["--prompt", "a", "--batch-size", "0"], "batch_size=0 must be a whole number of at least 1."),
-        (["--prompt", "a", "--preset", "paper", "--ratio", "1.5"], "error: ratio=1.5 must be a number in [0, 1)"),
+        (["--prompt", "a", "--steps", "0"], "--steps 0 must be a whole number from 1 to 1000."),
+        (["--prompt", "a", "--height", "33"], "--height 33 must be a multiple of 8 of at least 16 pixels."),
+        (["--prompt", "a", "--width", "8"], "--width 8 must be a multiple of 8 of at least 16 pixels."),
+        (["--prompt", "a", "--guidance-scale", "-1"], "--guidance-scale -1.0 must lie in [0, 100]"),
+        (["--prompt", "a", "--guidance-scale", "nan"], "--guidance-scale nan must lie in [0, 100]"),
+        (["--prompt", "a", "--seed", "-1"], "--seed -1 must be a whole number from 0 to 2**63 - 1."),
+        (["--prompt", "a", "--num-images", "0"], "--num-images 0 must be a whole number of at least 1."),
+        (["--prompt", "a", "--batch-size", "0"], "--batch-size 0 must be a whole number of at least 1."),
+        (["--prompt", "a", "--preset", "paper", "--ratio", "1.5"], "error: --ratio 1.5 must be a number in [0, 1)"),
         (
             ["--prompt", "a", "--preset", "paper", "--ratio", "0"],
-            "error: ratio=0.0 does not fit the schedule 'paper': part of",
+            "error: --ratio 0.0 does not fit the schedule 'paper': part of",
         ),
-        (["--prompt", "a", "--reuse", "0"], "every=0 must be an integer of at least 1."),
+        (["--prompt", "a", "--reuse", "0"], "--reuse 0 must be an integer of at least 1."),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),
-        (["--prompts-file", "no-such.txt"], "prompts_file='no-such.txt' cannot be read as UTF-8 text"),
-        (["--from-png", "no-such.png"], "from_png='no-such.png' cannot be read"),
+        (["--prompts-file", "no-such.txt"], "--prompts-file 'no-such.txt' cannot be read as UTF-8 text"),
+        (["--from-png", "no-such.png"], "--from-png 'no-such.png' cannot be read"),
     ],
 )
 def test_bad_input_ends_with_2_and_says_why(run, arguments, message):
@@ -315,9 +307,12 @@ def test_bad_input_ends_with_2_and_says_why(run, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scheduler", "magic"], "argument --scheduler: invalid choice: 'magic' (choose from"),
-        (["--preset", "magic"], "argument --preset: invalid choice: 'magic' (choose from"),
-        (["--dtype", "float8"], "argument --dtype: invalid choice: 'float8' (choose from"),
+        (
+            ["--scheduler", "eulre"],
+            "argument --scheduler: 'eulre' is unknown. Did you mean 'euler'? Choose one of ddim",
+        ),
+        (["--preset", "Balanced"], "argument --preset: 'Balanced' is unknown. Did you mean 'balanced'?"),
+        (["--dtype", "float8"], "argument --dtype: 'float8' is unknown. Did you mean 'float"),
         (["--steps", "ten"], "argument --steps: invalid int value: 'ten'"),
     ],
 )
@@ -348,7 +343,9 @@ def test_a_model_that_cannot_be_loaded_says_what_to_do(run, tmp_path, monkeypatc
 
     monkeypatch.setattr("diffusers.AutoPipelineForText2Image.from_pretrained", unreachable)
     message = error("somebody/some-model")
-    assert "model='somebody/some-model' cannot be loaded from the Hugging Face hub: OSError: We couldn't con" in message
+    assert (
+        "--model 'somebody/some-model' cannot be loaded from the Hugging Face hub: OSError: We couldn't con" in message
+    )
     assert "without network give a local diffusers folder" in message
     monkeypatch.setattr("agentsd.demo.MODEL_PATH", tmp_path / "untrained")
     with pytest.raises(ValueError, match=r"model='demo': .*untrained holds no model.* Or give another --model"):
@@ -378,7 +375,7 @@ def test_files_are_checked_before_the_work(tmp_path):
 def test_records_of_other_files_are_refused(tmp_path):
     plain, strange, newer = (tmp_path / name for name in ("plain.png", "strange.png", "newer.png"))
     Image.new("RGB", (16, 16)).save(plain)
-    with pytest.raises(ValueError, match="holds no settings; it must be a PNG that"):
+    with pytest.raises(ValueError, match="holds no settings; it must be a PNG that agentsd or A1111 wrote"):
         read_record(plain)
     info = PngInfo()
     info.add_text("agentsd", "[1, 2")
@@ -433,3 +430,115 @@ def test_devices():
         choose_device("gpu")
     with pytest.raises(ValueError, match="device='cuda:99' is not there: torch sees"):
         choose_device("cuda:99")
+
+
+A1111 = """a castle, (masterpiece:1.2)
+by the sea
+Negative prompt: blurry,
+ugly
+Steps: 4, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 123, Size: 36x32, Model hash: 6ce0161689, \
+Model: v1-5, Clip skip: 2, TI hashes: "a: 1, b: 2", Version: v1.10.1"""
+
+
+def a1111_png(path, text=A1111):
+    info = PngInfo()
+    info.add_text("parameters", text)
+    Image.new("RGB", (16, 16)).save(path, pnginfo=info)
+    return path
+
+
+def test_settings_of_a1111_are_taken_over_and_the_rest_is_named(run, tmp_path, model):
+    code, _, err = run("--from-png", a1111_png(tmp_path / "theirs.png"), output=tmp_path / "ours.png")
+    assert code == 0
+    settings = Settings.from_dict(read_record(tmp_path / "ours.png")["settings"])
+    assert settings == Settings(
+        prompt="a castle, (masterpiece:1.2)\nby the sea",
+        negative_prompt="blurry,\nugly",
+        model=str(model),
+        steps=4,
+        guidance_scale=6.5,
+        width=32,
+        height=32,
+        seed=123,
+        scheduler="dpm++-karras",
+        schedule=agentsd.preset(),
+        label="balanced",
+    )
+    assert "noise comes from another generator with the same seed" in err
+    assert "the model 'v1-5' is not in the PNG; give it as --model" in err
+    assert "not taken over: Clip skip 2, TI hashes a: 1, b: 2\n" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a ring\nSteps: x, Seed: 1", "error: parameters: Steps 'x' must be a number."),
+        ("a ring", "error: parameters of the PNG have no line 'Steps: ..., Sampler: ...'"),
+        ("a ring\nSteps: 2, Size: big", "error: parameters: Size 'big' must be WIDTHxHEIGHT."),
+        ("a ring\nSteps: 0", "error: --steps 0 must be a whole number from 1 to 1000."),
+    ],
+)
+def test_bad_settings_of_a1111_end_with_2(run, tmp_path, text, said):
+    code, _, err = run("--from-png", a1111_png(tmp_path / "theirs.png", text))
+    assert code == 2
+    assert said in err
+
+
+def test_a_sampler_that_has_no_counterpart_is_said(run, tmp_path):
+    path = a1111_png(tmp_path / "theirs.png", "a ring\nSteps: 2, Sampler: Restart, Seed: 1")
+    code, _, err = run("--from-png", path, "--steps", 1, output=tmp_path / "ours.png")
+    assert code == 0
+    assert "the sampler 'Restart' has no counterpart; the model's own is used." in err
+
+
+def test_words_that_the_demo_model_does_not_know_are_named(tmp_path, model, monkeypatch, capsys):
+    monkeypatch.setattr("agentsd.demo.model_path", lambda: model)
+    words = ["--device", "cpu", "--steps", "1", "--output", str(tmp_path / "a.png")]
+    assert main(["--prompt", "A red ring riding a horse", *words]) == 0
+    err = capsys.readouterr().err
+    assert "warning: the demo model does not know 'riding', 'horse'. It knows the colours red, orange" in err
+    assert main(["--prompt", "a red ring", *words, "--force"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])  # fmt: skip
+def test_out_of_memory_suggests_a_size(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("agentsd.pictures.generate.generate", fail)
+    code, _, err = run("--prompt", "a ring", "--width", 1024, "--height", 768, "--steps", 1)
+    assert code == 2
+    assert "memory of this device does not suffice. Try --width 512 --height 384." in err
+
+
+def test_a_defect_keeps_its_traceback(run, monkeypatch):
+    def fail(*_, **__):
+        raise KeyError("a defect")
+
+    monkeypatch.setattr("agentsd.pictures.generate.generate", fail)
+    with pytest.raises(KeyError):
+        run("--prompt", "a ring", "--steps", 1)
+
+
+def test_a_prompt_that_is_cut_is_said(run):
+    code, _, err = run("--prompt", "ring " * 100, "--steps", 1)
+    assert code == 0
+    assert "warning: prompt 1 has 402 tokens; the model reads the first 77." in err
+
+
+def test_compare_is_a_command(model, tmp_path, capsys):
+    words = ["--prompt", "a ring", "--model", str(model), "--device", "cpu", "--steps", "2"]
+    assert cli(["compare", *words, "--output", str(tmp_path / "both.png")]) == 0
+    out = capsys.readouterr().out
+    assert read_record(tmp_path / "both.png")["kind"] == "comparison"
+    assert "balanced is " in out
+    assert out.count("PSNR") + out.count("equal pictures") == 1  # one picture has no median
+
+
+def test_a_plan_is_said_in_words_and_written(model, tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    assert cli(["plan", "--model", str(model), "--device", "cpu", "--stride", "2", "--output", str(path)]) == 0
+    assert agentsd.Plan.from_json(path.read_text()).dtype == "torch.float32"
+    assert "a full UNet step takes " in capsys.readouterr().out

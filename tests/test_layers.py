@@ -115,8 +115,20 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_agentsd_loads_torch_and_the_core_alone():
+def test_importing_agentsd_loads_nothing_else():
     loaded = loaded_by("import agentsd")
+    assert "torch" not in loaded
+    assert not [name for name in loaded if name.startswith("agentsd.")]
+
+
+def test_the_parser_of_the_command_line_needs_neither_torch_nor_pillow():
+    loaded = loaded_by("from agentsd.cli.main import parser; parser()")
+    assert not loaded & {"torch", "diffusers", "transformers", "numpy", "PIL"}
+
+
+def test_applying_loads_torch_and_the_core_alone():
+    loaded = loaded_by("import agentsd; agentsd.apply; agentsd.Plan")
+    assert "torch" in loaded
     others = {"diffusers", "transformers", "torchmetrics", "scipy", "matplotlib", "PIL", "platformdirs", "safetensors"}
     assert not loaded & {*others, "torch._dynamo"}  # the compiler alone takes seconds
     folders = {name.split(".")[1] for name in loaded if name.startswith("agentsd.")}

@@ -36,7 +36,6 @@ RIVALS = {"deepcache", "tgate", "tomesd"}  # what we are measured against: in th
 # Declared, though no module of the package imports them.
 UNSEEN = {
     "accelerate": "diffusers loads and offloads with it",
-    "tqdm": "scripts/generate.py",
 }
 
 

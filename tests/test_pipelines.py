@@ -354,7 +354,7 @@ class TestSizes:
             stock = tiny_unet(sample, 900, text[:1]).sample
             patch = agentsd.apply(tiny_unet, AGENTS)
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
-        assert f"stock (grid {size[0]}x{size[1]} holds no whole cell of stride 4)" in str(patch.report())
+        assert f"stock (grid {size[0]}x{size[1]} holds no whole cell of stride 4)" in patch.report().details()
 
     def test_a_grid_where_agents_would_not_pay_merges_alone_and_says_so(self, tiny_unet):
         agents = MergedTokens(merge_ratio=0.6, agent_ratio=0.81, stride=4)
@@ -365,7 +365,7 @@ class TestSizes:
             with torch.no_grad():
                 outputs.append(tiny_unet(sample, 900, text[:1]).sample)
             if config is agents:
-                assert "25 tokens, 10 kept, no agents (they would be half of" in str(patch.report())
+                assert "25 tokens, 10 kept, no agents (they would be half of" in patch.report().details()
         assert torch.equal(*outputs)
 
     def test_a_grid_where_nothing_would_be_saved_runs_stock_and_says_so(self, tiny_unet):
@@ -374,7 +374,7 @@ class TestSizes:
             stock = tiny_unet(sample, 900, text[:1]).sample
             patch = agentsd.apply(tiny_unet, MergedTokens(agent_ratio=0.51, stride=2))
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
-        assert "stock (grid 3x3 is so small that nothing would be saved)" in str(patch.report())
+        assert "stock (grid 3x3 is so small that nothing would be saved)" in patch.report().details()
 
     def test_coarse_levels_too_small_for_a_cell_run_stock_while_fine_ones_do_not(self, tiny_unet):
         config = MergedTokens(stride=4, max_downsample=4)
@@ -382,7 +382,7 @@ class TestSizes:
         patch = agentsd.apply(tiny_unet, config)
         with torch.no_grad():
             tiny_unet(sample, 900, text[:1])
-        text_report = str(patch.report())
+        text_report = patch.report().details()
         assert "mid_block.attentions.0.transformer_blocks.0.attn1: stock (grid 1x1 holds no whole cell" in text_report
         assert "grid 2x2, 4 tokens, 4 kept, 1 agents" in text_report
         assert "grid 4x4, 16 tokens, 16 kept, 1 agents" in text_report

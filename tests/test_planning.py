@@ -57,7 +57,7 @@ def test_apply_follows_the_plan_and_says_so():
     stock = draw(pipe)
     with agentsd.apply(pipe, losing) as patch:
         assert torch.equal(draw(pipe), stock)
-        assert "the plan measured that these settings do not win here" in str(patch.report())
+        assert "the plan measured that these settings do not win here" in patch.report().details()
     winning = replace(plan, timings=tuple(replace(t, agent_seconds=t.stock_seconds / 2) for t in plan.timings))
     with agentsd.apply(pipe, POOL):
         everywhere = draw(pipe)

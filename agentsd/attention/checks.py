@@ -35,6 +35,26 @@ def check_bool(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} must be True or False.")
 
 
+def short_repr(value: Any) -> str:
+    """Return a dataclass as text with the fields alone that are not at their defaults.
+
+    Args:
+        value: The dataclass.
+
+    Example:
+        >>> from agentsd.attention.settings import SampledKeys
+        >>> repr(SampledKeys(stride=8, min_keys=64, randomize=True))
+        'SampledKeys(stride=8, min_keys=64)'
+    """
+    changed = []
+    for field in fields(value):
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        given = getattr(value, field.name)
+        if default is MISSING or given != default:
+            changed.append(f"{field.name}={given!r}")
+    return f"{type(value).__name__}({', '.join(changed)})"
+
+
 def plain(value: Any) -> Any:
     """Return a settings object as JSON's types: dataclasses as objects without `None` where that is the default.
 

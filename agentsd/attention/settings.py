@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from agentsd.attention.cells import bounded_stride, number_of_cells, whole_cells
-from agentsd.attention.checks import check_bool, check_int, check_number
+from agentsd.attention.checks import check_bool, check_int, check_number, short_repr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,8 @@ class MergedTokens:
     shortcut: float = 0.075
     max_downsample: int = 1
     randomize: bool = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_number("merge_ratio", self.merge_ratio)
@@ -168,6 +170,8 @@ class PooledAgents:
     shortcut: float = 0.075
     max_downsample: int = 1
 
+    __repr__ = short_repr
+
     def __post_init__(self) -> None:
         check_int("stride", self.stride, minimum=2)
         _check_bounds("agents", self.min_agents, self.max_agents)
@@ -228,6 +232,8 @@ class SampledKeys:
     max_keys: int | None = None
     max_downsample: int = 1
     randomize: bool = True
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_int("stride", self.stride, minimum=2)

@@ -75,6 +75,30 @@ VAE: MappingProxyType[str, Any] = MappingProxyType(
         "norm_num_groups": 32,
     }
 )
+# As small as every code path allows: a rehearsal of a benchmark, whose times say nothing.
+_TINY_UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (32, 32, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 4,
+    "cross_attention_dim": 32,
+}
+_TINY_CLIP = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+TINY: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
+    {
+        "tiny": _TINY_UNET,
+        "tiny-xl": {
+            **_TINY_UNET,
+            "cross_attention_dim": 64,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 32 + 6 * 8,
+        },
+    }
+)
+_TINY_TEXT_ENCODERS = {"tiny": (_TINY_CLIP,), "tiny-xl": (_TINY_CLIP, {**_TINY_CLIP, "projection_dim": 32})}
 _SCALING = {"sd15": 0.18215, "sd21": 0.18215, "sdxl": 0.13025}
 
 
@@ -84,7 +108,7 @@ def random_unet(
     """Build a UNet of a public architecture with small random weights, without a float32 copy of it.
 
     Args:
-        architecture: One of `ARCHITECTURES`.
+        architecture: One of `ARCHITECTURES` or `TINY`.
         dtype: Type of the weights.
         device: Where to build it.
         seed: Seed of the weights.
@@ -105,7 +129,7 @@ def random_unet(
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture])
+        unet = UNet2DConditionModel(layers_per_block=2, **{**ARCHITECTURES, **TINY}[architecture])
     filled: UNet2DConditionModel = _fill(unet, dtype, device, seed)
     return filled
 
@@ -184,11 +208,14 @@ def random_pipeline(
 
     tokenizer = build_tokenizer()
     with torch.device("meta"):
-        vae = AutoencoderKL(scaling_factor=_SCALING[architecture], **VAE)
+        smaller = _TINY_VAE if architecture in TINY else {}
+        vae = AutoencoderKL(scaling_factor=_SCALING.get(architecture, 1.0), **{**VAE, **smaller})
         encoders = [
             kind(CLIPTextConfig(vocab_size=_VOCABULARY, max_position_embeddings=77, **config))
             for kind, config in zip(
-                (CLIPTextModel, CLIPTextModelWithProjection), TEXT_ENCODERS[architecture], strict=False
+                (CLIPTextModel, CLIPTextModelWithProjection),
+                {**TEXT_ENCODERS, **_TINY_TEXT_ENCODERS}[architecture],
+                strict=False,
             )
         ]
     parts: dict[str, Any] = {
@@ -217,7 +244,7 @@ def random_pipeline(
 
 
 def _check(architecture: str) -> None:
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES and architecture not in TINY:
         raise ValueError(f"architecture={architecture!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}.")
 
 

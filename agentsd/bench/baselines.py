@@ -55,16 +55,22 @@ def no_self_attention_arm(every: int = 1) -> Arm:
     return Arm(enter, every, schedule.to_json() if every > 1 else "")
 
 
-def compiled(arm: Arm, backend: Any = "inductor") -> Arm:
-    """Return the arm with the UNet under `torch.compile`, mode "default"; graphs are kept from entry to entry."""
+def compiled(arm: Arm, backend: Any = "inductor", mode: str | None = None) -> Arm:
+    """Return the arm with the UNet under `torch.compile`; graphs are kept from entry to entry.
+
+    Args:
+        arm: The arm.
+        backend: What compiles.
+        mode: Mode of the compiler: `None` is its default, "reduce-overhead" records CUDA graphs.
+    """
 
     @contextmanager
     def enter(pipe: Any) -> Iterator[None]:
         with arm.enter(pipe), restored(pipe.unet):
-            pipe.unet.compile(backend=backend)
+            pipe.unet.compile(backend=backend, **({} if mode is None else {"mode": mode}))
             yield
 
-    return Arm(enter, arm.cycle, f"torch.compile {arm.settings}".strip())
+    return Arm(enter, arm.cycle, " ".join(filter(None, ("torch.compile", mode, arm.settings))))
 
 
 def channels_last(arm: Arm) -> Arm:

@@ -1,5 +1,6 @@
-"""Versions, devices, presets with their figures, and whether the demo model is whole."""
+"""Show versions, devices, the presets with their figures, and whether the bundled model is complete."""
 
+import argparse
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -7,15 +8,30 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agentsd.bench.about import about_preset
+from agentsd.cli.printer import say
 from agentsd.presets import PRESETS
 
+HELP = "versions, devices, presets with their figures"
 MEASURED = Path(__file__).with_name("measured.json")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
 _SETUP = ("weights", "prompts", "steps", "size", "dtype", "device", "threads", "torch", "diffusers")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `agentsd info`."""
+    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the facts; return 1 if the bundled model is not complete."""
+    facts = collect()
+    say(json.dumps(facts, indent=2) if options.json else describe(facts))
+    return 0 if facts["demo_model"]["whole"] else 1
+
+
 def collect() -> dict[str, Any]:
-    """Return everything that `python -m agentsd info` tells, in JSON's types.
+    """Return everything that `agentsd info` shows, in JSON's types.
 
     Returns:
         `agentsd`, `python`, `packages` (name to version, `None` if missing), `devices`, `presets` (name to figures,
@@ -134,28 +150,24 @@ def describe(facts: Mapping[str, Any]) -> str:
     lines.append("presets:")
     for name, figures in facts["presets"].items():
         default = " (default)" if name == facts["default_preset"] else ""
-        tolerance = PRESETS[name].skipping.tolerance
-        said = _figures(figures)
-        if figures is None and tolerance is not None:
-            said = f"tolerance {tolerance:g}; calls and likeness depend on the solver, see README.md"
-        lines.append(f"  {name}{default}: {said}")
+        lines.append(f"  {name}{default}: {about_preset(name)}")
+        if figures is not None:
+            lines.append(f"    measured: {_figures(figures)}")
     setup = facts["measured_with"]
     if setup and any(facts["presets"].values()):
-        told = ", ".join(f"{key} {value}" for key, value in setup.items())
-        lines.append(f"  measured with: {told}; another machine, size or model has other figures")
+        conditions = ", ".join(f"{key} {value}" for key, value in setup.items())
+        lines.append(f"  measured with: {conditions}; another machine, size or model has other figures")
     model = facts["demo_model"]
-    lines.append(f"demo model: {'whole' if model['whole'] else '; '.join(model['problems'])} ({model['path']})")
+    lines.append(f"demo model: {'complete' if model['whole'] else '; '.join(model['problems'])} ({model['path']})")
     return "\n".join(lines)
 
 
-def _figures(figures: Mapping[str, Any] | None) -> str:
-    if figures is None:
-        return "not measured with the settings that it has now"
+def _figures(figures: Mapping[str, Any]) -> str:
     low, high = figures["speedup_95"]
-    likeness = "equal" if figures["psnr_db"] is None else f"{figures['psnr_db']:.1f} dB"
-    text = f"{figures['speedup']:.2f}x [{low:.2f}, {high:.2f}], PSNR to stock {likeness}, SSIM {figures['ssim']:.3f}"
-    shares = ", ".join(f"{group} {share:.0%}" for group, share in figures["attribute_accuracy"].items())
-    return f"{text}, right: {shares}" if shares else text
+    likeness = "equal pictures" if figures["psnr_db"] is None else f"{figures['psnr_db']:.1f} dB PSNR to stock"
+    return (
+        f"{figures['speedup']:.2f}x the speed of stock [{low:.2f}, {high:.2f}], {likeness}, SSIM {figures['ssim']:.3f}"
+    )
 
 
 def _version(package: str) -> str | None:

@@ -132,6 +132,26 @@ def grammar_words() -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
 
+KNOWN = (
+    f"the colours {', '.join(COLOURS)}, the shapes {', '.join(SHAPES)}, the sizes {', '.join(SIZES)}, and backgrounds "
+    f"({', '.join(PATTERNS)}; {', '.join(TONES)})"
+)
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Return the words of a prompt that no caption holds, so that the demo model does not know them.
+
+    Args:
+        prompt: The prompt.
+
+    Example:
+        >>> unknown_words("A red ring riding a horse")
+        ['riding', 'horse']
+    """
+    known = set(grammar_words())
+    return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())) if word not in known]
+
+
 def held_out_scenes(number: int, seed: int = 0) -> list[tuple[str, Scene]]:
     """Evaluation prompts with a scene each that satisfies them: alternately one object and two.
 

@@ -19,7 +19,7 @@ from agentsd.bench.rows import Row
 from agentsd.bench.samples import STOCK, Chunk, Store, chunks, digest_of
 from agentsd.demo import held_out_prompts, model_path, parse_caption
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
-from agentsd.pictures.loading import set_scheduler
+from agentsd.pictures.loading import dtype_argument, set_scheduler
 from agentsd.system.timing import environment
 
 
@@ -78,7 +78,7 @@ class DemoFront:
         """The pipeline, loaded once."""
         from diffusers import StableDiffusionPipeline
 
-        pipe = StableDiffusionPipeline.from_pretrained(model_path(), torch_dtype=getattr(torch, self.dtype))
+        pipe = StableDiffusionPipeline.from_pretrained(model_path(), **dtype_argument(getattr(torch, self.dtype)))
         pipe.to(self.device).set_progress_bar_config(disable=True)
         if self.scheduler is not None:
             set_scheduler(pipe, self.scheduler)

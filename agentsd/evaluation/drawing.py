@@ -15,6 +15,7 @@ from agentsd import __version__
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.manifest import digest
+from agentsd.pictures.generate import cut_prompts
 from agentsd.pictures.settings import Settings
 
 LAYOUT = 2  # of run folders; raised where the same run would be described otherwise
@@ -91,15 +92,8 @@ class Painter:
 
     def cut_prompts(self) -> dict[int | str, int]:
         """Return the image ids of prompts that are longer than a text encoder reads, with their numbers of tokens."""
-        texts = [prompt.text for prompt in self.prompts]
-        cut: dict[int | str, int] = {}
-        for name, tokenizer in self.pipe.components.items():
-            if name.startswith("tokenizer") and tokenizer is not None:
-                rows = tokenizer(texts, verbose=False)["input_ids"]
-                for prompt, row in zip(self.prompts, rows, strict=True):
-                    if len(row) > tokenizer.model_max_length:
-                        cut[prompt.image_id] = len(row)
-        return cut
+        found = cut_prompts(self.pipe, [prompt.text for prompt in self.prompts])
+        return {self.prompts[place].image_id: tokens for place, (tokens, _) in found.items()}
 
     def draw(self, arm: EvaluationArm, places: Sequence[int], *, keep: bool = True) -> list[Drawn]:
         """Draw a batch with the pipeline as it is; the arm says steps and noise, its patch is the caller's.

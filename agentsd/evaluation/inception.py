@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from agentsd.evaluation.options import RESIZES as RESIZES
+
 SIDE = 299  # pixels
 DIMENSION = 2048
-RESIZES = ("clean", "legacy")
 
 
 class _Unit(NamedTuple):

@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
-from agentsd.evaluation.inception import RESIZES
 from agentsd.pictures.settings import DEMO, Settings, with_model_defaults
 from agentsd.system.numbers import is_whole
 
 MODES = ("all", "quality", "timing")
 FEATURES = ("auto", "inception", "demo")
 CROPS = ("center", "stretch")
+RESIZES = ("clean", "legacy")  # of the pictures that FID-Inception looks at
 DEMO_NUM = 64
 COCO_2017_SHA256 = "1018a8760deaf1fc71be2f1b8da1a1348b9c35994af4322ca2fd795a78abb79c"
 # The template and the two pictures a class of the token-merging evaluation that the agent-attention table follows:
@@ -113,6 +113,14 @@ class Options:
             value = getattr(self, name)
             if value is not None and not is_whole(value, least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if self.size is not None and (not is_whole(self.size, 16) or self.size % 8):
+            raise ValueError(f"size={self.size!r} must be a multiple of 8 of at least 16 pixels.")
+        if not is_whole(self.seed, 0):
+            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0.")
+        if any(not 0 <= fewer <= 1000 for fewer in self.fewer_steps):
+            raise ValueError(f"fewer_steps={self.fewer_steps} must be steps from 1 to 1000, or 0 for none.")
+        if self.output.exists() and not self.output.is_dir():
+            raise ValueError(f"output={str(self.output)!r} is a file; name a folder.")
         if not self.wait_hours > 0:
             raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")
         if self.protocol is not None and self.protocol not in PROTOCOLS:

@@ -70,6 +70,33 @@ class Reference:
         return np.stack([fitted(self._files[index], self._size, self._crop) for index in indices])
 
 
+def check_source(source: str) -> None:
+    """Refuse a reference that cannot be one, without reading its pictures.
+
+    Args:
+        source: See `make_reference`.
+
+    Raises:
+        ValueError: If it is missing or holds fewer than two pictures.
+
+    Example:
+        >>> check_source("/no/such/folder")
+        Traceback (most recent call last):
+        ...
+        ValueError: reference='/no/such/folder' does not exist; give 'demo', a folder of pictures, or a .npz file.
+    """
+    path = Path(source).expanduser()
+    if source == DEMO or (path.suffix == ".npz" and path.is_file()):
+        return
+    if not path.exists():
+        raise ValueError(f"reference={source!r} does not exist; give 'demo', a folder of pictures, or a .npz file.")
+    if not path.is_dir():
+        raise ValueError(
+            f"reference={source!r} must be 'demo', a folder of pictures, or a .npz file with mu and sigma."
+        )
+    _picture_files(path)
+
+
 def make_reference(
     source: str, prompts: Sequence[Prompt], size: tuple[int, int], *, crop: str = "center", seed: int = 0
 ) -> Reference:
@@ -99,9 +126,8 @@ def make_reference(
     path = Path(source).expanduser()
     if path.suffix == ".npz":
         return _moments(path)
-    if path.is_dir():
-        return _folder(path, prompts, size, crop)
-    raise ValueError(f"reference={source!r} must be 'demo', a folder of pictures, or a .npz file with mu and sigma.")
+    check_source(source)
+    return _folder(path, prompts, size, crop)
 
 
 def fitted(path: Path, size: tuple[int, int], crop: str) -> Pictures:
@@ -175,13 +201,18 @@ def _moments(path: Path) -> Reference:
     return Reference("moments", 0, False, config, moments=Moments(mean, covariance))
 
 
-def _folder(path: Path, prompts: Sequence[Prompt], size: tuple[int, int], crop: str) -> Reference:
+def _picture_files(path: Path) -> list[Path]:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
     if len(files) < 2:
         raise ValueError(
             f"reference={str(path)!r} holds {len(files)} pictures ({', '.join(_SUFFIXES)}), sub-folders included; "
             "give two or more."
         )
+    return files
+
+
+def _folder(path: Path, prompts: Sequence[Prompt], size: tuple[int, int], crop: str) -> Reference:
+    files = _picture_files(path)
     by_id: dict[str, list[Path]] = {}
     for file in files:
         by_id.setdefault(_identity(file.stem), []).append(file)

@@ -16,7 +16,7 @@ from agentsd.evaluation.features import FeatureExtractor
 from agentsd.evaluation.manifest import digest
 from agentsd.evaluation.options import Options, prompts_of
 from agentsd.evaluation.processes import Group
-from agentsd.evaluation.reference import Reference, make_reference
+from agentsd.evaluation.reference import Reference, check_source, make_reference
 from agentsd.evaluation.store import Store
 from agentsd.pictures.loading import choose_device, load_pipeline
 from agentsd.pictures.settings import DEMO
@@ -41,6 +41,8 @@ class Session:
         self.options = options
         self.group = group
         self.prompts = prompts_of(options)
+        if options.reference is not None:
+            check_source(options.reference)  # before any weights are loaded or asked for
         device = options.device
         if device == "auto" and torch.cuda.is_available() and group.world > 1:
             device = f"cuda:{group.local_rank}"
@@ -68,11 +70,11 @@ class Session:
         """Load what measures, and refuse here what would fail when all pictures are drawn."""
         options, size = self.options, self.painter.size
         if options.reference is not None:
+            self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
             self.extractor = measures.make_extractor(
                 options.chosen_features(), options.inception_weights, options.resize, self.pipe.device
             )
             measures.check_extractor(self.extractor, size)
-            self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
             measures.check_reference(self.reference, self.extractor, self.number)
         if options.clip_model is not None:
             self.clip = measures.make_clip(options.clip_model, self.pipe.device)

@@ -121,29 +121,54 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
     )
 
 
-def side_by_side(comparison: Comparison, label: str) -> Image.Image:
-    """Return one picture: stock left, agentsd right, with their times above and their likeness below.
+def speed_in_words(ratio: float) -> str:
+    """Return a ratio of times, stock over agentsd, in words.
+
+    Example:
+        >>> speed_in_words(3.79), speed_in_words(0.5), speed_in_words(1.01)
+        ('3.8x faster', '2.0x slower', 'as fast as stock')
+    """
+    if 0.98 < ratio < 1.02:  # what two equal runs differ by
+        return "as fast as stock"
+    digits = 1 if ratio >= 1.1 or ratio <= 0.9 else 2
+    return f"{ratio:.{digits}f}x faster" if ratio > 1 else f"{1 / ratio:.{digits}f}x slower"
+
+
+def likeness_in_words(psnr_db: float | None, ssim: float) -> str:
+    """Return how alike two pictures are, in words; `None` stands for the infinite PSNR of equal pictures.
+
+    Example:
+        >>> likeness_in_words(54.71, 0.99912)
+        '54.7 dB PSNR, SSIM 0.999'
+    """
+    return "equal pictures" if psnr_db is None else f"{psnr_db:.1f} dB PSNR, SSIM {ssim:.3f}"
+
+
+def side_by_side(comparison: Comparison, label: str, about: str = "") -> Image.Image:
+    """Return one picture: stock left, agentsd right, with their times above and the result below.
 
     Args:
         comparison: What to show.
         label: Name of the patched arm.
+        about: A last line: model, size, steps, prompt.
     """
     numbers = comparison.to_dict()
-    likeness = "equal pictures" if numbers["psnr_db"] is None else f"PSNR {numbers['psnr_db']:.1f} dB"
     titles = (
         f"stock: {statistics.fmean(comparison.stock_seconds):.2f} s",
         f"agentsd {label}: {statistics.fmean(comparison.agents_seconds):.2f} s",
     )
-    footer = f"stock time / agentsd time {comparison.speed_ratio:.2f}, {likeness}, SSIM {comparison.ssim:.3f}"
+    likeness = likeness_in_words(numbers["psnr_db"], comparison.ssim)
+    footer = [f"{speed_in_words(comparison.speed_ratio)}, {likeness}", *([about] if about else [])]
     width, height = comparison.stock.size
     panel, strip, margin = max(width, 320), 28, 8
-    canvas = Image.new("RGB", (2 * panel + 3 * margin, height + 2 * strip), "white")
+    canvas = Image.new("RGB", (2 * panel + 3 * margin, height + (1 + len(footer)) * strip), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (title, picture) in enumerate(zip(titles, (comparison.stock, comparison.agents), strict=True)):
         left = margin + i * (panel + margin)
-        _write(draw, (left, strip // 2), title, panel)
+        _write(draw, (left + panel // 2, strip // 2), title, panel)
         canvas.paste(picture, (left + (panel - width) // 2, strip))
-    _write(draw, (margin, height + strip + strip // 2), footer, 2 * panel + margin)
+    for i, line in enumerate(footer):
+        _write(draw, (canvas.width // 2, height + (i + 1) * strip + strip // 2), line, 2 * panel + margin)
     return canvas
 
 
@@ -156,4 +181,7 @@ def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: 
     size = 15
     while size > 8 and ImageFont.load_default(size).getlength(text) > width:
         size -= 1
-    draw.text(place, text, fill="black", font=ImageFont.load_default(size), anchor="lm")
+    font = ImageFont.load_default(size)
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text.removesuffix("...")[:-1] + "..."
+    draw.text(place, text, fill="black", font=font, anchor="mm")

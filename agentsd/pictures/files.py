@@ -12,6 +12,7 @@ from typing import Any, Literal
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from agentsd.pictures.a1111 import PARAMETERS, record_of_parameters
 from agentsd.pictures.settings import Settings
 from agentsd.system.writing import write_whole
 
@@ -138,18 +139,26 @@ def record_text(picture: Image.Image) -> str | None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record that `write_picture` put into a PNG.
+    """Return the record that `write_picture` put into a PNG, or what can be taken from a PNG of A1111.
+
+    Args:
+        path: The PNG.
+
+    Returns:
+        The record; one of A1111 has `notes` on what it does not hold, see `agentsd.pictures.a1111`.
 
     Raises:
         ValueError: If the file cannot be read or holds no record.
     """
     try:
         with Image.open(path) as picture:
-            text = record_text(picture)
+            text, parameters = record_text(picture), getattr(picture, "text", {}).get(PARAMETERS)
     except (OSError, UnidentifiedImageError) as error:
         raise ValueError(f"from_png={str(path)!r} cannot be read: {error}.") from error
+    if text is None and parameters is not None:
+        return record_of_parameters(parameters)
     if text is None:
-        raise ValueError(f"from_png={str(path)!r} holds no settings; it must be a PNG that scripts/generate.py wrote.")
+        raise ValueError(f"from_png={str(path)!r} holds no settings; it must be a PNG that agentsd or A1111 wrote.")
     try:
         record = json.loads(text)
         if not isinstance(record["settings"], dict):

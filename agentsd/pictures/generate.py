@@ -51,6 +51,27 @@ def resolve(pipe: Any, settings: Settings, picture: Image.Image) -> Settings:
     )
 
 
+def cut_prompts(pipe: Any, prompts: Sequence[str]) -> dict[int, tuple[int, int]]:
+    """Return the places of prompts that are longer than a text encoder reads, with their tokens and how many it reads.
+
+    Args:
+        pipe: The pipeline.
+        prompts: The prompts.
+
+    Example:
+        >>> cut_prompts(pipe, ["a red ring", "ring " * 100])
+        {1: (402, 77)}
+    """
+    cut: dict[int, tuple[int, int]] = {}
+    for name, tokenizer in pipe.components.items():
+        if name.startswith("tokenizer") and tokenizer is not None:
+            rows = tokenizer(list(prompts), verbose=False)["input_ids"]
+            for place, row in enumerate(rows):
+                if len(row) > tokenizer.model_max_length:
+                    cut[place] = (len(row), tokenizer.model_max_length)
+    return cut
+
+
 def batches(pictures: Sequence[Settings], size: int) -> Iterator[Sequence[Settings]]:
     """Yield the pictures in batches of `size`, the last perhaps smaller.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from agentsd.pictures.generate import call_arguments
-from agentsd.pictures.settings import DEMO_GUIDANCE, DEMO_SD15, DTYPES, SCHEDULERS, Settings
+from agentsd.pictures.settings import DEMO_GUIDANCE, DEMO_SD15, SCHEDULERS, Settings
 from agentsd.system.precision import slow_dtype_warning
 from agentsd.system.warning import warn_user
 
@@ -85,18 +85,15 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
         ValueError: If it cannot be loaded, or takes no argument that the settings give; the message says what to do.
     """
     import diffusers
-    from packaging.version import Version
 
-    source = find_model(settings.model)
-    # diffusers renamed the argument; the old name warns on new versions, the new one is ignored by old ones.
-    keyword = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    source, dtype = find_model(settings.model), getattr(torch, settings.dtype)
     try:
         if settings.model == DEMO_SD15:
             from agentsd.demo.processes import demo_pipeline
 
-            pipe = demo_pipeline("sd15", **{keyword: DTYPES[settings.dtype]})
+            pipe = demo_pipeline("sd15", **dtype_argument(dtype))
         else:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **{keyword: DTYPES[settings.dtype]})
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(source, **dtype_argument(dtype))
     except Exception as error:  # whatever a foreign folder, cache or network can raise; the cause stays attached
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}"
         raise ValueError(_load_advice(settings.model, source, reason)) from error
@@ -106,10 +103,26 @@ def load_pipeline(settings: Settings, device: torch.device) -> Any:
     for name in call_arguments([settings]):
         if name not in accepted:
             raise ValueError(f"{name} was given, but {type(pipe).__name__} does not take it; leave it out.")
-    slow = slow_dtype_warning(DTYPES[settings.dtype], device)
+    slow = slow_dtype_warning(dtype, device)
     if slow is not None:
         warn_user(slow)
     return pipe.to(device)
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the argument of `from_pretrained` that sets the dtype, under the name that this diffusers knows.
+
+    The old name, `torch_dtype`, warns on new versions; old ones ignore the new name.
+
+    Example:
+        >>> list(dtype_argument(torch.float16).values())
+        [torch.float16]
+    """
+    import diffusers
+    from packaging.version import Version
+
+    name = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+    return {name: dtype}
 
 
 def set_scheduler(pipe: Any, name: str) -> None:

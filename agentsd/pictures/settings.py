@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from agentsd.presets import preset as preset_named
 from agentsd.presets import with_ratio
 from agentsd.schedule import Schedule
@@ -18,7 +16,7 @@ DEMO = "demo"
 DEMO_SD15 = "demo-sd15"  # the same weights under the process of Stable Diffusion 1.5
 DEMO_STEPS = 50
 DEMO_GUIDANCE = {DEMO: 4.0, DEMO_SD15: 7.5}
-DTYPES = MappingProxyType({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16})
+DTYPES = ("float32", "float16", "bfloat16")
 # Name -> diffusers class and what changes in the model's own scheduler config.
 SCHEDULERS: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType(
     {

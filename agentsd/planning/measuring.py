@@ -96,8 +96,7 @@ def plan(
             return made
     told = ", ".join(f"{name} {speed:.2f}x" for name, speed in reached.items())
     raise ValueError(
-        f"target_speedup={target_speedup!r} is not reached here: {told} are predicted for {steps} steps. "
-        "Lower it, or run fewer steps."
+        f"target_speedup={target_speedup!r} is not reached here: {told} are predicted for {steps} steps. Lower it."
     )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, get_args
 
-from agentsd.attention.checks import check_bool, check_int, check_number
+from agentsd.attention.checks import check_bool, check_int, check_number, short_repr
 from agentsd.attention.settings import Attention
 
 KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind in get_args(Attention)})
@@ -36,6 +36,8 @@ class Phase:
     until: float
     attention: Attention | None = None
     every: int = 1
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_number("until", self.until)
@@ -77,6 +79,8 @@ class Skipping:
     last_full: bool = True
     tolerance: float | None = None
     max_skipped: int | None = None
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         check_int("depth", self.depth, minimum=0)

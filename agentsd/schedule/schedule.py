@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from agentsd.attention.checks import check_int, check_number
+from agentsd.attention.checks import check_int, check_number, short_repr
 from agentsd.attention.settings import Attention, MergedTokens
 from agentsd.schedule.phases import Phase, Skipping, end_of, full_steps
 
@@ -35,6 +35,8 @@ class Schedule:
     phases: tuple[Phase, ...]
     skipping: Skipping = field(default_factory=Skipping)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
@@ -69,7 +71,7 @@ class Schedule:
 
         Example:
             >>> Schedule.constant(None, every=3).phases
-            (Phase(until=1.0, attention=None, every=3),)
+            (Phase(until=1.0, every=3),)
         """
         return cls((Phase(1.0, attention, every),), Skipping() if skipping is None else skipping, guidance_interval)
 
@@ -207,7 +209,7 @@ class Schedule:
 
         Example:
             >>> Schedule.constant(None, every=3).with_tolerance(0.05).phases
-            (Phase(until=1.0, attention=None, every=1),)
+            (Phase(until=1.0),)
         """
         skipping = Skipping(tolerance=tolerance, max_skipped=self.skipping.max_skipped)
         return replace(replace(self.with_reuse(1), skipping=Skipping()), skipping=skipping)
@@ -232,7 +234,7 @@ class Schedule:
 
         Example:
             >>> Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2))).with_reuse(3).phases
-            (Phase(until=1.0, attention=None, every=3),)
+            (Phase(until=1.0, every=3),)
         """
         phases: list[Phase] = []
         for phase in self.phases:
@@ -247,7 +249,7 @@ class Schedule:
 
         Example:
             >>> Schedule.from_json(Schedule.constant(None, every=3).to_json()).phases
-            (Phase(until=1.0, attention=None, every=3),)
+            (Phase(until=1.0, every=3),)
         """
         from agentsd.schedule.text import written  # it needs this class
 

@@ -1,11 +1,14 @@
-"""What was patched and what was not, as data that prints as a table."""
+"""What was patched and what was not, as data: a summary, the details, and plain data for metrics."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from agentsd.attention.cells import whole_cells
 from agentsd.attention.settings import Attention, MergedTokens, PooledAgents, SampledKeys
 from agentsd.schedule import Schedule
+from agentsd.schedule.text import schedule_object
 from agentsd.unet.record import LastRun
+from agentsd.unet.summary import summary, title
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a patched denoiser; `print` it, or read the fields.
+    """The state of a patched denoiser. Printed, it is a summary; `details` lists the layers.
 
     Attributes:
         target: Class name of the denoiser.
@@ -60,6 +63,44 @@ class Report:
     last_run: LastRun | None = None
 
     def __str__(self) -> str:
+        return "\n".join(summary(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON's types, for logs and metrics.
+
+        Example:
+            >>> patch = agentsd.apply(pipe, "fast")
+            >>> image = pipe("a red circle", num_inference_steps=2, output_type="pt").images
+            >>> patch.report().to_dict()["last_run"]["full"]
+            2
+            >>> patch.remove()
+        """
+        run = self.last_run
+        return {
+            "target": self.target,
+            "active": self.active,
+            "inactive_reason": self.inactive_reason,
+            "title": title(self.schedule),
+            "schedule": schedule_object(self.schedule),
+            "seed": self.seed,
+            "layers": [asdict(layer) | {"grid": layer.grid and list(layer.grid)} for layer in self.layers],
+            "not_patched": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "problems": {
+                "skipping": self.skipping_problem,
+                "noise": self.noise_problem,
+                "guidance": self.guidance_problem,
+            },
+            "last_run": None if run is None else run.to_dict(),
+        }
+
+    def details(self) -> str:
+        """Return everything that is known, layer by layer: up to hundreds of lines.
+
+        Example:
+            >>> with agentsd.apply(unet, "gentle") as patch:
+            ...     "down_blocks.0.attentions.0" in patch.report().details()
+            True
+        """
         patched = f"{len(self.layers)} self-attention layers patched"
         if not self.layers:
             patched = f"skipping alone: the layers of {self.target} are not patched"
@@ -70,7 +111,7 @@ class Report:
         forecast = f", forecast {skipping.forecast:g}" if skipping.forecast else ""
         start = 0.0
         for phase in self.schedule.phases:
-            lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {_describe(phase.attention)}")
+            lines.append(f"  {start:4.0%} to {phase.until:4.0%} of the run: {attention_in_words(phase.attention)}")
             if phase.every > 1:
                 depth = skipping.depth
                 between = f"the last {depth} layer(s) at skipped steps" if depth else "skipped steps run no layer"
@@ -79,6 +120,8 @@ class Report:
             if phase.attention is not None:
                 left = dict(self.planned_stock).get(phase.attention, frozenset())
                 lines += [f"      {layer.name}: {_counts(layer, phase.attention, left)}" for layer in self.layers]
+        if not self.schedule.attentions:
+            lines += [f"      {layer.name}: stock{_grid(layer)}" for layer in self.layers]
         if skipping.tolerance is not None:
             lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}")
         elif self.schedule.skips_steps and skipping.last_full:
@@ -104,7 +147,13 @@ class Report:
         return "\n".join(lines)
 
 
-def _describe(attention: Attention | None) -> str:
+def attention_in_words(attention: Attention | None) -> str:
+    """Return settings of self-attention in words.
+
+    Example:
+        >>> attention_in_words(SampledKeys(stride=4))
+        'sampled keys and values (stride 4), levels down to /1'
+    """
     if attention is None:
         return "stock attention"
     levels = f"levels down to /{attention.max_downsample}"
@@ -119,6 +168,23 @@ def _describe(attention: Attention | None) -> str:
     bounds = "" if least is None else f", at least {least}"
     bounds += "" if most is None else f", at most {most}"
     return f"{kind} (stride {attention.stride}{bounds}), {levels}"
+
+
+def _grid(layer: LayerReport) -> str:
+    return "" if layer.grid is None else f", grid {layer.grid[0]}x{layer.grid[1]}"
+
+
+def stays_stock(layer: LayerReport, attention: Attention, left_stock: frozenset[int]) -> bool:
+    """Return whether a layer runs stock attention under settings.
+
+    Args:
+        layer: The layer.
+        attention: The settings.
+        left_stock: Levels that a plan leaves stock.
+    """
+    if layer.level in left_stock or layer.downsample > attention.max_downsample:
+        return True
+    return layer.grid is not None and attention.at_downsample(layer.downsample).count_tokens(*layer.grid) is None
 
 
 def _counts(layer: LayerReport, attention: Attention, left_stock: frozenset[int]) -> str:

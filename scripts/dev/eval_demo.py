@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure the demo model: attribute accuracy on held-out prompts, beside that of real renderings of the same scenes.
 
-Writes a JSON result and a picture grid under results/demo/. Pictures are kept batch by batch in a work folder: after an
+Writes a JSON result and a picture grid under outputs/demo/. Pictures are kept batch by batch in a work folder: after an
 interruption run the same command again; a second process with --backwards halves the time.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import platform
+import sys
 import time
 
 import numpy as np
@@ -18,15 +19,15 @@ import torch
 from PIL import Image
 
 from agentsd.bench.samples import digest_of
+from agentsd.cli.main import guard
 from agentsd.demo import MODEL_PATH
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
 from agentsd.demo.render import render_batch
 from agentsd.demo.training.pool import save_atomically
+from agentsd.pictures.loading import dtype_argument
 from agentsd.system.precision import dtype_name
 from agentsd.system.writing import write_whole
-
-FOLDER = pathlib.Path(__file__).resolve().parents[2] / "results" / "demo"
 
 
 def picture_grid(pictures: np.ndarray, columns: int = 6) -> Image.Image:
@@ -54,8 +55,10 @@ def main() -> None:
     )
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("outputs/eval_demo"), help="finished batches")
     parser.add_argument("--backwards", action="store_true", help="begin with the last batch")
-    parser.add_argument("--output", type=pathlib.Path, default=FOLDER / "attribute_accuracy.json")
-    parser.add_argument("--grid", type=pathlib.Path, default=FOLDER / "samples.png", help="picture grid")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("outputs/demo/attribute_accuracy.json"))
+    parser.add_argument(
+        "--grid", type=pathlib.Path, default=pathlib.Path("outputs/demo/samples.png"), help="picture grid"
+    )
     arguments = parser.parse_args()
     arguments.dtype = dtype_name(arguments.dtype)
 
@@ -69,7 +72,7 @@ def main() -> None:
     print("real renderings:", real, flush=True)
 
     pipeline = StableDiffusionPipeline.from_pretrained(
-        arguments.model, torch_dtype=getattr(torch, arguments.dtype), local_files_only=True
+        arguments.model, **dtype_argument(getattr(torch, arguments.dtype)), local_files_only=True
     )
     pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
@@ -115,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guard("eval_demo.py", main))

@@ -13,6 +13,7 @@ import agentsd
 from agentsd.bench.architectures import ARCHITECTURES, random_unet
 from agentsd.bench.ratios import speedup
 from agentsd.bench.rows import append_row
+from agentsd.cli.main import guard
 from agentsd.planning.inputs import random_inputs
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment, interleave
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("results/plans.jsonl"), help="rows are appended")
+    parser.add_argument("--output", type=Path, default=Path("outputs/plans.jsonl"), help="rows are appended")
     args = parser.parse_args(argv)
     args.dtype = dtype_name(args.dtype, args.device)
 
@@ -113,4 +114,4 @@ def applied(stand, schedule):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("plan_check.py", main))

@@ -10,6 +10,7 @@ from typing import Any
 from agentsd.bench.arms import is_current, kind_of
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, read_rows
+from agentsd.cli.main import guard
 
 ROOT = Path(__file__).resolve().parents[2]
 PANELS = (
@@ -29,7 +30,7 @@ SETUP = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "thr
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "img", help="folder of the plots")
+    parser.add_argument("--output", type=Path, default=Path("outputs/plots"), help="folder of the plots")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     made = 0
@@ -217,4 +218,4 @@ def scaling(rows: list[Row]) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("plots.py", main))

@@ -21,6 +21,7 @@ from agentsd.attention.settings import Attention
 from agentsd.bench.architectures import ARCHITECTURES, random_attention
 from agentsd.bench.ratios import power_law, speedup
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
+from agentsd.cli.main import guard
 from agentsd.schedule.text import attention_object
 from agentsd.system.precision import dtype_name
 from agentsd.system.timing import environment, interleave
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, help="time the first so many layers of each level; all by default")
     parser.add_argument("--rounds", type=int, default=3, help="rows with fewer are measured again")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further grid after this")
-    parser.add_argument("--output", type=Path, default=Path("results/scaling.jsonl"), help="rows are appended")
+    parser.add_argument("--output", type=Path, default=Path("outputs/scaling.jsonl"), help="rows are appended")
     args = parser.parse_args(argv)
     args.dtype = dtype_name(args.dtype, args.device)
 
@@ -170,4 +171,4 @@ def tell(text: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("scaling.py", main))

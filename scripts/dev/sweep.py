@@ -29,6 +29,7 @@ from agentsd.bench.likeness import likeness
 from agentsd.bench.metrics import relative_l2
 from agentsd.bench.ours import run_arm
 from agentsd.bench.samples import Chunk, Store
+from agentsd.cli.main import guard
 from agentsd.evaluation.demo_front import DemoFront, pictures_of
 from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.system.precision import dtype_name
@@ -155,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further call after this")
     made.add_argument("--work", type=Path, default=Path("outputs/front"), help="latents, shared with demo_front.py")
     made.add_argument(
-        "--output", type=Path, help="written anew (results/demo/sweep.jsonl, with --reuse results/demo/reuse.jsonl)"
+        "--output", type=Path, help="written anew (outputs/demo/sweep.jsonl, with --reuse outputs/demo/reuse.jsonl)"
     )
     return made
 
@@ -184,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.dtype = dtype_name(args.dtype, args.device)
     settings: Sequence[Setting | ReuseSetting] = reuse_settings(args.steps) if args.reuse else settings_of(args)
-    output = args.output or Path(f"results/demo/{'reuse' if args.reuse else 'sweep'}.jsonl")
+    output = args.output or Path(f"outputs/demo/{'reuse' if args.reuse else 'sweep'}.jsonl")
     front = DemoFront(
         prompts=args.prompts,
         steps=args.steps,
@@ -294,4 +295,4 @@ def tell(text: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guard("sweep.py", main))

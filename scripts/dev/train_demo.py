@@ -10,10 +10,11 @@ import argparse
 import dataclasses
 import logging
 import pathlib
+import sys
 
 import torch
 
-from agentsd.demo import MODEL_PATH
+from agentsd.cli.main import guard
 from agentsd.demo.training.recipe import STAGES
 from agentsd.demo.training.stages import POOL_SCENES, train_demo
 
@@ -22,7 +23,12 @@ def main() -> None:
     """Parse the arguments and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of checkpoints and cached latents")
-    parser.add_argument("--output", type=pathlib.Path, default=MODEL_PATH, help="folder of the exported pipeline")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("outputs/demo-model"),
+        help="folder of the exported pipeline",
+    )
     parser.add_argument("--scenes", type=int, default=POOL_SCENES, help="size of the training pool")
     parser.add_argument(
         "--minutes", type=float, nargs=len(STAGES), metavar="M", help="compute minutes of each UNet stage"
@@ -44,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guard("train_demo.py", main))
