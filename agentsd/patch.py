@@ -13,6 +13,7 @@ from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
+from agentsd.unet.controlnets import release, take_control
 from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
@@ -122,8 +123,8 @@ def apply(
     Applying again replaces the earlier patch.
 
     Args:
-        target: A diffusers pipeline, or its denoiser (or a ControlNet) itself, compiled or not. Attention can change
-            in the UNets of SD 1.x, 2.x, SDXL and kin. Steps can be skipped in transformers and video models too.
+        target: A diffusers pipeline, or its denoiser (or a ControlNet) itself, compiled or not. Steps can be skipped in
+            all of them. Attention can change in the UNets of SD 1.x, 2.x, SDXL and kin.
         schedule: The name of a preset (`agentsd.PRESETS`), a `Schedule`, settings of self-attention for every step
             (`MergedTokens`, `PooledAgents`, `SampledKeys`), or the `Plan` that `agentsd.plan` returned.
         tolerance: The relative error of the final latent that you accept, in (0, 1]; it replaces the preset's. Smaller
@@ -152,8 +153,8 @@ def apply(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
-    pipes = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
-    users = list(pipes)
+    users = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
+    pipes = list(users)
     chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
     candidates, skipped = find(denoiser, chosen)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
@@ -170,10 +171,11 @@ def apply(
         warn_user(
             f"agentsd has nothing to do here: {refused}, and its attention is stock. The preset 'gentle' skips none."
         )
-    for pipe in pipes:
-        runtime.pipes.add(pipe)
+    runtime.pipes.update(pipes)
     for user in users:
         runtime.users.add(user)
+        if chosen.skipping.tolerance is not None:
+            runtime.controls.update(take_control(user, denoiser))
         _PATCHED.setdefault(user, weakref.WeakSet()).add(denoiser)
     return Patch(denoiser, runtime)
 
@@ -189,8 +191,8 @@ def remove(target: Any) -> None:
     Raises:
         TypeError: If the target is neither a pipeline with a denoiser nor a module.
     """
-    former = _patched_through(target)
-    for denoiser in former:
+    release(getattr(target, "controlnet", None))
+    for denoiser in (former := _patched_through(target)):
         runtime = denoiser.__dict__.get(SITE)
         if runtime is not None and target in runtime.users:
             uninstall(denoiser)

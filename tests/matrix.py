@@ -332,8 +332,8 @@ KINDS = (
         "ControlNet",
         "StableDiffusionControlNetPipeline",
         controlnet,
-        note="the ControlNet stays stock; `agentsd.apply(pipe.controlnet)` patches it too, without reuse: it runs at "
-        "every step, which bounds what reuse gains",
+        note="the ControlNet rests at skipped steps under a tolerance; `agentsd.apply(pipe.controlnet)` changes its "
+        "attention too",
     ),
     Kind("ControlNet, guess mode", "StableDiffusionControlNetPipeline", controlnet_guess_mode),
     Kind("T2I-Adapter", "StableDiffusionAdapterPipeline", t2i_adapter),

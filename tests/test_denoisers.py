@@ -1,12 +1,21 @@
 """Every kind of denoiser skips steps: near stock, repeatably, undone exactly, and never from old conditions."""
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from matrix import animate_diff, sdxl, sdxl_image_to_image, stable_video
+from matrix import (
+    animate_diff,
+    controlnet,
+    controlnet_guess_mode,
+    sdxl,
+    sdxl_controlnet,
+    sdxl_image_to_image,
+    stable_video,
+)
 from probe import POOL, assert_same, snapshot
 from tiny_denoisers import SKIPPING, Skips, flux, pixart, stable_diffusion_3
 
@@ -139,6 +148,73 @@ def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
     with pytest.warns(UserWarning, match=r"adds fresh noise at every step \(eta=1\)"):
         one.run()
     noisy.remove()
+
+
+class TestControlNets:
+    """They rest where the UNet's call is skipped, and come back when it is not."""
+
+    @pytest.fixture(params=[controlnet, sdxl_controlnet, controlnet_guess_mode], ids=lambda build: build.__name__)
+    def one(self, request):
+        return built(request.param)
+
+    def counted(self, one, **changes):
+        nets = []
+        hook = one.pipe.controlnet.conv_in.register_forward_hook(lambda *_: nets.append(1))
+        found = one.run(**changes)
+        hook.remove()
+        return found, len(nets)
+
+    def test_it_runs_at_full_steps_alone(self, one):
+        rests = not one.arguments.get("guess_mode")  # there the pipeline makes other tensors of its residuals
+        before = dict(one.pipe.controlnet.__dict__)
+        stock, calls = self.counted(one)
+        assert calls == STEPS
+        with agentsd.apply(one.pipe.unet) as bare:  # the ControlNet is not known
+            bare.attach(one.pipe)
+            every, calls = self.counted(one)
+            assert calls == STEPS
+        with agentsd.apply(one.pipe) as patch:
+            for _ in range(2):
+                found, calls = self.counted(one)
+                full = patch.report().last_run.full
+                assert full < STEPS
+                assert calls == (full if rests else STEPS)
+                assert torch.equal(found, every), "what it leaves out is read by nobody"
+            copied = copy.deepcopy(one.pipe)
+        assert dict(one.pipe.controlnet.__dict__) == before
+        assert torch.equal(one.run(), stock)
+        agentsd.remove(copied)
+        assert "forward" not in copied.controlnet.__dict__
+        assert torch.equal(Built(None, copied, one.arguments).run(), stock)
+
+    def test_it_runs_after_all_where_a_condition_of_the_unet_alone_changes(self):
+        one, step = built(controlnet), [0]
+
+        def change(pipe, index, timestep, tensors):
+            step[0] = index
+            return tensors
+
+        def other(module, args, kwargs):
+            return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"] + (step[0] >= 5)}
+
+        found = []
+        for target in (one.pipe.unet, one.pipe):
+            with agentsd.apply(target, tolerance=1.0) as patch:
+                patch.attach(one.pipe)
+                hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
+                with pytest.warns(UserWarning, match="encoder_hidden_states changed within the run"):
+                    found.append(one.run(callback_on_step_end=change))
+                hook.remove()
+        assert torch.equal(*found)
+
+    def test_the_end_of_its_control_is_seen(self):
+        one = built(controlnet)
+        with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+            with pytest.warns(UserWarning, match="residual changed"):
+                found = one.run(control_guidance_end=0.5)
+            assert patch.report().last_run.skipped > 2
+        stock = one.run(control_guidance_end=0.5)
+        assert 0 < (found - stock).norm() < 0.2 * stock.norm()
 
 
 @pytest.mark.parametrize("build", [stable_diffusion_3, flux, pixart])

@@ -12,6 +12,7 @@ from agentsd.unet.decisions import Decision, Step
 from agentsd.unet.denoisers import latent_part
 from agentsd.unet.guidance import is_twice
 from agentsd.unet.noise_levels import noise_levels
+from agentsd.unet.steps import Position
 
 _NO_PIPELINE = "no pipeline is known whose scheduler says how noisy each step is: call agentsd.apply on the pipeline"
 
@@ -50,6 +51,13 @@ class WithinTolerance:
             return Decision(True, controller, forced=True)
         full = controller.needs_full(self._index(controller, step))
         return Decision(full, "the tolerance needs a full step" if full else "the forecast is within the tolerance")
+
+    def will_skip(self, position: Position, left_out: int) -> bool:
+        """Return whether the step at a position will be skipped, unless something changes before its call."""
+        controller = self.controller
+        if not isinstance(controller, Controller):
+            return False
+        return not controller.needs_full(controller.calls - (position.total - left_out) + position.index)
 
     def forecast(self, step: Step) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step."""

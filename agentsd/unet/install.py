@@ -10,6 +10,7 @@ from torch import nn
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
+from agentsd.unet.controlnets import release
 from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.forward import scheduled_forward
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
@@ -155,5 +156,7 @@ def uninstall(denoiser: nn.Module) -> None:
             else:
                 setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
     runtime: Runtime = denoiser.__dict__[SITE]
+    for controlnet in list(runtime.controls):
+        release(controlnet)
     runtime.forget()  # a handle that is kept must not keep features
     delattr(denoiser, SITE)

@@ -72,6 +72,7 @@ class Runtime:
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
+        self.controls: weakref.WeakSet[Any] = weakref.WeakSet()  # their ControlNets
         self.local = threading.local()
         self.runs = Runs()
         self.choices = Choices(self.seed)
@@ -79,7 +80,7 @@ class Runtime:
         self.bypassed = False  # whether the last call that needed our forward ran another one
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "users", "local", "runs", "choices", "warned", "bypassed"}
+        volatile = {"pipes", "users", "controls", "local", "runs", "choices", "warned", "bypassed"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
