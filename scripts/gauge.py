@@ -22,7 +22,7 @@ from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.bench.skippers import SKIPPERS, skipping_by
 from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
-from agentsd.demo.processes import demo_pipeline
+from agentsd.demo.processes import demo_pipeline, scheduler_class
 from agentsd.system.timing import environment
 
 KARRAS = {"use_karras_sigmas": True}
@@ -44,9 +44,12 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
     "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
     "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
+    "flow, Euler, 28": ("flow", "FlowMatchScheduler", {}, 28, 7.5),
 }  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
+# What solvers need to know of flow matching, with the shift of the process.
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 # Fewer steps of good solvers: the baselines of equal calls.
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", KARRAS),
@@ -83,6 +86,7 @@ class Gauge:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         process, kind, extra, self.steps, self.guidance = COMBINATIONS[name]
+        self.flow = process == "flow"
         self.device = torch.device(args.device)
         self.pipe = demo_pipeline(process).to(self.device)
         self.base = dict(self.pipe.scheduler.config)
@@ -95,9 +99,9 @@ class Gauge:
         self.calls += 1
 
     def set(self, kind: str, extra: dict[str, Any]) -> None:
-        import diffusers
-
-        self.pipe.scheduler = getattr(diffusers, kind).from_config({**self.base, **extra})
+        if self.flow and kind != "FlowMatchScheduler":
+            extra = FLOW
+        self.pipe.scheduler = scheduler_class(kind).from_config({**self.base, **extra})
 
     def draw(self, enter: AbstractContextManager[Any], steps: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Return pictures [B, 3, h, w], latents [B, 4, h, w] and UNet calls of all prompts."""
