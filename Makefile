@@ -10,14 +10,14 @@ DEMO_OUTPUT ?= outputs/demo.png
 EVAL_OPTIONS ?= --num 32 --steps 20 --timing-prompts 6
 EVAL_OUTPUT ?= outputs/eval-demo
 
-.PHONY: help install demo eval-demo test test-slow lint notebooks package
+.PHONY: help install demo eval-demo test test-slow lint docs notebooks package
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## make .venv with the tested versions (done once)
 
-# --group needs pip 25.1; torch first and alone, so that a CPU index or find-links decides the build.
+# --group needs pip 25.1; torch first and alone: then a CPU index or find-links decides the build.
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"Python 3.11 or later is needed, and {sys.executable} is {sys.version.split()[0]}; choose another: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,9 @@ test-slow: $(STAMP) ## run the tests that take minutes
 
 notebooks: $(STAMP) ## run the notebooks and keep their outputs
 	$(BIN)/python scripts/dev/notebooks.py
+
+docs: $(STAMP) ## build the documentation into outputs/site; broken links fail
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 package: $(STAMP) ## build wheel and source archive into dist/, and check both
 	$(BIN)/python -m pytest -m slow tests/test_package.py

@@ -18,11 +18,11 @@ from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
-from agentsd.unet.reuse import fit_skipping
 from agentsd.unet.runtime import Runtime
+from agentsd.unet.skipping import fit_skipping
 from agentsd.unet.summary import title
 
-# Which denoisers were patched through a pipeline: it may hold another one by the time they are restored.
+# The denoisers that were patched through each pipeline: it may hold another one when they are restored.
 _PATCHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 _REPLACED = "processor replaced by other code: not patched any more"
 
@@ -77,19 +77,19 @@ class Patch:
         self._runtime.reset()
 
     def attach(self, pipe: Any) -> None:
-        """Let the steps be read from the scheduler of `pipe`; `apply` does it for its target, a copy has lost it."""
+        """Read the steps from the scheduler of `pipe`. `apply` attaches its target; a copy has no pipeline attached."""
         self._runtime.pipes.add(pipe)
 
     def report(self) -> Report:
         """Return what is patched, what the schedule does and what the last run did; `details()` lists the layers.
 
-        When the patch is not in force any more, it shows what was and says why.
+        If the patch is not in force any more, it shows the last state and says why.
         """
         return _report(self._denoiser, self._runtime)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Run stock attention in this thread while the context lasts, without taking the patch off."""
+        """Run the stock UNet in this thread while the context lasts; the patch stays installed."""
         runtime = self._denoiser.__dict__.get(SITE, self._runtime)  # also of a patch that replaced this one
         before = getattr(runtime.local, "enabled", True)
         runtime.local.enabled = False
@@ -117,9 +117,9 @@ def apply(
     ratio: float | None = None,
     seed: int = 0,
 ) -> Patch:
-    """Patch a pipeline's denoiser in place; its calls then follow a schedule.
+    """Patch a pipeline's denoiser in place: its calls then follow a schedule.
 
-    The schedule runs by itself at every call of the pipeline. The pipeline's loop and callbacks stay untouched.
+    The schedule applies at every call of the pipeline. The pipeline's loop and callbacks stay untouched.
     Applying again replaces the earlier patch.
 
     Args:
@@ -130,7 +130,7 @@ def apply(
         tolerance: The relative error of the final latent that you accept, in (0, 1]; it replaces the preset's. Smaller
             is nearer to stock and slower.
         ratio: Share of tokens merged before attention, in [0, 1): the published method, `schedule="paper"`, with that
-            merge ratio. It goes with no other schedule.
+            merge ratio. No other schedule takes it.
         seed: Seed of random cell patterns and sampled keys. Equal seeds give equal images, whatever ran before.
 
     Returns:
@@ -183,7 +183,7 @@ def apply(
 def remove(target: Any) -> None:
     """Restore a pipeline's denoiser (or the one given) exactly; does nothing if it is not patched.
 
-    A denoiser that the pipeline held when it was patched, and holds no more, is restored too.
+    A denoiser that the pipeline held when it was patched, and no longer holds, is restored too.
 
     Args:
         target: What was given to `apply`, or a copy of it.
@@ -232,7 +232,7 @@ def _patched_through(target: Any) -> list[nn.Module]:
     """Return the denoisers that were patched through a pipeline, whatever it holds now."""
     try:
         return [] if isinstance(target, nn.Module) else list(_PATCHED.get(target, ()))
-    except TypeError:  # not to be referred to weakly, so none was remembered
+    except TypeError:  # it allows no weak references, and none was remembered
         return []
 
 

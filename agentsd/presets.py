@@ -49,7 +49,7 @@ def preset(name: str = "balanced") -> Schedule:
         name: One of `agentsd.PRESETS`: `"paper"` is the published method, the others are ours.
 
     Returns:
-        The schedule; change it with `with_tolerance`, `with_reuse`, `with_attention` and `dataclasses.replace`.
+        The schedule; change it with `with_tolerance`, `with_skipping`, `with_attention` and `dataclasses.replace`.
 
     Raises:
         ValueError: If there is no such preset.

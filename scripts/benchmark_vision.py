@@ -6,7 +6,7 @@
     python scripts/benchmark_vision.py sizes              # parameters, FLOPs and parity of all models
     python scripts/benchmark_vision.py tables             # write tables and curves of docs/vision.md
 
-Two models are timed in one process in the order A B B A, so that a load that drifts falls on both. A ratio above 1 says
+Two models are timed in one process in the order A B B A: a drifting load falls on both. A ratio above 1 says
 that agent attention is faster. Every baseline uses torch's fused attention. One row a pair is appended.
 """
 

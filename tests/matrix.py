@@ -47,7 +47,7 @@ class Kind:
         build: Makes a tiny one; returns it with the arguments of a call.
         finest: Stages that hold the finest patched layers.
         grid: Token grid of those layers, for latents of 16 x 16.
-        reuse: Whether skipped steps can run the last layers (`depth=1`); whole steps can always be skipped.
+        skipping: Whether skipped steps can run the last layers (`depth=1`); whole steps can always be skipped.
         steps: Steps of a run.
         calls: UNet calls of a run; `None` stands for one a step.
         warns: The warning that a run gives, as a pattern.
@@ -59,7 +59,7 @@ class Kind:
     build: Callable[[], tuple]
     finest: tuple[str, ...] = UPPER
     grid: tuple[int, int] = (16, 16)
-    reuse: bool = True
+    skipping: bool = True
     steps: int = 5
     calls: int | None = None
     warns: str | None = None
@@ -343,9 +343,9 @@ KINDS = (
         "LCM",
         "LatentConsistencyModelPipeline",
         latent_consistency,
-        note="draws fresh noise at every step: with `depth=0` (the presets) one layer runs at reused steps",
+        note="runs below 10 steps skip nothing; from 10 steps on a tolerance holds in spite of its fresh noise",
     ),
-    Kind("SD-Turbo", "StableDiffusionPipeline", turbo, steps=4, note="a run of few steps has little to reuse"),
+    Kind("SD-Turbo", "StableDiffusionPipeline", turbo, steps=4, note="nothing is skipped in runs below 10 steps"),
     Kind(
         "PAG",
         "StableDiffusionPAGPipeline",
@@ -359,7 +359,7 @@ KINDS = (
         upscale,
         finest=LOWER,
         grid=(8, 8),
-        note="its finer levels attend to the text only, so reuse is what gains",
+        note="its finer levels attend to the text only: skipped steps gain, cheaper attention does not",
         level=8,
     ),
     Kind("SDXL text to image", "StableDiffusionXLPipeline", sdxl, LOWER, (8, 8)),
@@ -376,7 +376,7 @@ KINDS = (
         "AnimateDiff",
         "AnimateDiffPipeline",
         animate_diff,
-        reuse=False,
+        skipping=False,
         note="attention within each frame; the motion modules stay stock",
     ),
     Kind(
@@ -384,7 +384,7 @@ KINDS = (
         "StableVideoDiffusionPipeline",
         stable_video,
         finest=("down_blocks.0", "up_blocks.1"),
-        reuse=False,
+        skipping=False,
         note="attention within each frame; the temporal blocks stay stock",
     ),
 )
@@ -463,12 +463,12 @@ REFUSED = (
 
 def table() -> str:
     """Return the tables of docs/pipelines.md."""
-    lines = ["| pipeline | class in diffusers | finest patched grid | reuse | note |", "|---|---|--:|---|---|"]
+    lines = ["| pipeline | class in diffusers | finest patched grid | skipped steps | note |", "|---|---|--:|---|---|"]
     for kind in KINDS:
         pipeline = kind.pipeline if " " in kind.pipeline else f"`{kind.pipeline}`"
         level = kind.level or SAMPLE // kind.grid[0]
-        reuse = "yes" if kind.reuse else "no"
-        lines.append(f"| {kind.name} | {pipeline} | latent /{level} | {reuse} | {kind.note} |")
+        skipping = "yes" if kind.skipping else "no"
+        lines.append(f"| {kind.name} | {pipeline} | latent /{level} | {skipping} | {kind.note} |")
     lines += [
         "",
         skipping_table(),

@@ -1,10 +1,12 @@
 """Arms: each changes the picture (but for stock), leaves the pipeline as it was, and baselines do what they say."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny import draw, make_tiny_pipe
+from tiny import ONE_LEVEL, draw, make_tiny_pipe
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from agentsd.bench.arm import Arm
@@ -19,41 +21,50 @@ def attributes(module):
     return {path: dict(part.__dict__) for path, part in module.named_modules()}
 
 
-@pytest.mark.parametrize("name", STEP_ARMS)
-def test_every_arm_changes_the_picture_and_is_undone(name):
-    # 32 x 32 latents, so that a grid of stride 8 has whole cells on two levels; twice that where a tile has 32 x 32.
-    pipe = make_tiny_pipe()
-    side = 128 if name.startswith("tiles") else 64
-    settings = {"steps": 4, "height": side, "width": side}
-    stock = draw(pipe, **settings)
-    before, parts = attributes(pipe.unet), set(pipe.__dict__)
-    with STEP_ARMS[name].enter(pipe):
-        inside = draw(pipe, **settings)
-    assert torch.equal(inside, stock) == (name in SAME)
-    assert torch.equal(draw(pipe, **settings), stock)
-    assert set(pipe.__dict__) == parts
-    after = attributes(pipe.unet)
-    assert {path: set(part) for path, part in after.items()} == {path: set(part) for path, part in before.items()}
-    for path, part in before.items():
-        assert all(part[key] is after[path][key] for key in part), path
+@pytest.fixture(scope="module")
+def pipe():
+    """One pipeline for all arms: each test shows that its arm leaves it as it was."""
+    return make_tiny_pipe()
 
 
-@pytest.mark.parametrize("name", [name for name in RUN_ARMS if name not in STEP_ARMS])
-def test_every_run_arm_runs_as_it_says_and_is_undone(name):
-    pipe = make_tiny_pipe()
-    steps = 12 if name.startswith("preset ") else 6  # shorter runs skip no steps under a tolerance
-    expected = drawn(pipe, RUN_ARMS["stock"], steps)
-    arm = RUN_ARMS[name]
-    before, parts = attributes(pipe.unet), set(pipe.__dict__)
-    with arm.enter(pipe):
-        assert not torch.equal(drawn(pipe, arm, steps), expected)
+@pytest.fixture(scope="module")
+def stock_picture(pipe):
+    """Pictures of stock, each generated once."""
+    return functools.cache(lambda **settings: draw(pipe, **settings))
+
+
+def assert_unchanged(before, parts, pipe):
     assert set(pipe.__dict__) == parts
     after = attributes(pipe.unet)
     assert after.keys() == before.keys()
     for path, part in before.items():
         assert part.keys() == after[path].keys()
         assert all(part[key] is after[path][key] for key in part), path
-    assert torch.equal(drawn(pipe, RUN_ARMS["stock"], steps), expected)
+
+
+@pytest.mark.parametrize("name", STEP_ARMS)
+def test_every_arm_changes_the_picture_and_is_undone(name, pipe, stock_picture):
+    # 32 x 32 latents: a grid of stride 8 has whole cells on two levels; twice that where a tile has 32 x 32.
+    side = 128 if name.startswith("tiles") else 64
+    settings = {"steps": 2, "height": side, "width": side}
+    stock = stock_picture(**settings)
+    before, parts = attributes(pipe.unet), set(pipe.__dict__)
+    with STEP_ARMS[name].enter(pipe):
+        inside = draw(pipe, **settings)
+    assert torch.equal(inside, stock) == (name in SAME)
+    assert_unchanged(before, parts, pipe)
+    assert torch.equal(draw(pipe, steps=1), stock_picture(steps=1))
+
+
+@pytest.mark.parametrize("name", [name for name in RUN_ARMS if name not in STEP_ARMS])
+def test_every_run_arm_runs_as_it_says_and_is_undone(name, pipe, stock_picture):
+    steps = 12 if name.startswith("preset ") else 6  # shorter runs skip no steps under a tolerance
+    arm = RUN_ARMS[name]
+    before, parts = attributes(pipe.unet), set(pipe.__dict__)
+    with arm.enter(pipe):
+        assert not torch.equal(drawn(pipe, arm, steps), stock_picture(steps=steps))
+    assert_unchanged(before, parts, pipe)
+    assert torch.equal(draw(pipe, steps=1), stock_picture(steps=1))
 
 
 def drawn(pipe, arm, steps=6):
@@ -87,12 +98,12 @@ def test_tgate_drops_guidance_at_its_gate_and_is_undone_after_an_error():
 @pytest.mark.parametrize("name", ["stock", "pooled agents, stride 4"])
 def test_compiled_arms_compile_once_for_all_entries_and_are_undone(name):
     torch.compiler.reset()
-    pipe, counter = make_tiny_pipe(), CompileCounterWithBackend("eager")
+    pipe, counter = make_tiny_pipe(**ONE_LEVEL), CompileCounterWithBackend("eager")
     eager = STEP_ARMS[name]
     with eager.enter(pipe):
         expected = drawn(pipe, RUN_ARMS["stock"], steps=2)
     arm, graphs = compiled(eager, counter), []
-    for _ in range(3):
+    for _ in range(2):
         with arm.enter(pipe):
             torch.testing.assert_close(drawn(pipe, RUN_ARMS["stock"], steps=2), expected, rtol=1e-4, atol=1e-5)
         graphs.append(counter.frame_count)
@@ -103,7 +114,7 @@ def test_compiled_arms_compile_once_for_all_entries_and_are_undone(name):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", ["stock", "reuse 3 + sampled agents"])
+@pytest.mark.parametrize("name", ["stock", "full step every 3, last layer + key/value sampling"])
 def test_channels_last_arms_change_the_format_alone_and_change_it_back(name):
     pipe, arm = make_tiny_pipe(), STEP_ARMS[name]
     before = {key: (value.clone(), value.stride()) for key, value in pipe.unet.state_dict().items()}
@@ -142,15 +153,15 @@ def test_cycles_follow_the_interval():
     assert {name: arm.cycle for name, arm in STEP_ARMS.items() if arm.cycle > 1} == {
         "DeepCache 3": 3,
         "DeepCache 5": 5,
-        "reuse 3": 3,
-        "reuse 3, no self-attention (ceiling)": 3,
-        "reuse 5, no self-attention (ceiling)": 5,
-        "reuse 3 + sampled agents": 3,
-        "reuse 5 + sampled agents": 5,
-        "prediction reuse 3 + sampled agents": 3,
-        "prediction reuse 5 + sampled agents": 5,
-        "reuse 3 + sampled agents, two levels": 3,
-        "reuse 5 + sampled agents, two levels": 5,
+        "full step every 3, last layer": 3,
+        "full step every 3, last layer, no self-attention (ceiling)": 3,
+        "full step every 5, last layer, no self-attention (ceiling)": 5,
+        "full step every 3, last layer + key/value sampling": 3,
+        "full step every 5, last layer + key/value sampling": 5,
+        "full step every 3 + key/value sampling": 3,
+        "full step every 5 + key/value sampling": 5,
+        "full step every 3, last layer + key/value sampling, two levels": 3,
+        "full step every 5, last layer + key/value sampling, two levels": 5,
     }
 
 

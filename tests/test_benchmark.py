@@ -1,5 +1,7 @@
 """`agentsd bench` runs every arm and writes complete rows (on a tiny architecture)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -9,7 +11,6 @@ from agentsd.bench.about import about_arm, about_preset
 from agentsd.bench.architectures import ARCHITECTURES, TEXT_ENCODERS, VAE, random_pipeline, random_unet
 from agentsd.bench.arm import Arm
 from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, TWINS
-from agentsd.bench.baselines import compiled
 from agentsd.bench.rows import read_rows
 from agentsd.bench.speed import CALLS, known_arms
 from agentsd.cli.main import main as cli
@@ -81,7 +82,7 @@ def test_rows_of_calls(tmp_path):
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
     output = tmp_path / "speed.jsonl"
-    arms = ["--size", "64", "--group", "1", "--arms", "stock", "tomesd 0.5", "reuse 3"]
+    arms = ["--size", "64", "--group", "1", "--arms", "stock", "tomesd 0.5", "full step every 3, last layer"]
     assert run(output, *arms, "--limit-seconds", "0", code=1) == []
     assert "with 2 arms left" in capsys.readouterr().err
     first = run(output, *arms[:-1])
@@ -89,7 +90,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
         file.write('{"arm": "cut o')  # a crash
     rows = run(output, *arms)
     assert rows[:2] == first
-    assert [row["arm"] for row in rows] == ["stock", "tomesd 0.5", "reuse 3"]
+    assert [row["arm"] for row in rows] == ["stock", "tomesd 0.5", "full step every 3, last layer"]
     assert run(output, *arms) == rows
     capsys.readouterr()
     again = run(output, *arms, "--rounds", "3")
@@ -103,14 +104,15 @@ def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
 
     arms = {**STEP_ARMS, "tomesd 0.5": Arm(refuse)}
     monkeypatch.setattr("agentsd.bench.speed.STEP_ARMS", arms)
-    chosen = ["--size", "64", "--arms", "tomesd 0.5", "reuse 3"]
+    chosen = ["--size", "64", "--arms", "tomesd 0.5", "full step every 3, last layer"]
     rows = run(tmp_path / "speed.jsonl", *chosen, code=1)
-    assert [row["arm"] for row in rows] == ["stock", "reuse 3"]
+    assert [row["arm"] for row in rows] == ["stock", "full step every 3, last layer"]
     assert "tomesd 0.5: left out, ImportError: no such rival" in capsys.readouterr().err
 
 
 def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(TWINS, ", compiled", lambda arm: compiled(arm, "eager"))
+    # Compiled arms have tests of their own (test_arms.py); here their names and rows count.
+    monkeypatch.setitem(TWINS, ", compiled", lambda arm: replace(arm, settings="torch.compile"))
     words = ["--compile", "--channels-last", "--arms", "stock", "stock, compiled", "stock, channels last"]
     rows = run(tmp_path / "speed.jsonl", "--size", "64", *words)
     assert [(row["arm"], row["settings"]) for row in rows] == [
@@ -120,7 +122,7 @@ def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
     ]
     assert main(["--compile", "--list"]) == 0
     listed = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert "sampled agents, stride 4, compiled" in listed
+    assert "key/value sampling, stride 4, compiled" in listed
     assert not any("channels last" in name for name in listed)
     assert main(["--arms", "deepcache 3"]) == 2
     error = capsys.readouterr().err

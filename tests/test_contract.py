@@ -163,7 +163,7 @@ class TestSameSeedSameImage:
         assert run(4) == partly
         assert run(0) == whole
 
-    @pytest.mark.parametrize("config", [AGENTS, SAMPLE], ids=["pattern", "drawn"])
+    @pytest.mark.parametrize("config", [AGENTS, SAMPLE], ids=["pattern", "chosen"])
     def test_the_seed_decides_what_is_picked(self, config, tiny_pipe):
         images = []
         for seed in (0, 1, 0):
@@ -175,7 +175,7 @@ class TestSameSeedSameImage:
     @pytest.mark.parametrize(
         ("config", "picked"),
         [(MergedTokens(), lambda level: level.pattern.destinations), (SAMPLE, lambda level: level.sample)],
-        ids=["pattern", "drawn"],
+        ids=["pattern", "chosen"],
     )
     def test_tokens_are_picked_anew_each_step_only_if_asked(self, config, picked, tiny_unet):
         sample, text = unet_inputs()
@@ -196,9 +196,9 @@ class TestSameSeedSameImage:
     @pytest.mark.parametrize("every", [2, 4, 8, 16])
     def test_who_looks_at_every_so_many_steps_alone_sees_other_agents_too(self, every, tiny_unet):
         agentsd.apply(tiny_unet, SAMPLE)
-        drawn = [tiny_unet._agentsd.choices.drawn(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
-        assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in drawn), strict=True))
-        seen = [len(set(place)) for place in zip(*(each.tolist() for each in drawn[::every]), strict=True)]
+        chosen = [tiny_unet._agentsd.choices.sampled(step, 16, 16, 4, torch.device("cpu")) for step in range(64)]
+        assert all(len(set(place)) == 16 for place in zip(*(each.tolist() for each in chosen), strict=True))
+        seen = [len(set(place)) for place in zip(*(each.tolist() for each in chosen[::every]), strict=True)]
         assert sum(seen) / len(seen) > 0.8 * 16 * (1 - (1 - 1 / 16) ** (64 // every))  # as many as by chance
 
     def test_the_global_random_state_is_left_alone(self, tiny_unet):
@@ -571,7 +571,7 @@ class TestErrors:
         assert tiny_unet.attn_processors == foreign
         assert patch.active
 
-    def test_other_code_may_take_the_processors_and_the_earlier_patch_keeps_its_reuse(self, tiny_unet):
+    def test_other_code_may_take_the_processors_and_the_earlier_patch_still_skips_steps(self, tiny_unet):
         patch = agentsd.apply(tiny_unet)
         with pytest.raises(ValueError, match="depth=9 must be at most"):
             agentsd.apply(tiny_unet, Schedule.constant(None, 2, skipping=Skipping(depth=9)))

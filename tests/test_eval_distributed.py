@@ -236,6 +236,6 @@ def test_two_processes_started_by_a_launcher_give_the_results_of_one(place, tmp_
     texts = [node.communicate(timeout=170)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0] * machines, "\n".join(texts)
     assert "\n".join(texts).count("report.html") == 1  # process 0 alone tells it
-    assert "process 1: batches drawn" in "\n".join(texts)  # two of a group, not two alone
+    assert "process 1: batches generated" in "\n".join(texts)  # two of a group, not two alone
     evaluate(options(place, tmp_path / "one", reference=None))
     same_results(tmp_path / "two", tmp_path / "one")

@@ -1,6 +1,7 @@
 """Verdicts, tables, plot, grid and page: what may be said, nothing loaded from elsewhere, the worst ones shown."""
 
 import csv
+import html
 import io
 import math
 import sys
@@ -26,7 +27,8 @@ from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Rows, arm_results, verdict_of, worst_by_psnr
 from agentsd.evaluation.stamps import stamps
 from agentsd.evaluation.store import Store
-from agentsd.evaluation.tables import figures, markdown, note, per_image, table, title
+from agentsd.evaluation.tables import core_table, figures, markdown, note, per_image, table, title
+from agentsd.evaluation.verdicts import sentences
 
 STOCK = EvaluationArm(name="stock", role="stock", steps=20)
 OURS = EvaluationArm(name="ours", role="candidate", steps=20)
@@ -44,7 +46,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("delta", "agreeing", "said"),
     [
-        (Delta(-1, -2, 0.5), {}, "not told apart from stock"),
+        (Delta(-1, -2, 0.5), {}, "no difference from stock shown"),
         (Delta(1, 0.5, 2), {}, "worse than stock"),
         (Delta(1, 0.5, 2), {"clip_score": Interval(1, 0.5, 2)}, "worse than stock"),
         (Delta(-1, -2, -0.5), {}, "different from stock: lower distance, no other metric agrees"),
@@ -137,7 +139,7 @@ def test_an_arm_is_not_called_worse_for_following_the_prompts_less():
     rows = {"stock": Rows(features=0.9 * real + math.sqrt(0.19) * noise), "ours": Rows(features=fast)}
     result = arm_results(OURS, rows, Real(real, paired=True), cheap_extractor(), resamples=100)
     assert result["metrics"]["delta_fd_quarters"]["low"] > 0
-    assert result["verdict"] == "not told apart from stock"
+    assert result["verdict"] == "no difference from stock shown"
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -251,7 +253,7 @@ def test_few_values_are_shown_as_their_range():
     assert cells["speed-up"] == "4.56x [4.42, 4.69] range of 2"
     assert cells["UNet alone"] == "4.56x [4.42, 4.69]"
     assert cells["ΔCLIP score"] == "+0.100 [-0.100, +0.200] range of 5"
-    assert cells["its time"] == "1.02x ours"
+    assert cells["time over that of"] == "1.02x ours"
 
 
 def test_stamps_say_what_a_figure_is_not():
@@ -289,11 +291,12 @@ def test_the_table_has_a_row_an_arm_and_no_empty_column(whole):
     assert "FID |" not in text
 
 
-@pytest.mark.parametrize(("batch", "said"), [(1, "Times: 8 prompts, each drawn"), (4, "Times: 8 batches of 4, each")])
+@pytest.mark.parametrize(("batch", "said"), [(1, "Times: 8 prompts, each"), (4, "Times: 8 batches of 4, each")])
 def test_the_note_tells_batches_from_prompts(whole, batch, said):
     timing = {"prompts": 8, "batch": batch, "environment": {"device": "this one", "threads": 1}}
     assert said in note(read_json(whole / "results.json") | {"timing": timing})
-    assert "each batch of prompts is drawn twice by every arm" in (whole / "report.html").read_text(encoding="utf-8")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "each batch of prompts is generated twice by every arm" in page
 
 
 def test_every_figure_of_the_results_has_a_row(whole):
@@ -335,6 +338,48 @@ def test_single_pictures_survive_any_prompt():
     ]
 
 
+def test_the_page_says_first_what_was_found(whole):
+    found = timed(read_json(whole / "results.json"))
+    shown = report.page(found, {}, {}, "")
+    first = shown.index("ours: 1.4x faster; likeness ")
+    assert (
+        shown.index("<h1>") < first < shown.index("For comparison, stock, 1 steps: 1.4x faster") < shown.index("<table")
+    )
+    for stamp in found["stamps"]:
+        assert shown.count(html.escape(stamp)) == 1
+    assert "name='viewport'" in shown
+    assert "prefers-color-scheme:dark" in shown
+    assert shown.index("<table class='core'>") < shown.index("<details>")
+    heading, rows = core_table(found)
+    assert len(heading) == 6
+    assert [row[0] for row in rows] == list(found["arms"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "said"),
+    [
+        ({}, 32, "ours: 3.6x faster; likeness 51.1 dB, worst 5% 48.0 dB; quality not measured."),
+        ({"verdict": "worse than stock"}, 32, "worst 5% 48.0 dB; quality worse than stock."),
+        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5000, "48.0 dB; no quality difference found."),
+        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5, "found (5 pictures: too few to find a small one)."),
+        ({"speed": {"speedup": {"median": 0.5}}}, 5, "ours: 2.0x slower; likeness"),
+        ({"speed": {"speedup": {"median": 1.01}}}, 5, "ours: as fast as stock; likeness"),
+        ({"metrics": {"psnr_db": {"value": None, "p5": None, "equal_pictures": 5, "n": 5}}}, 5,
+         "5 of 5 pictures equal stock; quality not measured."),
+    ],
+)  # fmt: skip
+def test_verdicts_in_words(changes, number, said):
+    near = {"psnr_db": {"value": 51.1, "p5": 48.0, "equal_pictures": 0, "n": number}}
+    arm = {"role": "candidate", "metrics": near, "speed": {"speedup": {"median": 3.6}}} | changes
+    assert said in sentences({"number": number, "arms": {"stock": {"role": "stock"}, "ours": arm}})[0]
+
+
+def test_one_value_has_no_brackets():
+    gain = {"median": 2.03, "low": 2.03, "high": 2.03, "n": 1}
+    _, (row,) = core_table({"arms": {"ours": {"steps": 20, "metrics": {}, "speed": {"speedup": gain}}}})
+    assert row[2] == "2.03x"
+
+
 def test_the_page_stands_alone_and_escapes(whole):
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert "src='data:image/jpeg;base64," in page
@@ -347,7 +392,7 @@ def test_the_page_stands_alone_and_escapes(whole):
     found["about"]["captions"] = "<script>"
     found["arms"]["<b>"]["metrics"]["ssim"]["method"] = "<script>"
     pictures = per_image([Prompt(0, "<b>", "<script>")], [("<b>", int)], {}, {})
-    page = report.page(found, {}, None, pictures)
+    page = report.page(found, {}, {}, pictures)
     assert "<b>" not in page
     assert "<script>" not in page
 
@@ -383,7 +428,13 @@ def test_the_page_holds_every_figure_and_every_picture(whole):
     assert "<details open" not in page
     names = ["stock", "stock A/A", "ours", "stock, 1 steps"]
     every = "Every figure with its interval, number and method"
-    assert list(tables.found) == [every, *(f"Single pictures of {name}" for name in names), "Configuration"]
+    assert list(tables.found) == [
+        "All columns",
+        "What the columns mean",
+        every,
+        *(f"Single pictures of {name}" for name in names),
+        "Configuration",
+    ]
     heading, rows = figures(read_json(whole / "results.json"))
     assert tables.found[every] == [heading, *([text for text in row if text] for row in rows)]  # no data, no call
     with open(whole / "per_image.csv", newline="", encoding="utf-8") as file:
@@ -405,7 +456,7 @@ def test_two_hundred_pictures_of_four_arms_keep_the_page_small(whole):
     arms = [(f"arm {i}", partial(int.__add__, 2**62)) for i in range(4)]
     pictures = per_image(prompts, arms, {name: rows for name, _ in arms}, {})
     found = read_json(whole / "results.json")
-    more = len(report.page(found, {}, None, pictures)) - len(report.page(found, {}, None, ""))
+    more = len(report.page(found, {}, {}, pictures)) - len(report.page(found, {}, {}, ""))
     assert 4 * 200 * 100 < more < 250_000
 
 
@@ -424,6 +475,12 @@ def test_the_plot_shows_speed_against_quality(whole):
     plot = report.pareto(timed(found))
     assert plot["png"].startswith(b"\x89PNG")
     assert b"speed-up over stock" in plot["svg"] or b"<svg" in plot["svg"]
+    panels = report.panels(timed(found))
+    assert list(panels) == [
+        "speed-up against likeness to stock",
+        "speed-up against distance to the reference, FD(quarters)",
+    ]
+    assert all(b"<svg" in panel for panel in panels.values())
     heading, rows = table(timed(found))
     assert rows[0][heading.index("speed-up")] == "1.40x [1.30, 1.50]"
     assert rows[0][heading.index("peak memory")] == "1.00 GiB"
@@ -433,7 +490,7 @@ def test_without_matplotlib_there_is_no_plot_but_a_hint(whole, monkeypatch, capl
     for name in [name for name in sys.modules if name.startswith("matplotlib")] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert report.pareto(timed(read_json(whole / "results.json"))) == {}
-    assert "pip install 'agentsd[eval]'" in caplog.text
+    assert "pip install matplotlib" in caplog.text
 
 
 def test_the_grid_shows_fixed_places_then_the_worst(whole, monkeypatch):
@@ -441,17 +498,17 @@ def test_the_grid_shows_fixed_places_then_the_worst(whole, monkeypatch):
     written = []
     monkeypatch.setattr(report, "_write", lambda draw, place, text, *rest: written.append(text))
     rows = Rows(psnr_db=np.array([30.0, 20.0, math.inf, 10.0, 25.0]))
-    picture = report.grid(Store(whole), "ours", "stock, 1 steps", prompts, rows, ["a stamp"])
+    picture = report.grid(Store(whole), "ours", "stock, 1 steps", prompts, rows)
     labels = [text for text in written if ": prompt" in text]
     assert [label.split(":")[0] for label in labels] == [
         "prompt 0, 30.0 dB", "prompt 1, 20.0 dB", "prompt 2, equal",
         "least alike 3, 10.0 dB", "least alike 1, 20.0 dB", "least alike 4, 25.0 dB", "least alike 0, 30.0 dB",
         "least alike 2, equal",
     ]  # fmt: skip
-    assert written[:5] == ["a stamp", "stock", "ours", "stock, 1 steps", "4 x |stock - ours|"]
+    assert written[:4] == ["stock", "ours", "stock, 1 steps", "4 x |stock - ours|"]
     assert picture.width == 4 * 256
     # Stock minus itself is black.
-    same = report.grid(Store(whole), "stock A/A", None, prompts, rows, [])
+    same = report.grid(Store(whole), "stock A/A", None, prompts, rows)
     column = np.asarray(same.crop((2 * 256, 22, 3 * 256, 22 + 256)))
     assert column.max() == 0
 

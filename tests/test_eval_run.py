@@ -182,7 +182,7 @@ def kill_a_run(place, folder, monkeypatch, now):
     assert forked(killed) == [-9]
 
 
-@pytest.mark.parametrize("moment", [1, 3, 10, 21, 38, 47, 52, 56])
+@pytest.mark.parametrize("moment", [1, 10, 38, 52])
 def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatch, moment):
     count = iter(range(1, 10**6))
     kill_a_run(place, tmp_path / "run", monkeypatch, lambda path: next(count) == moment)
@@ -191,7 +191,7 @@ def test_a_kill_at_any_moment_changes_nothing(place, whole, tmp_path, monkeypatc
     assert not list((tmp_path / "run").rglob(".*.partial"))
 
 
-@pytest.mark.parametrize("name", ["results.json", "per_image.csv", "table.md", "grid-ours.png", "report.html"])
+@pytest.mark.parametrize("name", ["results.json", "per_image.csv", "report.html"])
 def test_a_kill_while_the_report_is_written_changes_nothing(place, whole, tmp_path, monkeypatch, name):
     kill_a_run(place, tmp_path / "run", monkeypatch, lambda path: path.name == name)
     assert not (tmp_path / "run" / name).exists()
@@ -398,7 +398,7 @@ def test_equal_time_counts_what_a_call_costs_without_steps(monkeypatch, tiny_pip
 
 def test_a_clock_without_slope_is_told(caplog):
     assert timing.steps_of_time((20, 1.0), (7, 1.1), 0.5) == 10
-    assert "too noisy to tell what a step costs" in caplog.text
+    assert "too noisy to measure a step" in caplog.text
     assert timing.steps_of_time((20, 5.0), (7, 2.4), 0.1) == 1
     assert timing.steps_of_time((20, 5.0), (7, 2.4), 9.0) == 20
     assert timing.steps_of_time((1, 5.0), (1, 5.0), 9.0) == 1
@@ -744,7 +744,7 @@ def test_arms_are_read():
         ("x:steps=0", r"steps=0 must be a whole number from 1 to 1000"),
         ("x:noise=-1", r"noise=-1 must be 0"),
         ("x:rival=nobody", r"rival='nobody' is unknown; choose one of"),
-        ("x:rival=T-GATE,reuse=2", r"rival stands in the place of reuse"),
+        ("x:rival=T-GATE,every=2", r"rival replaces every"),
     ],
 )
 def test_an_arm_that_cannot_be_read_is_named(text, message):
@@ -922,8 +922,7 @@ def test_the_hash_of_a_scheduler_leaves_out_what_diffusers_lists_in_random_order
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheduler", [(), ("--scheduler", "dpm++")])
-def test_a_start_in_another_process_goes_on(place, tmp_path, scheduler):
+def test_a_start_in_another_process_goes_on(place, tmp_path):
     # Real models name only part of their scheduler's settings; diffusers lists the others in the order of a set.
     shutil.copytree(place / "model", tmp_path / "model")
     path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
@@ -932,7 +931,7 @@ def test_a_start_in_another_process_goes_on(place, tmp_path, scheduler):
     command = [
         *(sys.executable, ROOT / "scripts" / "fid_eval.py", "--output", tmp_path / "run", "--device", "cpu"),
         *("--captions", place / "captions.csv", "--model", tmp_path / "model", "--num", "1", "--steps", "2"),
-        *("--arm", "fast", "--fewer-steps", "0", "--mode", "quality", "--resamples", "20", *scheduler),
+        *("--arm", "fast", "--fewer-steps", "0", "--mode", "quality", "--resamples", "20", "--scheduler", "dpm++"),
     ]
     for seed in ("1", "2"):
         variables = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

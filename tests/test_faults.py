@@ -5,6 +5,7 @@ import importlib.util
 import pkgutil
 import threading
 import types
+import warnings
 
 import pytest
 import torch
@@ -13,20 +14,22 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
 )
-from probe import MERGE, calm, unet_inputs
+from probe import MERGE, calm, may_miss_steps, unet_inputs
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import agentsd
+import agentsd.unet.choices
 import agentsd.unet.runs
 from agentsd import Phase, SampledKeys, Schedule, Skipping
 from agentsd.attention.tokens import cell_pattern, rank_tokens
 from agentsd.unet.callers import calling_eta
+from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.guidance import conditional_half
 from agentsd.unet.noise import noise_source
 
 
-def reusing(every=3, depth=0, **more):
+def skipping(every=3, depth=0, **more):
     return Schedule((Phase(1.0, None, every),), skipping=Skipping(depth=depth, forecast=0.2, last_full=False), **more)
 
 
@@ -51,7 +54,7 @@ class TestGradients:
     def test_one_trainable_weight_makes_every_step_full(self, depth, unet):
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
         unet.conv_out.bias.requires_grad_()
-        with agentsd.apply(unet, reusing(depth=depth)) as patch:
+        with agentsd.apply(unet, skipping(depth=depth)) as patch:
             with pytest.warns(UserWarning, match="gradients are taken through the UNet"):
                 outputs = loop(unet, scheduler.timesteps, sample, text)
             assert all(output.requires_grad for output in outputs)
@@ -61,7 +64,7 @@ class TestGradients:
 
     def test_a_frozen_unet_skips_with_gradients_enabled(self, unet):
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         loop(unet, scheduler.timesteps, sample, text)
         assert agentsd.report(unet).last_run.skipped == 2
 
@@ -74,7 +77,7 @@ class TestGradients:
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
         pooled = torch.randn(2, 8, requires_grad=True)
         added = {"text_embeds": pooled, "time_ids": torch.ones(2, 6)}
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         outputs = loop(unet, scheduler.timesteps, sample, text, added_cond_kwargs=added)
         assert all(output.requires_grad for output in outputs)
 
@@ -85,15 +88,16 @@ class TestMemory:
         scheduler, (sample, text) = calm(900, 700, 500), unet_inputs()
         feature = 4 * sample.numel()
         monkeypatch.setattr(agentsd.unet.runs, "MOST_BYTES", 10 * feature)
-        agentsd.apply(unet, reusing())
+        monkeypatch.setattr(agentsd.unet.runs, "MOST_CALLS", 16)
+        agentsd.apply(unet, skipping())
         with torch.no_grad():
-            for _ in range(100):
+            for _ in range(20):
                 unet(sample, scheduler.timesteps[0], text.clone() if fresh_context else text)
         assert unet._agentsd.runs.nbytes <= (10 * feature if fresh_context else feature)
 
     def test_walking_the_timesteps_backwards_keeps_one(self, unet):
         scheduler, (sample, text) = calm(*range(900, 100, -40)), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         with torch.no_grad():
             loop(unet, [scheduler.timesteps[19 - i] for i in range(20)], sample, text)
         assert 0 < unet._agentsd.runs.nbytes <= 4 * sample.numel()
@@ -101,7 +105,7 @@ class TestMemory:
     def test_an_interrupted_run_of_another_thread_is_dropped(self, unet, monkeypatch):
         monkeypatch.setattr(agentsd.unet.runs, "IDLE_SECONDS", 0.0)
         scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         done, end = threading.Event(), threading.Event()
 
         def work():
@@ -121,7 +125,8 @@ class TestMemory:
         end.set()
         thread.join()
 
-    def test_choices_of_a_long_run_are_found_again_and_go_with_the_patch(self, unet):
+    def test_choices_of_a_long_run_are_found_again_and_go_with_the_patch(self, unet, monkeypatch):
+        monkeypatch.setattr(agentsd.unet.choices, "_LEAST", 8)
         sample, text = unet_inputs()
         patch = agentsd.apply(unet, SampledKeys(stride=4))
         choices = unet._agentsd.choices
@@ -129,7 +134,7 @@ class TestMemory:
         generator = choices._generator
         choices._generator = lambda *words: made.append(words) or generator(*words)
         for _ in range(2):
-            scheduler = calm(*range(999, 699, -1))
+            scheduler = calm(*range(999, 979, -1))
             with torch.no_grad():
                 loop(unet, scheduler.timesteps, sample[:1], text[:1])
             if not _:
@@ -166,13 +171,13 @@ class TestNoise:
             **{**frozen_pipe.components, "scheduler": EulerAncestralDiscreteScheduler()}, requires_safety_checker=False
         )
         other.set_progress_bar_config(disable=True)
-        patch = agentsd.apply(frozen_pipe, reusing())
+        patch = agentsd.apply(frozen_pipe, skipping())
         with pytest.warns(UserWarning, match="EulerAncestralDiscreteScheduler adds fresh noise"):
             draw(other, steps=6)
         assert "EulerAncestral" in patch.report().noise_problem
 
     def test_eta_is_seen(self, frozen_pipe):
-        patch = agentsd.apply(frozen_pipe, reusing())
+        patch = agentsd.apply(frozen_pipe, skipping())
         draw(frozen_pipe, steps=6)
         assert patch.report().noise_problem is None
         with pytest.warns(UserWarning, match=r"DDIMScheduler adds fresh noise at every step \(eta=1\)"):
@@ -185,7 +190,7 @@ class TestNoise:
 
     def test_timesteps_of_no_scheduler_count_as_noisy(self, unet):
         sample, text = unet_inputs()
-        agentsd.apply(unet, reusing())
+        agentsd.apply(unet, skipping())
         with torch.no_grad(), pytest.warns(UserWarning, match="no scheduler is known for these timesteps"):
             loop(unet, torch.tensor([900, 600, 300]), sample, text)
 
@@ -272,7 +277,7 @@ class TestConditions:
         """Return the outputs of a run, patched and stock, whose call `i` gets `arguments(i)`."""
         sample = unet_inputs()[0]
         found = []
-        for schedule in (reusing(2), None):
+        for schedule in (skipping(2), None):
             scheduler = calm(900, 800, 700, 600, 500, 400)
             if schedule is not None:
                 agentsd.apply(unet, schedule)
@@ -356,7 +361,154 @@ class TestConditions:
         assert torch.equal(patched[3], stock[3])
 
 
+class TestForeignCode:
+    """Hooks and forwards that other code puts on inner modules read the layers at every step."""
+
+    @staticmethod
+    def put(unet, how, reader):
+        block = unet.up_blocks[0]
+        if how == "hook":
+            block.register_forward_hook(reader)
+        elif how == "pre-hook":
+            block.register_forward_pre_hook(reader)
+        else:
+            forward = block.forward
+            block.forward = lambda *args, **kwargs: reader() or forward(*args, **kwargs)
+
+    @pytest.mark.parametrize("how", ["hook", "pre-hook", "forward"])
+    @pytest.mark.parametrize("depth", [0, 1])
+    def test_every_step_is_full(self, how, depth, unet):
+        seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
+        self.put(unet, how, lambda *_: seen.append(1))
+        agentsd.apply(unet, skipping(2, depth=depth))
+        with pytest.warns(UserWarning, match=r"of other code at up_blocks\.0 may need its layers at every step"):
+            loop(unet, scheduler.timesteps, sample, text)
+        assert len(seen) == 4
+        assert "TestForeignCode" in str(agentsd.report(unet).last_run)
+
+    def test_under_a_tolerance(self, frozen_pipe):
+        seen = []
+        agentsd.apply(frozen_pipe, tolerance=1.0)
+        draw(frozen_pipe, steps=12)
+        assert agentsd.report(frozen_pipe).last_run.skipped
+        self.put(frozen_pipe.unet, "hook", lambda *_: seen.append(1))
+        with pytest.warns(UserWarning, match="may need its layers at every step"):
+            draw(frozen_pipe, steps=12)
+        assert len(seen) == 12
+
+    def test_a_hook_that_comes_and_goes_within_a_run(self, unet):
+        (sample, text), seen = unet_inputs(), []
+        scheduler = calm(900, 800, 700, 600, 500, 400)
+        agentsd.apply(unet, skipping(2))
+        for index, t in enumerate(scheduler.timesteps):
+            if index == 3:
+                handle = unet.mid_block.register_forward_hook(lambda *_: seen.append(1))
+            if index == 5:
+                handle.remove()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                unet(sample, t, text)
+        assert (len(seen), agentsd.report(unet).last_run.skipped) == (2, 2)
+
+    def test_a_hook_may_say_that_it_can_miss_steps(self, unet):
+        seen, (sample, text), scheduler = [], unet_inputs(), calm(900, 700, 500, 300)
+        unet.mid_block.register_forward_hook(may_miss_steps(lambda *_: seen.append(1)))
+        agentsd.apply(unet, skipping(2))
+        loop(unet, scheduler.timesteps, sample, text)
+        assert len(seen) == 2
+
+    def test_guidance_is_computed_at_every_step(self, frozen_pipe):
+        seen = []
+        frozen_pipe.unet.mid_block.register_forward_hook(lambda *call: seen.append(call[-1].shape[0]))
+        agentsd.apply(frozen_pipe, Schedule((Phase(1.0, None),), guidance_interval=(0.0, 0.5)))
+        with pytest.warns(UserWarning, match="does not leave out guidance"):
+            draw(frozen_pipe, steps=4, guidance_scale=5.0)
+        assert seen == [2, 2, 2, 2]
+
+    def test_libraries_that_move_weights_or_compile_do_not_count(self, unet):
+        import accelerate
+
+        accelerate.cpu_offload(unet, execution_device="cpu")  # replaces the forward of every layer
+        unet.mid_block.compile()
+        unet.up_blocks[0] = torch.compile(unet.up_blocks[0], backend="eager")
+        agentsd.apply(unet, skipping(2))
+        assert unet._agentsd.schedule.skips_steps
+        assert ForeignCode(unet).find() is None
+
+
+class TestWrapped:
+    """The UNet stands inside a module of other code."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, unet):
+            super().__init__()
+            self.inner = unet
+            self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    @pytest.mark.parametrize("first", ["apply", "wrap"])
+    @pytest.mark.parametrize("schedule", ["gentle", "balanced"])
+    def test_the_pictures_are_those_without_it(self, schedule, first, frozen_pipe):
+        with agentsd.apply(frozen_pipe, schedule):
+            expected = draw(frozen_pipe, steps=12, guidance_scale=5.0)
+        unet = frozen_pipe.unet
+        if first == "apply":
+            patch = agentsd.apply(frozen_pipe, schedule)
+        frozen_pipe.unet = self.Wrapper(unet)
+        if first == "wrap":
+            patch = agentsd.apply(frozen_pipe, schedule)
+        assert torch.equal(draw(frozen_pipe, steps=12, guidance_scale=5.0), expected)
+        assert patch.active
+        assert agentsd.report(frozen_pipe).last_run == patch.report().last_run
+        agentsd.remove(frozen_pipe)
+        assert "_agentsd" not in unet.__dict__
+
+    def test_data_parallel(self, unet):
+        (sample, text), scheduler = unet_inputs(), calm(900, 700, 500, 300)
+        agentsd.apply(torch.nn.DataParallel(unet), skipping(2))
+        loop(torch.nn.DataParallel(unet), scheduler.timesteps, sample, text)
+        assert agentsd.report(unet).last_run.skipped == 2
+
+    def test_two_unets_in_one_module_are_refused(self, unet):
+        both = torch.nn.ModuleList([unet, make_tiny_unet()])
+        with pytest.raises(
+            ValueError, match=r"target=ModuleList holds several denoisers \(0, 1\).*give the one to patch"
+        ):
+            agentsd.apply(both, "gentle")
+
+
 class TestOutsideACall:
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+    @pytest.mark.parametrize("schedule", ["gentle", "paper"])
+    def test_after_an_interrupted_call_all_is_stock(self, schedule, error, unet):
+        sample, text = unet_inputs()
+        block = unet.down_blocks[0].attentions[0]
+        hidden = torch.randn(2, 16, 16, 16)
+        stock = block(hidden, encoder_hidden_states=text).sample
+
+        def stop(*_):
+            raise error
+
+        agentsd.apply(unet, schedule)
+        handle = unet.conv_out.register_forward_pre_hook(stop)
+        scheduler = calm(900, 700)
+        with pytest.raises(error):
+            unet(sample, scheduler.timesteps[0], text)
+        handle.remove()
+        assert torch.equal(block(hidden, encoder_hidden_states=text).sample, stock)
+
+    def test_a_disabled_shallow_copy_runs_its_own_modules(self, unet):
+        sample, text = unet_inputs()
+        patch = agentsd.apply(unet, skipping())
+        other = copy.copy(unet)
+        other._modules = dict(unet._modules)
+        other.conv_out = torch.nn.Conv2d(16, 4, 3, padding=1)
+        with patch.disabled():
+            found = other(sample, 900, text).sample
+        assert not torch.equal(found, unet(sample, 900, text).sample)
+
     def test_forward_called_directly_is_stock(self, unet):
         scheduler, (sample, text) = calm(900, 700, 500), unet_inputs()
         stock = unet(sample, 500, text).sample
@@ -402,7 +554,7 @@ def test_default_processors_can_be_set_while_patched(unet):
 def test_the_report_says_why_a_step_was_full(unet):
     scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
     unet.conv_out.bias.requires_grad_()
-    agentsd.apply(unet, reusing(2))
+    agentsd.apply(unet, skipping(2))
     loop(unet, scheduler.timesteps, sample, text)
     found = agentsd.report(unet).last_run
     assert (found.full, found.skipped, found.forced[0][1]) == (4, 0, 2)
@@ -425,7 +577,7 @@ def test_a_custom_processor_of_other_code_makes_steps_full(unet):
     store = Store()
     unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.set_processor(store)
     scheduler, (sample, text) = calm(900, 700, 500, 300), unet_inputs()
-    agentsd.apply(unet, reusing(2))
+    agentsd.apply(unet, skipping(2))
     with pytest.warns(UserWarning, match="attention processor Store of other code"):
         loop(unet, scheduler.timesteps, sample, text)
     assert store.calls == 4

@@ -85,7 +85,7 @@ def test_is_what_the_library_draws(run, tmp_path, model):
     assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(image))
 
 
-@pytest.mark.parametrize("arm", [["--stock"], ["--preset", "paper", "--agents-seed", "5"], ["--reuse", "2"]])
+@pytest.mark.parametrize("arm", [["--stock"], ["--preset", "paper", "--agents-seed", "5"], ["--every", "2"]])
 def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
     first, again, other = (tmp_path / name for name in ("first.png", "again.png", "other.png"))
     given = ["--prompt", "zwei Füße", "--negative-prompt", "blurry", "--steps", 3, "--seed", 7, "--width", 48]
@@ -102,21 +102,21 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
 @pytest.mark.parametrize(
     ("options", "label", "schedule"),
     [
-        (["--ratio", 0.3], "paper, reuse 2, ratio 0.3", agentsd.preset("paper").with_merge_ratio(0.3).with_reuse(2)),
-        (["--reuse", 3], "paper, ratio 0.2, reuse 3", agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(3)),
+        (["--ratio", 0.3], "paper, every 2, ratio 0.3", agentsd.preset("paper").with_merge_ratio(0.3).with_skipping(2)),
+        (["--every", 3], "paper, ratio 0.2, every 3", agentsd.preset("paper").with_merge_ratio(0.2).with_skipping(3)),
         (
             ["--depth", 2],
-            "paper, ratio 0.2, reuse 2, depth 2",
+            "paper, ratio 0.2, every 2, depth 2",
             dataclasses.replace(
-                agentsd.preset("paper").with_merge_ratio(0.2).with_reuse(2), skipping=agentsd.Skipping(depth=2)
+                agentsd.preset("paper").with_merge_ratio(0.2).with_skipping(2), skipping=agentsd.Skipping(depth=2)
             ),
         ),
-        (["--preset", "fast", "--reuse", 3], "fast, reuse 3", agentsd.PRESETS["fast"].with_reuse(3)),
+        (["--preset", "fast", "--every", 3], "fast, every 3", agentsd.PRESETS["fast"].with_skipping(3)),
     ],
 )
 def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label, schedule):
     first, changed = tmp_path / "first.png", tmp_path / "changed.png"
-    agents = ["--preset", "paper", "--ratio", 0.2, "--reuse", 2]
+    agents = ["--preset", "paper", "--ratio", 0.2, "--every", 2]
     run("--prompt", "a ring", "--steps", 2, *agents, output=first)
     assert run("--from-png", first, *options, output=changed, given_model=None)[0] == 0
     settings = Settings.from_dict(read_record(changed)["settings"])
@@ -126,8 +126,8 @@ def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label
 def test_changes_to_a_stock_picture_are_made_to_the_default_preset(run, tmp_path):
     first, changed = tmp_path / "first.png", tmp_path / "changed.png"
     run("--prompt", "a ring", "--steps", 2, "--stock", output=first)
-    assert run("--from-png", first, "--reuse", 2, output=changed, given_model=None)[0] == 0
-    assert read_record(changed)["settings"]["label"] == "balanced, reuse 2"
+    assert run("--from-png", first, "--every", 2, output=changed, given_model=None)[0] == 0
+    assert read_record(changed)["settings"]["label"] == "balanced, every 2"
 
 
 def test_a_change_that_does_not_fit_the_recorded_schedule_is_refused(run, tmp_path):
@@ -291,7 +291,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
             ["--prompt", "a", "--preset", "paper", "--ratio", "0"],
             "error: --ratio 0.0 does not fit the schedule 'paper': part of",
         ),
-        (["--prompt", "a", "--reuse", "0"], "--reuse 0 must be an integer of at least 1."),
+        (["--prompt", "a", "--every", "0"], "--every 0 must be an integer of at least 1."),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),
         (["--prompts-file", "no-such.txt"], "--prompts-file 'no-such.txt' cannot be read as UTF-8 text"),
@@ -535,6 +535,20 @@ def test_compare_is_a_command(model, tmp_path, capsys):
     assert read_record(tmp_path / "both.png")["kind"] == "comparison"
     assert "balanced is " in out
     assert out.count("PSNR") + out.count("equal pictures") == 1  # one picture has no median
+
+
+def test_several_presets_stand_in_one_picture(run, tmp_path):
+    words = ["--prompt", "a ring", "--prompt", "a cross", "--steps", 2, "--preset", "paper", "--preset", "gentle"]
+    code, out, _ = run(*words, "--compare", "--json", output=tmp_path / "many")
+    rows = json.loads(out)["pictures"]
+    assert code == 0
+    assert [row["settings"]["label"] for row in rows] == ["paper", "gentle"] * 2
+    assert rows[0]["path"] == rows[1]["path"] != rows[2]["path"]
+    assert pixels(rows[0]["path"]).shape[1] == 3 * 320 + 4 * 8
+    assert [row["settings"]["label"] for row in read_record(rows[0]["path"])["others"]] == ["gentle"]
+    code, _, err = run(*words, output=tmp_path / "one")
+    assert code == 2
+    assert "--preset is given 2 times; give one, or compare them with agentsd compare." in err
 
 
 def test_a_plan_is_said_in_words_and_written(model, tmp_path, capsys):

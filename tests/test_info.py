@@ -12,7 +12,7 @@ from agentsd.cli.main import main
 from agentsd.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "results" / "demo" / "front.jsonl"
+SOURCE = ROOT / "results" / "demo" / "arms.jsonl"
 
 
 def row(name, **changes):
@@ -108,6 +108,4 @@ class TestFigures:
         assert "balanced (default): skips steps within a relative error of 0.03" in describe(collect())
 
     def test_the_committed_file_is_that_of_the_results(self):
-        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/front.jsonl"), (
-            "run scripts/dev/measured.py"
-        )
+        assert read_measured() == summarise(read_rows(SOURCE), "results/demo/arms.jsonl"), "run scripts/dev/measured.py"

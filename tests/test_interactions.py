@@ -25,7 +25,7 @@ import agentsd
 from agentsd import MergedTokens, Phase, Schedule
 from agentsd.unet.processor import AgentAttnProcessor
 
-REUSING = Schedule.constant(POOL, every=3, skipping=COPY)
+SKIPPING = Schedule.constant(POOL, every=3, skipping=COPY)
 CONFIGS = pytest.mark.parametrize("config", [AGENTS, POOL, SAMPLE, MERGE], ids=["agents", "pool", "sample", "merge"])
 
 
@@ -290,7 +290,7 @@ class TestFusedProjections:
 
 class TestOffload:
     @pytest.mark.parametrize("patch_first", [True, False])
-    @pytest.mark.parametrize("schedule", [MIXED, REUSING], ids=["mixed", "reuse"])
+    @pytest.mark.parametrize("schedule", [MIXED, SKIPPING], ids=["mixed", "skipping"])
     @pytest.mark.parametrize("method", ["cpu_offload", "cpu_offload_with_hook"])  # the first: of sequential offload
     def test_accelerate(self, method, schedule, patch_first, tiny_pipe):
         import accelerate
@@ -320,16 +320,16 @@ class TestOffload:
         assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
 
     @pytest.mark.parametrize("patch_first", [True, False])
-    def test_model_cpu_offload_keeps_reuse_from_call_to_call(self, patch_first, tiny_pipe):
+    def test_model_cpu_offload_keeps_skipping_from_call_to_call(self, patch_first, tiny_pipe):
         # After every call diffusers takes accelerate's hooks off and puts them on anew.
         other = make_tiny_pipe()
-        agentsd.apply(other, REUSING)
+        agentsd.apply(other, SKIPPING)
         wanted = draw(other)
         if patch_first:
-            patch = agentsd.apply(tiny_pipe, REUSING)
+            patch = agentsd.apply(tiny_pipe, SKIPPING)
         tiny_pipe.enable_model_cpu_offload(device="cpu")
         if not patch_first:
-            patch = agentsd.apply(tiny_pipe, REUSING)
+            patch = agentsd.apply(tiny_pipe, SKIPPING)
         for _ in range(3):
             assert torch.equal(draw(tiny_pipe), wanted)
         assert patch.report().skipping_problem is None
@@ -343,13 +343,13 @@ class TestOffload:
         wanted = draw(whole)
         cpu = torch.device("cpu")
         tiny_pipe.unet.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
-        patch = agentsd.apply(tiny_pipe, REUSING)
-        with pytest.warns(UserWarning, match="group offloading brings in the weights of whole blocks"):
+        patch = agentsd.apply(tiny_pipe, SKIPPING)
+        with pytest.warns(UserWarning, match="group offloading loads the weights of a block"):
             assert torch.equal(draw(tiny_pipe), wanted)
         assert "group offloading" in patch.report().skipping_problem
 
-    def test_a_replaced_forward_is_told(self, tiny_pipe):
-        patch = agentsd.apply(tiny_pipe, REUSING)
+    def test_a_replaced_forward_is_reported(self, tiny_pipe):
+        patch = agentsd.apply(tiny_pipe, SKIPPING)
         inner = tiny_pipe.unet.forward
         tiny_pipe.unet.forward = functools.wraps(inner)(lambda *args, **kwargs: inner(*args, **kwargs))
         draw(tiny_pipe)  # wrapped: still ours
@@ -557,7 +557,7 @@ class TestFiles:
 
 
 class TestThreads:
-    @pytest.mark.parametrize("schedule", [MIXED, Schedule.constant(POOL, every=3)], ids=["mixed", "reuse and forecast"])
+    @pytest.mark.parametrize("schedule", [MIXED, Schedule.constant(POOL, every=3)], ids=["mixed", "forecast"])
     def test_two_sizes_at_once(self, schedule, tiny_unet):
         patch = agentsd.apply(tiny_unet, schedule)
         sizes = [(16, 16), (24, 12)]
@@ -672,11 +672,11 @@ def test_gligen():
     assert not torch.allclose(patched[:2], stock[:2], rtol=1e-3)
     assert torch.equal(patched[2:], stock[2:])
     with agentsd.apply(unet, Schedule((Phase(0.5, POOL, 4), Phase(1.0, None, 4)), skipping=COPY)) as patch:
-        reused = run()
+        skipped = run()
         assert patch.report().skipping_problem is None
-        with pytest.warns(UserWarning, match="cannot reuse features: GLIGEN objects were given"):
+        with pytest.warns(UserWarning, match="does not skip steps: GLIGEN objects were given"):
             assert torch.equal(run(gligen=objects), patched)
-    assert not torch.allclose(reused[3], run()[3])
+    assert not torch.allclose(skipped[3], run()[3])
 
 
 # The field's other accelerators

@@ -137,6 +137,7 @@ def test_applying_loads_torch_and_the_core_alone():
     assert "agentsd.planning.measuring" not in loaded
 
 
+@pytest.mark.slow  # another process, and imports of seconds
 def test_planning_loads_neither_the_bench_nor_the_demo():
     loaded = loaded_by("import agentsd; agentsd.plan")
     assert "agentsd.planning.measuring" in loaded

@@ -20,6 +20,7 @@ from probe import (
     SAMPLE,
     assert_same,
     expected,
+    may_miss_steps,
     snapshot,
     unet_inputs,
     watch,
@@ -116,8 +117,8 @@ class TestEveryKind:
         assert names | {name for name, _ in report.skipped} == attentions
 
     @kinds
-    def test_reuse(self, kind):
-        if not kind.kind.reuse:
+    def test_skipped_steps(self, kind):
+        if not kind.kind.skipping:
             with pytest.raises(ValueError, match=r"depth=1 runs the last layers of a UNet2DConditionModel"):
                 agentsd.apply(kind.pipe, Schedule.constant(None, 2, skipping=Skipping(depth=1)))
             with agentsd.apply(kind.pipe, Schedule.constant(None, 2)) as patch:
@@ -129,21 +130,23 @@ class TestEveryKind:
                 whole = kind.run()
             for depth in (0, 1):
                 middle = []
-                hook = kind.pipe.unet.mid_block.register_forward_hook(lambda *_, seen=middle: seen.append(1))
+                hook = kind.pipe.unet.mid_block.register_forward_hook(
+                    may_miss_steps(lambda *_, seen=middle: seen.append(1))
+                )
                 with agentsd.apply(
                     kind.pipe,
                     Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False)),
                 ) as patch:
                     if depth == 0 and noise_source(kind.pipe.scheduler):
-                        with pytest.warns(UserWarning, match="does not reuse the UNet's prediction"):
-                            reused = kind.run()
+                        with pytest.warns(UserWarning, match="agentsd runs the last layer at skipped steps"):
+                            skipped = kind.run()
                     else:
-                        reused = kind.run_patched()
+                        skipped = kind.run_patched()
                     assert patch.report().skipping_problem is None
                 hook.remove()
                 assert len(middle) == (kind.calls + 1) // 2
-                assert torch.isfinite(reused).all()
-                assert not torch.equal(reused, whole)
+                assert torch.isfinite(skipped).all()
+                assert not torch.equal(skipped, whole)
         assert torch.equal(kind.run(), kind.stock)
 
 
@@ -163,7 +166,7 @@ def test_the_docs_list_every_kind():
 
 
 class TestRivals:
-    """DeepCache caches what reuse reuses, tomesd merges what we merge: together, or refused in so many words."""
+    """DeepCache skips layers as we do, tomesd merges tokens as we do: both work together, or the error says why not."""
 
     @pytest.fixture
     def helper(self, tiny_pipe):
@@ -174,12 +177,14 @@ class TestRivals:
     def test_deepcache_before_reuse_is_refused(self, helper, tiny_pipe):
         helper.enable()
         cached = draw(tiny_pipe)
-        for schedule in (agentsd.preset().with_reuse(2), Schedule.constant(POOL, every=2, skipping=COPY)):
-            with pytest.raises(ValueError, match=r"cannot be skipped on top of DeepCache, .* use schedule\.with_reuse"):
+        for schedule in (agentsd.preset().with_skipping(2), Schedule.constant(POOL, every=2, skipping=COPY)):
+            with pytest.raises(
+                ValueError, match=r"cannot be skipped on top of DeepCache, .* use schedule\.with_skipping"
+            ):
                 agentsd.apply(tiny_pipe, schedule)
         assert torch.equal(draw(tiny_pipe), cached)
 
-    def test_deepcache_before_a_preset_takes_the_place_of_its_reuse(self, helper, tiny_pipe):
+    def test_deepcache_before_a_preset_replaces_its_skipped_steps(self, helper, tiny_pipe):
         other = make_tiny_pipe()
         helper.enable()
         cached = draw(tiny_pipe)
@@ -196,7 +201,7 @@ class TestRivals:
         patch = agentsd.apply(tiny_pipe, Schedule.constant(POOL, 2, skipping=COPY))
         alone = draw(tiny_pipe)
         helper.enable()
-        with pytest.warns(UserWarning, match="cannot reuse features: DeepCache is enabled"):
+        with pytest.warns(UserWarning, match="does not skip steps: DeepCache is enabled"):
             both = draw(tiny_pipe)
         assert "DeepCache" in patch.report().skipping_problem
         wanted = make_tiny_pipe()
@@ -210,11 +215,11 @@ class TestRivals:
         patch.remove()
         assert torch.equal(draw(tiny_pipe), draw(make_tiny_pipe()))
 
-    @pytest.mark.parametrize("reuse", [1, 2])
-    def test_tomesd_afterwards_has_the_layers_that_it_takes_and_is_reported(self, reuse, tiny_pipe):
+    @pytest.mark.parametrize("every", [1, 2])
+    def test_tomesd_afterwards_has_the_layers_that_it_takes_and_is_reported(self, every, tiny_pipe):
         tomesd = pytest.importorskip("tomesd")
         patch = agentsd.apply(
-            tiny_pipe, Schedule.constant(PooledAgents(stride=4, max_downsample=2), reuse, skipping=COPY)
+            tiny_pipe, Schedule.constant(PooledAgents(stride=4, max_downsample=2), every, skipping=COPY)
         )
         patched = draw(tiny_pipe)
         tomesd.apply_patch(tiny_pipe, ratio=0.5)  # of the finest level
@@ -286,7 +291,7 @@ class TestControlNet:
         self.assert_runs_and_is_undone(pipe, arguments, stock, patch, net)
 
     def test_the_default_preset_serves_it(self):
-        # A ControlNet has no up blocks, so nothing to reuse: the default must not fail on a supported target.
+        # A ControlNet has no up blocks, so no steps to skip: the default must not fail on a supported target.
         pipe, arguments = controlnet()
         stock = draw(pipe, steps=8, **arguments)
         with pytest.warns(UserWarning, match="The preset 'gentle' skips none"):
@@ -374,7 +379,7 @@ class TestSizes:
             stock = tiny_unet(sample, 900, text[:1]).sample
             patch = agentsd.apply(tiny_unet, MergedTokens(agent_ratio=0.51, stride=2))
             assert torch.equal(tiny_unet(sample, 900, text[:1]).sample, stock)
-        assert "stock (grid 3x3 is so small that nothing would be saved)" in patch.report().details()
+        assert "stock (grid 3x3 is too small to save anything)" in patch.report().details()
 
     def test_coarse_levels_too_small_for_a_cell_run_stock_while_fine_ones_do_not(self, tiny_unet):
         config = MergedTokens(stride=4, max_downsample=4)

@@ -57,7 +57,7 @@ def test_apply_follows_the_plan_and_says_so():
     stock = draw(pipe)
     with agentsd.apply(pipe, losing) as patch:
         assert torch.equal(draw(pipe), stock)
-        assert "the plan measured that these settings do not win here" in patch.report().details()
+        assert "the plan measured no gain here" in patch.report().details()
     winning = replace(plan, timings=tuple(replace(t, agent_seconds=t.stock_seconds / 2) for t in plan.timings))
     with agentsd.apply(pipe, POOL):
         everywhere = draw(pipe)
@@ -285,7 +285,7 @@ def test_bad_measurements_are_made_anew(bad, tmp_path, monkeypatch, quick):
     kept = json.loads(path.read_text())
     name = next(name for name, values in kept.items() if len(values) == 2)
     path.write_text(json.dumps({**kept, name: bad, "other": [2.0]}))
-    with pytest.warns(UserWarning, match="agentsd measures anew: .* in the place of 2 times"):
+    with pytest.warns(UserWarning, match="agentsd measures anew: .* instead of 2 times"):
         plan = agentsd.plan(unet, POOL)
     again = json.loads(path.read_text())
     assert again[name] != bad
@@ -381,7 +381,9 @@ def test_an_offloaded_target_cannot_be_planned_but_takes_a_plan(quick, recwarn):
 def test_a_plan_fits_its_architecture_alone(quick):
     plan = agentsd.plan(make_tiny_unet(), POOL, cache=False)
     other = make_tiny_unet(block_out_channels=(16, 32, 64))
-    with pytest.raises(ValueError, match=r"plan was made for a UNet of other layers than this UNet2DConditionModel"):
+    with pytest.raises(
+        ValueError, match=r"plan was measured on a UNet with other layers than this UNet2DConditionModel"
+    ):
         agentsd.apply(other, plan)
     assert not other._forward_pre_hooks
 
@@ -399,9 +401,9 @@ def test_plan_for_another_batch_warns_once(quick):
     plan = agentsd.plan(pipe, POOL, cache=False)
     agentsd.apply(pipe, plan)
     draw(pipe, steps=3)
-    with pytest.warns(UserWarning, match=r"made for UNet calls of 2 samples on 4") as seen:
+    with pytest.warns(UserWarning, match=r"measured with 2 samples a UNet call on 4") as seen:
         draw(pipe, num_images_per_prompt=2, steps=3)
-    assert len([w for w in seen if "samples on" in str(w.message)]) == 1
+    assert len([w for w in seen if "samples a UNet call" in str(w.message)]) == 1
 
 
 @pytest.mark.parametrize(

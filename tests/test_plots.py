@@ -1,93 +1,74 @@
-"""scripts/dev/plots.py draws every arm, joins ours to a front, and writes labels that do not overlap."""
+"""scripts/dev/plots.py draws every combination with something to compare, and equal results give equal files."""
 
-import itertools
 import json
 import runpy
 from pathlib import Path
 
 import pytest
 
-from agentsd.bench.arms import RUN_ARMS
+from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE
+from agentsd.presets import PRESETS
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "plots.py"
 plots = runpy.run_path(str(SCRIPT))
 
 
-def row(index, arm):
-    speed = 1 + (index * 7919 % 41) / 10
-    return {
-        "arm": arm,
-        "settings": RUN_ARMS[arm].settings,
-        "speedup": speed,
-        "speedup_95": [0.95 * speed, 1.05 * speed],
-        "psnr_db_median": None if arm in ("stock", "stock A/A") else 15 + index * 104729 % 130 / 10,
-        "ssim_median": 0.7 + index * 7907 % 25 / 100,
-        "attribute_accuracy": {"all": index * 6007 % 12 / 12},
-        "prompts": 12,
-        "steps": 25,
-        "dtype": "bfloat16",
-        "device": "a device",
-    }
+def row(combination, arm, calls, psnr):
+    settings = PRESETS[PRESETS_BY_TOLERANCE[arm]].to_json() if arm in PRESETS_BY_TOLERANCE else ""
+    return {"combination": combination, "arm": arm, "settings": settings, "calls": [calls] * 2, "stock_calls": [20] * 2,
+            "psnr_stock": [psnr, psnr + 2]}  # fmt: skip
 
 
-ROWS = [row(index, arm) for index, arm in enumerate(RUN_ARMS)]
+ROWS = [
+    row("a", "stock", 20, 120.0), row("a", "tolerance 0.03", 12, 44.0), row("a", "tolerance 0.06", 10, 40.0),
+    row("a", "UniPC, 12 steps", 12, 38.0), row("a", "every 2, order 1 (TaylorSeer)", 11, 30.0),
+    row("alone", "stock", 20, 120.0), row("alone", "tolerance 0.03", 12, 44.0),
+    row("short", "tolerance 0.03", 20, 120.0), row("short", "Spectrum", 9, 20.0),
+]  # fmt: skip
+COSTS = [
+    {"arm": arm, "grid": grid, "milliseconds": float(grid) ** power, "layers": 5, "architecture": "sd15", "batch": 2,
+     "dtype": "bfloat16", "device": "a device"}
+    for arm, power in (("stock", 4), ("ours", 2)) for grid in (64, 128)
+]  # fmt: skip
 
 
-def test_labels_do_not_overlap(monkeypatch):
-    placed = []
-    place = plots["place_labels"]
-
-    def remember(figure, *rest):
-        texts = place(figure, *rest)
-        placed.append((figure, texts))
-        return texts
-
-    monkeypatch.setitem(plots["front"].__globals__, "place_labels", remember)
-    plots["front"](ROWS)
-    from matplotlib.text import Text
-
-    assert len(placed) == 3
-    for figure, texts in placed:
-        words = {text.get_text() for text in texts}
-        assert {"balanced", "T-GATE", "DeepCache 3", "tomesd 0.5", "steps / 2", "paper"} <= words
-        boxes = [Text.get_window_extent(text, figure.canvas.get_renderer()) for text in texts]
-        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+def test_families():
+    names = {"tolerance 0.03": "agentsd", "UniPC, 12 steps": "fewer steps of another solver", "Spectrum": "Spectrum",
+             "every 3, order 2 (TaylorSeer)": "TaylorSeer", "AdaptiveDiffusion 0.01": "AdaptiveDiffusion"}  # fmt: skip
+    assert {arm: plots["family"](arm) for arm in names} == names
 
 
-def test_a_label_without_room_is_an_error():
-    figure, (ax,) = plots["figure_of"](1, 1, 1)
-    labels = [(0.5, 0.5, "a very long label that fits nowhere", "black", "normal")]
-    with pytest.raises(ValueError, match="finds no free place; make the figure larger"):
-        plots["place_labels"](figure, ax, labels, [])
+def test_combinations_with_something_to_compare_have_a_panel_and_all_share_a_legend():
+    figure = plots["gauge"](ROWS)
+    assert [ax.get_title() for ax in figure.axes] == ["a: stock has 20 calls"]
+    (legend,) = figure.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words == ["agentsd", "fewer steps of another solver", "TaylorSeer"]
+    lines = [line for line in figure.axes[0].lines if line.get_label() == "agentsd"]
+    assert [tuple(map(float, (*line.get_xdata(), *line.get_ydata()))) for line in lines] == [(12, 45), (10, 41)]
 
 
-def test_who_is_who():
-    kinds = {arm: plots["kind_of"](arm) for arm in RUN_ARMS}
-    rivals = {arm for arm, kind in kinds.items() if kind == "rival"}
-    assert {plots["short"](rival) for rival in rivals} == {
-        "tomesd 0.5", "ToDo", "HyperTile", "PAB", "DeepCache 3", "DeepCache 5", "T-GATE",
-    }  # fmt: skip
-    assert {kinds["preset balanced"], kinds["preset paper"], kinds["reuse 3"]} == {"preset", "paper", "ours"}
+def test_presets_that_have_changed_since_are_not_drawn():
+    changed = [{**row, "settings": "others"} if row["arm"] == "tolerance 0.06" else row for row in ROWS]
+    lines = [line for line in plots["gauge"](changed).axes[0].lines if line.get_label() == "agentsd"]
+    assert len(lines) == 1
 
 
-def test_the_front_is_what_nothing_beats():
-    points = [(1.0, 9.0, "a"), (2.0, 8.0, "b"), (1.5, 7.0, "beaten"), (3.0, 8.0, "c"), (4.0, 1.0, "d")]
-    assert [name for _, _, name in plots["pareto"](points)] == ["a", "c", "d"]
+def test_every_line_of_costs_says_how_much_faster():
+    (ax,) = plots["scaling"](COSTS).axes
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert words == ["stock, N^2.00", "ours, N^1.00, 16384.0x faster at 1024 px"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["4096\n512 px", "16384\n1024 px"]
 
 
 def test_equal_results_give_equal_files(tmp_path):
     results = tmp_path / "results"
-    (results / "demo").mkdir(parents=True)
+    results.mkdir()
     assert plots["main"](["--results", str(results), "--output", str(tmp_path / "none")]) == 1
-    (results / "demo" / "front.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    costs = [
-        {"arm": arm, "grid": grid, "milliseconds": float(grid), "layers": 5, "architecture": "sd15", "batch": 2,
-         "dtype": "bfloat16", "device": "a device"}
-        for arm in ("stock", "ours") for grid in (64, 128)
-    ]  # fmt: skip
-    (results / "scaling.jsonl").write_text("".join(json.dumps(row) + "\n" for row in costs))
+    for name, rows in (("gauge", ROWS), ("scaling", COSTS)):
+        (results / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for folder in ("one", "two"):
         assert plots["main"](["--results", str(results), "--output", str(tmp_path / folder)]) == 0
-    for name in ("front.png", "scaling.png"):
+    for name in ("gauge.png", "scaling.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

@@ -5,12 +5,14 @@ import re
 import runpy
 import shlex
 import textwrap
+import tomllib
 import warnings
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tiny import make_tiny_pipe
+from diffusers import StableDiffusionXLPipeline
+from tiny import make_sdxl_pipe, make_tiny_pipe
 
 from agentsd.evaluation.arms import base_arms
 from agentsd.evaluation.options import PROTOCOLS, prompts_of
@@ -19,6 +21,7 @@ from agentsd.pictures.settings import DEMO
 ROOT = Path(__file__).parent.parent
 DOCS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
+BASE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -38,6 +41,12 @@ def tiny_model(tmp_path_factory):
 @pytest.mark.parametrize("page", [page for page in ("README.md", *DOCS) if code_blocks("python", page)])
 def test_every_python_block_runs_in_order(page, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr("agentsd.demo.model_path", lambda: tiny_model)  # the same, but faster
+    load = StableDiffusionXLPipeline.from_pretrained
+    monkeypatch.setattr(
+        StableDiffusionXLPipeline,
+        "from_pretrained",
+        lambda name, **given: load(name, **given) if Path(name).is_dir() else make_sdxl_pipe(),  # never from the hub
+    )
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     with warnings.catch_warnings():
@@ -155,6 +164,24 @@ def test_the_lines_that_draw_run_in_order(page, tiny_model, tmp_path, monkeypatc
             assert Path(words[words.index("--output") + 1]).is_file()
 
 
+def test_the_readme_has_absolute_links_that_are_read_on_a_package_index():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    raw = BASE.replace("github.com", "raw.githubusercontent.com") + "/main/"
+    ours = [link for link in links if link.startswith((BASE, raw))]
+    assert len(ours) > 10
+    assert [link for link in ours if not link.startswith((f"{BASE}/blob/main/", f"{BASE}/tree/main/", raw))] == []
+
+
+def relative_links(page):
+    """The links of a page; the absolute ones into the repository become relative to the page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    up = "../" * page.count("/")
+    raw = BASE.replace("github.com", "raw.githubusercontent.com")
+    text = re.sub(rf"{BASE}/(?:blob|tree)/main/|{raw}/main/", up, text)
+    return [link.partition("#") for link in re.findall(r"\]\(([\w./#-]+)\)", text)]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_names_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -162,7 +189,7 @@ def test_what_a_page_names_exists(page):
     named = set(re.findall(r"`make ([a-z-]+)`", text)) | set(re.findall(r"^ *make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets, f"{page} names make targets that are missing: {named - targets}"
     paths = {ROOT / path for path in re.findall(r"\b(?:scripts|tests|notebooks|agentsd)/[\w./]+\.(?:py|ipynb)\b", text)}
-    links = [link.partition("#") for link in re.findall(r"\]\(([\w./#-]+)\)", text)]
+    links = relative_links(page)
     paths |= {(ROOT / page).parent / path for path, _, _ in links}
     missing = [str(path) for path in sorted(paths) if not path.exists()]
     assert not missing, f"{page} names files that are missing: {missing}"

@@ -62,7 +62,7 @@ def test_many_problems_are_cut_to_eight_lines(tiny_pipe):
     layers = tuple(replace(layer, problem=f"reason {i}") for i, layer in enumerate(report.layers))
     shown = str(replace(report, layers=layers, skipping_problem="no scheduler")).splitlines()
     assert len(shown) == 8
-    assert shown[0].endswith("NOT IN FORCE: removed; this is what it was")
+    assert shown[0].endswith("NOT IN FORCE: removed; this was its last state")
     assert "  problem: steps not skipped: no scheduler" in shown
     assert shown[-2].startswith("  and more problems (")
 

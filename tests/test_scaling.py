@@ -40,7 +40,7 @@ def test_every_arm_is_measured_at_every_grid_once(run, capsys):
     assert len(run("--grid", "16", "--rounds", "3")) == len(rows) + len(names)
 
 
-@pytest.mark.parametrize("name", ["pooled agents, at most 256", "sampled agents, at most 256"])
+@pytest.mark.parametrize("name", ["pooled agents, at most 256", "key/value sampling, at most 256"])
 def test_some_arms_keep_their_number_of_agents(name):
     for grid in (64, 96, 128, 160, 192):
         counts = script["ARMS"][name].count_tokens(grid, grid)

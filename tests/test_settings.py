@@ -216,11 +216,11 @@ def test_skipping_must_be_one():
 
 
 def test_another_reuse_joins_phases_that_differ_in_nothing_else():
-    schedule = Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2))).with_reuse(3)
+    schedule = Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2))).with_skipping(3)
     assert [step for step in range(20) if schedule.is_full(step, 20)] == [0, 3, 6, 9, 12, 15, 18, 19]
     assert schedule.skipping == Skipping()
-    assert preset("balanced").with_reuse(3) == Schedule.constant(None, 3), "fixed full steps replace a tolerance"
-    assert [phase.until for phase in preset("paper").with_reuse(3).phases] == [0.4, 1.0]
+    assert preset("balanced").with_skipping(3) == Schedule.constant(None, 3), "fixed full steps replace a tolerance"
+    assert [phase.until for phase in preset("paper").with_skipping(3).phases] == [0.4, 1.0]
 
 
 def test_a_forecast_fades_with_distance_and_rises_along_the_run():

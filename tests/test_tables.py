@@ -7,10 +7,24 @@ from pathlib import Path
 import pytest
 
 from agentsd.bench.arms import RUN_ARMS
-from agentsd.bench.rows import read_rows
+from agentsd.bench.cost_tables import plans_table, scaling_table
+from agentsd.bench.demo_tables import demo_table
+from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, every_table, gauge_table, promise_table
+from agentsd.bench.rows import key_of, read_rows
+from agentsd.bench.speed_tables import (
+    SETUP,
+    current_rows,
+    h200_table,
+    main_table,
+    other_tables,
+    speed_rows,
+    speed_table,
+)
+from agentsd.bench.strip_tables import FEWER_ARMS, SCHEDULES, parts_table, presets_table, strip_rows
 from agentsd.presets import BY_SPEED, PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
 tables = runpy.run_path(str(ROOT / "scripts" / "dev" / "tables.py"))
 ROW = {
     "benchmark": "unet step",
@@ -39,8 +53,7 @@ def arm(name="ours", **changes):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setitem(tables["speed_rows"].__globals__, "ROOT", tmp_path)
+def root(tmp_path):
     return tmp_path
 
 
@@ -55,16 +68,16 @@ def test_pages_are_up_to_date():
 
 
 def test_every_speed_stands_beside_its_baseline_and_settings():
-    rows = tables["speed_rows"]()
-    keys = {tables["key_of"](row, (*tables["SETUP"], "size")) for row in rows}
-    assert keys == {tables["key_of"](row, (*tables["SETUP"], "size")) for row in rows if row["arm"] == "stock"}
-    for row in read_rows(ROOT / "results" / "speed.jsonl"):
+    rows = speed_rows(RESULTS)
+    keys = {key_of(row, (*SETUP, "size")) for row in rows}
+    assert keys == {key_of(row, (*SETUP, "size")) for row in rows if row["arm"] == "stock"}
+    for row in read_rows(RESULTS / "speed.jsonl"):
         assert {"dtype", "batch", "threads", "device", "torch", "diffusers", "weights", "speedup_95"} <= row.keys()
 
 
 def test_the_newest_row_of_a_key_is_shown(root):
     write(root, ROW, arm(speedup=3.0), arm())
-    table = tables["main_table"]()
+    table = main_table(root / "results")
     assert "| ours | 2.00x [1.90, 2.10] | 1.00 GiB |" in table
     assert "3.00x" not in table
     assert "| stock | 1.00x | 1.00 GiB |" in table
@@ -81,16 +94,14 @@ def test_a_preset_that_has_changed_since_is_not_shown(root, twin):
     )
     calls = {"benchmark": "pipeline call", "steps": 20}
     write(root, {**ROW, **calls}, {**now, **calls}, {**before, **calls})
-    assert f"| preset fast{twin} | 2.00x [1.90, 2.10] |" in tables["other_tables"]()  # the older row is the true one
+    assert f"| preset fast{twin} | 2.00x [1.90, 2.10] |" in other_tables(root / "results")  # the older row is true
     write(root, {**ROW, **calls}, {**before, **calls}, arm("ours", settings="others", **calls))
-    assert "preset fast" not in tables["other_tables"]()
-    assert "| ours |" in tables["other_tables"]()
+    assert "preset fast" not in other_tables(root / "results")
+    assert "| ours |" in other_tables(root / "results")
     shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
              "guidance_scale": 4.0, "attribute_accuracy": {}, "right": 1, "right_each": [1]}  # fmt: skip
-    for name in ("demo/front", "demo/front-pndm"):
-        write(root, {**ROW, **shown}, {**before, **shown}, arm("tomesd 0.5", **shown), name=name)
-    for make in ("demo_table", "schedulers_table", "front_table"):
-        assert "preset fast" not in tables[make](), make
+    write(root, {**ROW, **shown}, {**before, **shown}, arm("tomesd 0.5", **shown), name="demo/arms")
+    assert "preset fast" not in demo_table(root / "results")
 
 
 def test_a_plan_of_a_preset_that_has_changed_since_is_not_shown(root):
@@ -100,41 +111,102 @@ def test_a_plan_of_a_preset_that_has_changed_since_is_not_shown(root):
         "unplanned": 2.0, "stock_levels": [], "settings": RUN_ARMS["preset fast"].settings,
     }  # fmt: skip
     write(root, {**row, "size": 256}, {**row, "settings": "others"}, {**row, "preset": "gentle"}, name="plans")
-    lines = tables["plans_table"]().splitlines()
+    lines = plans_table(root / "results").splitlines()
     assert [line.split(" | ")[:2] for line in lines if line.startswith("| fast")] == [["| fast", "256x256"]]
     assert not [line for line in lines if line.startswith("| gentle")]
 
 
+GAUGED = {
+    "combination": "sd15, DPM++ 2M Karras, 25", "calls": [14, 16], "stock_calls": [25, 25], "pictures": 2, "steps": 25,
+    "guidance": 7.5, "psnr_stock": [40.0, 44.0], "psnr_converged": [30.0, 32.0], "latent_error": [0.01, 0.03],
+    "dtype": "float32", "device": "a GPU", "torch": "2", "diffusers": "0", "settings": "",
+}  # fmt: skip
+
+
+def gauged(arm, **changes):
+    settings = PRESETS[PRESETS_BY_TOLERANCE[arm]].to_json() if arm in PRESETS_BY_TOLERANCE else ""
+    return {**GAUGED, "arm": arm, "settings": settings, **changes}
+
+
+def timed(arm, number, seconds, **changes):
+    schedule = SCHEDULES.get(arm)
+    return {
+        "arm": arm, "number": number, "calls": 25, "cpu_seconds": seconds, "psnr_db": None if arm == "stock" else 40.0,
+        "settings": "" if schedule is None else schedule.to_json(), "device": "a CPU", "torch": "2", **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [gauge_table, promise_table, every_table])
+def test_a_gauged_preset_that_has_changed_since_is_not_shown(make):
+    stock, now = gauged("stock", calls=[25, 25]), gauged("tolerance 0.03")
+    before = {**now, "settings": PRESETS["fast"].to_json(), "calls": [3, 3]}
+    shown = make([stock, now, before])  # the newer row is not of the preset as it is now
+    assert "15.0" in shown
+    assert "| 3.0" not in shown
+    assert "15.0" not in make([stock, before])
+    assert "3.0 (" not in make([stock, before])
+
+
+def test_presets_stand_with_calls_likeness_and_time(root):
+    rows = [gauged("stock", calls=[25, 25], psnr_stock=[120.0, 120.0]), gauged("tolerance 0.03")]
+    write(root, *(timed("stock", n, 10.0) for n in (0, 1)), timed("balanced", 0, 4.0), timed("balanced", 1, 5.0),
+          name="demo/strip")  # fmt: skip
+    lines = presets_table(rows, strip_rows(root / "results")).splitlines()
+    assert lines[2] == "| stock | 25.0 | 1.00x (10.0 s) | equal | 31.0 (30.0) dB |"
+    assert lines[3] == "| `balanced` | 15.0 | 2.22x [2.00, 2.50] | 42.0 (40.0) dB | 31.0 (30.0) dB |"
+    assert "ratio of the times of 2 prompts" in lines[-1]
+    write(root, timed("stock", 0, 10.0), timed("balanced", 0, 4.0, settings="others"), name="demo/strip")
+    assert "| `balanced` | 15.0 | - |" in presets_table(rows, strip_rows(root / "results"))
+    assert presets_table([], strip_rows(root / "results")) == ""
+
+
+def test_parts_stand_alone_and_together(root):
+    arms = ("stock", "key/value sampling alone", "balanced", "balanced + key/value sampling")
+    rows = [timed(arm, 0, 12.0 / (index + 1)) for index, arm in enumerate(arms)]
+    write(root, *rows, name="demo/strip")
+    lines = parts_table(strip_rows(root / "results")).splitlines()
+    assert lines[5] == "| balanced + key/value sampling | 25.0 | 4.00x [4.00, 4.00] | 40.0 (40.0) dB |"
+    write(root, *rows[:3], {**rows[3], "settings": PRESETS["balanced"].to_json()}, name="demo/strip")
+    assert parts_table(strip_rows(root / "results")) == ""
+
+
+def test_the_strip_has_every_arm_for_every_prompt():
+    rows = strip_rows(RESULTS)
+    assert {row["arm"] for row in rows} == {*SCHEDULES, *FEWER_ARMS}
+    assert {(row["arm"], row["number"]) for row in rows} == {
+        (arm, number) for arm in (*SCHEDULES, *FEWER_ARMS) for number in {row["number"] for row in rows}
+    }
+
+
 def test_every_preset_is_shown_with_the_settings_of_today():
-    rows = tables["speed_rows"]() + tables["current_rows"]("demo/front")
+    rows = speed_rows(RESULTS) + current_rows(RESULTS, "demo/arms")
     shown = {row["arm"]: row["settings"] for row in rows if row["arm"] in RUN_ARMS and row["arm"].startswith("preset ")}
     assert shown == {name: RUN_ARMS[name].settings for name in shown}
-    gauged = {row["settings"] for row in read_rows(ROOT / "results" / "gauge.jsonl")}
+    gauged = {row["settings"] for row in read_rows(RESULTS / "gauge.jsonl")}
     measured = {name for name in BY_SPEED if PRESETS[name].to_json() in gauged or f"preset {name}" in shown}
     assert measured == set(BY_SPEED), "presets without a measurement under their settings of today"
 
 
 def test_the_readme_shows_some_arms_in_an_order_of_its_own(root):
     write(root, ROW, arm("a"), arm("b"), arm("stock A/A"), arm("c"))
-    table = tables["main_table"](("stock", "c", "a"))
+    table = main_table(root / "results", ("stock", "c", "a"))
     assert [line.split(" | ")[0] for line in table.splitlines()[2:5]] == ["| stock", "| c", "| a"]
     assert "| b |" not in table
     assert "A/A" not in table
-    assert "stock A/A shows the noise" in tables["main_table"]()
+    assert "stock A/A shows the noise" in main_table(root / "results")
 
 
 def test_the_arms_of_the_readme_were_measured():
-    assert {row["arm"] for row in read_rows(ROOT / "results" / "speed.jsonl")} >= set(tables["SHORT"])
-    assert {row["arm"] for row in read_rows(ROOT / "results" / "demo" / "front.jsonl")} >= set(tables["SHORT_DEMO"])
+    assert {row["arm"] for row in read_rows(RESULTS / "speed.jsonl")} >= set(tables["SHORT"])
 
 
 def test_sizes_stand_side_by_side(root):
     write(root, ROW, arm(), {**ROW, "size": 768}, arm(size=768, rounds=6, peak_bytes=None))
-    table = tables["main_table"]()
+    table = main_table(root / "results")
     assert table.startswith("| one UNet step | 512x512 | 768x768 | memory 512x512 | memory 768x768 |")
     assert "| ours | 2.00x [1.90, 2.10] | 2.00x [1.90, 2.10] | 1.00 GiB |  |" in table
     assert "median of 4 to 6 paired ratios" in table
-    assert tables["other_tables"]() == ""
+    assert other_tables(root / "results") == ""
 
 
 @pytest.mark.parametrize(
@@ -149,8 +221,8 @@ def test_sizes_stand_side_by_side(root):
 )
 def test_every_setup_has_a_table_of_its_own(root, changes, title):
     write(root, ROW, arm(), {**ROW, **changes}, arm("theirs", **changes))
-    assert "theirs" not in tables["main_table"]()
-    others = tables["other_tables"]()
+    assert "theirs" not in main_table(root / "results")
+    others = other_tables(root / "results")
     assert others.startswith(title)
     assert others.count("###") == 1
     assert "theirs" in others
@@ -159,80 +231,34 @@ def test_every_setup_has_a_table_of_its_own(root, changes, title):
 
 def test_the_main_setup_is_the_one_measured_last(root):
     write(root, ROW, arm("old"), {**ROW, "torch": "3"}, arm("new", torch="3"))
-    assert "new" in tables["main_table"]()
-    assert "old" in tables["other_tables"]()
+    assert "new" in main_table(root / "results")
+    assert "old" in other_tables(root / "results")
 
 
 def test_a_speed_up_without_its_baseline_is_refused(root):
     write(root, ROW, arm(size=768))
     with pytest.raises(ValueError, match=r"sizes \[768\] of sd15 have no row for stock"):
-        tables["main_table"]()
+        main_table(root / "results")
     with pytest.raises(ValueError, match="mix set-ups"):
-        tables["speed_table"]([ROW, {**ROW, "threads": 8}])
-
-
-def test_schedulers_stand_below_one_another(root):
-    shown = {"psnr_db_median": 31.24, "ssim_median": 0.98765, "latent_l2_median": 0.1, "prompts": 8, "steps": 20,
-             "guidance_scale": 4.0}  # fmt: skip
-    assert tables["schedulers_table"]() == ""
-    for name in ("pndm", "euler-a", "50"):
-        write(root, {**ROW, **shown}, {**arm(name), **shown}, name=f"demo/front-{name}")
-    lines = tables["schedulers_table"]().splitlines()
-    assert [line.split(" | ")[:2] for line in lines[2:4]] == [["| euler-a", "euler-a"], ["| pndm", "pndm"]]
-    assert lines[2].endswith("| 2.00x [1.90, 2.10] | 31.2 dB | 0.988 | 0.100 |")
-    assert "8 held-out prompts, 20 steps, guidance 4" in lines[-1]
-
-
-def test_every_rival_has_its_match_or_none(root):
-    def row(name, speedup, psnr, ssim, right):
-        each = [1] * right + [0] * (32 - right)
-        found = {"right": right, "right_each": each, "prompts": 32}
-        return arm(name, speedup=speedup, psnr_db_median=psnr, ssim_median=ssim, **found)
-
-    rivals = [row(f"rival {name}", 1.5, 40.0, ssim, right)
-              for name, ssim, right in (("a", 0.9, 20), ("b", 0.9, 22), ("c", 0.9, 28), ("d", 0.91, 21))]  # fmt: skip
-    ours = [row("preset fast", 1.6, 41.0, 0.9, 21), row("reuse 3", 1.4, 50.0, 1.0, 32)]
-    write(root, ROW, *rivals, *ours, name="demo/front")
-    table = tables["front_table"]().splitlines()[2:]
-    assert table[0].startswith("| rival a | preset fast | 1.60x against 1.50x | 41.0 dB against 40.0 dB | ")
-    assert table[1].startswith("| rival b | preset fast | ")  # one picture fewer is chance
-    assert table[2].startswith("| rival c | **none**; nearest: preset fast | ")  # seven are not
-    assert table[3].startswith("| rival d | **none**; nearest: preset fast | ")
-    assert [line.split(" | ")[-1] for line in table] == [
-        "21 against 20 of 32 (p = 1) |",
-        "21 against 22 of 32 (p = 1) |",
-        "21 against 28 of 32 (p = 0.016) |",
-        "21 against 21 of 32 (p = 1) |",
-    ]
-
-
-def test_the_sweep_tells_what_was_changed(root):
-    centre = dict(agents="pool", stride=4, broadcast_exponent=0.3, shortcut=0.075, phase="whole", max_downsample=1,
-                  prompts=8, steps=20, guidance_scale=4.0, dtype="float32", layer_l2={"1": 0.2, "2": 0.3},
-                  psnr_db_median=50.0, ssim_median=0.99, latent_l2_median=0.01)  # fmt: skip
-    write(root, centre, {**centre, "stride": 8, "layer_l2": {}, "psnr_db_median": 40.0}, name="demo/sweep")
-    lines = tables["sweep_table"]().splitlines()[2:]
-    assert lines[0] == "| nothing | 0.300 | 50.0 dB | 0.9900 | 0.0100 |"
-    assert lines[1] == "| stride=8 |  | 40.0 dB | 0.9900 | 0.0100 |"
-    assert "8 held-out prompts, 20 DDIM steps, guidance 4, float32" in lines[-1]
+        speed_table([ROW, {**ROW, "threads": 8}])
 
 
 def test_no_results_make_no_table(root):
-    names = ("main_table", "other_tables", "demo_table", "scaling_table", "front_table", "sweep_table")
-    assert [tables[name]() for name in names] == [""] * 6
+    for make in (main_table, other_tables, demo_table, scaling_table, plans_table):
+        assert make(root / "results") == ""
 
 
 def test_the_gpu_table_has_a_column_for_each_architecture_and_size(root):
-    assert tables["h200_table"]() == ""
+    assert h200_table(root / "results", ("stock", "DeepCache 3")) == ""
     large = {"architecture": "sdxl", "size": 1024}
     rival, whole = arm("DeepCache 3"), arm("stock", benchmark="pipeline call", steps=20)
     write(root, ROW, rival, {**ROW, **large}, {**rival, **large, "speedup": 3.0}, whole, name="speed-h200")
-    lines = tables["h200_table"]().splitlines()
+    lines = h200_table(root / "results", ("stock", "DeepCache 3")).splitlines()
     assert lines[0] == "| one UNet step | sd15 512x512 | sdxl 1024x1024 |"
     assert lines[2:4] == ["| stock | 1.00x | 1.00x |", "| DeepCache 3 | 2.00x [1.90, 2.10] | 3.00x [1.90, 2.10] |"]
     write(root, ROW, {**rival, **large}, name="speed-h200")
     with pytest.raises(ValueError, match="have no row for stock"):
-        tables["h200_table"]()
+        h200_table(root / "results", ("stock", "DeepCache 3"))
 
 
 def test_the_demo_table(root):
@@ -242,8 +268,8 @@ def test_the_demo_table(root):
         "psnr_db_median": 30.04, "ssim_median": 0.98, "latent_l2_median": 0.0123,
         "attribute_accuracy": {"all": 0.5, "singles": 0.5},
     }  # fmt: skip
-    write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/front")
-    lines = tables["demo_table"]().splitlines()
+    write(root, {**row, "arm": "stock", "psnr_db_median": None}, row, name="demo/arms")
+    lines = demo_table(root / "results").splitlines()
     assert lines[2] == "| stock | 2.00x | equal | 0.980 | 0.012 | 50% |  |"
     assert lines[3] == "| ours | 2.00x [1.90, 2.10] | 30.0 dB | 0.980 | 0.012 | 50% |  |"
 
@@ -253,13 +279,13 @@ def test_the_scaling_table(root):
     more = {**row, "grid": 128, "milliseconds": 160.0}
     old = {**row, "torch": "1", "arm": "old"}
     write(root, old, row, more, {**row, "arm": "ours"}, {**more, "arm": "ours", "milliseconds": 41.23}, name="scaling")
-    lines = tables["scaling_table"]().splitlines()
+    lines = scaling_table(root / "results").splitlines()
     assert lines[0] == "| self-attention, finest level | 64x64 | 128x128 | cost ~ N^p |"
     assert lines[2:4] == ["| stock | 10 ms | 160 ms | p = 2.00 |", "| ours | 10 ms | 41.23 ms | p = 1.02 |"]
     assert len(lines) == 6
     coarse = {"levels": 4, "layers": 4}
     write(root, row, more, *({**each, **coarse} for each in (row, more)), row, name="scaling")
-    heads = [line for line in tables["scaling_table"]().splitlines() if line.startswith("| self-attention")]
+    heads = [line for line in scaling_table(root / "results").splitlines() if line.startswith("| self-attention")]
     assert [head.split(" | ")[0] for head in heads] == [
         "| self-attention, finest level",
         "| self-attention, 4 finest levels",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentsd.attention.tokens
-from agentsd.attention.sampling import cell_edges, draw_tokens, pool_tokens, sample_tokens
+from agentsd.attention.sampling import cell_edges, choose_tokens, pool_tokens, sample_tokens
 from agentsd.attention.tokens import add_rows, cell_pattern, rank_tokens, take_rows
 
 
@@ -136,7 +136,7 @@ def test_pooling_a_grid_smaller_than_a_cell_leaves_one_token():
 def test_draws_take_every_token_of_a_cell_before_any_twice(height, width, stride, seed):
     rows, columns = cell_edges(height, stride), cell_edges(width, stride)
     cells = [(y, x) for y in zip(*rows, strict=True) for x in zip(*columns, strict=True)]
-    draws = [draw_tokens(height, width, stride, i, torch.Generator().manual_seed(seed)) for i in range(stride**2)]
+    draws = [choose_tokens(height, width, stride, i, torch.Generator().manual_seed(seed)) for i in range(stride**2)]
     for place, ((top, bottom), (left, right)) in enumerate(cells):
         inside = [int(y * width + x) for y in range(top, bottom) for x in range(left, right)]
         drawn = [int(draw[place]) for draw in draws]
@@ -146,7 +146,7 @@ def test_draws_take_every_token_of_a_cell_before_any_twice(height, width, stride
 
 
 def test_draws_differ_from_cell_to_cell_and_from_seed_to_seed():
-    one, other = (draw_tokens(16, 16, 4, 0, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    one, other = (choose_tokens(16, 16, 4, 0, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert not torch.equal(one, other)
     assert len(set((one // 16 % 4 * 4 + one % 4).tolist())) > 4
 
@@ -164,7 +164,7 @@ def test_cells_are_as_many_as_cover_the_grid_and_equal_but_for_one(length, strid
 @pytest.mark.parametrize("kind", ["meta", "cpu"])
 def test_what_is_drawn_does_not_follow_the_default_device_and_dtype(kind):
     draws = lambda: (  # noqa: E731
-        draw_tokens(8, 8, 4, 1, torch.Generator().manual_seed(0)),
+        choose_tokens(8, 8, 4, 1, torch.Generator().manual_seed(0)),
         cell_pattern(8, 8, 4, torch.Generator().manual_seed(0)).destinations,
     )
     expected = draws()
@@ -179,7 +179,7 @@ def test_what_is_drawn_does_not_follow_the_default_device_and_dtype(kind):
 
 
 def test_without_a_generator_the_middle_of_each_cell_is_taken():
-    assert draw_tokens(4, 6, 3).tolist() == [1 * 6 + 1, 1 * 6 + 4, 3 * 6 + 1, 3 * 6 + 4]
+    assert choose_tokens(4, 6, 3).tolist() == [1 * 6 + 1, 1 * 6 + 4, 3 * 6 + 1, 3 * 6 + 4]
 
 
 @given(st.integers(2, 30), st.integers(0, 10**6))

@@ -103,17 +103,18 @@ def draw(pipe, prompt="a red circle", *, seed: int = 0, steps: int = 5, **kwargs
     return pipe(prompt, num_inference_steps=steps, generator=generator, **kwargs).images
 
 
+ONE_LEVEL = dict(
+    block_out_channels=(16,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    mid_block_type=None,
+    up_block_types=("CrossAttnUpBlock2D",),
+    attention_head_dim=2,
+)
+
+
 def make_one_level_unet(*, seed: int = 0, **changes) -> UNet2DConditionModel:
     """One level, three self-attention layers, all on the 16 x 16 grid: quick to compile."""
-    return make_tiny_unet(
-        seed=seed,
-        block_out_channels=(16,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        mid_block_type=None,
-        up_block_types=("CrossAttnUpBlock2D",),
-        attention_head_dim=2,
-        **changes,
-    )
+    return make_tiny_unet(seed=seed, **ONE_LEVEL, **changes)
 
 
 def make_controlnet(seed: int = 0) -> ControlNetModel:

@@ -1,1 +1,1 @@
-"""Pure tensor maths: agent attention and what chooses tokens."""
+"""Pure tensor functions: agent attention, choosing and merging tokens."""

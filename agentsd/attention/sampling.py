@@ -1,4 +1,4 @@
-"""Fewer tokens without ranking: the means of cells, and tokens sampled cell by cell (pure functions)."""
+"""Fewer tokens without ranking: means of cells, and tokens sampled cell by cell (pure functions)."""
 
 import torch
 import torch.nn.functional as F
@@ -32,29 +32,29 @@ def pool_tokens(tokens: Tensor, height: int, width: int, stride: int) -> Tensor:
     return pooled.flatten(2).transpose(1, 2)
 
 
-def draw_tokens(
+def choose_tokens(
     height: int, width: int, stride: int, index: int = 0, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw one token of every cell of a grid at random, but none twice among as many draws as a cell has tokens.
+    """Choose one token of every cell of a grid at random; successive choices take the tokens of a cell in turn.
 
-    The grid is divided into as many cells as cells of `stride x stride` would cover it, of equal size but for one row
-    or column of tokens, so that every token stands for about as many.
+    The grid has `ceil(height / stride)` times `ceil(width / stride)` cells. Their sides differ by one token at most:
+    each chosen token represents about as many others.
 
     Args:
         height: Grid height in tokens.
         width: Grid width in tokens.
         stride: Side of a cell in tokens, at most.
-        index: Which draw, from 0: the place in every cell's random order of its tokens, over and over.
-        generator: CPU generator to draw those orders from; `None` takes the middle of each cell at every draw. Give one
-            that differs for every `stride ** 2` draws: with one order for ever, who takes every fourth draw alone could
-            see the same token each time.
+        index: Number of the choice, from 0: the place in every cell's random order of its tokens, cyclic.
+        generator: CPU generator of those orders; `None` takes the middle of each cell every time. Give another
+            generator after every `stride ** 2` choices: with one order for all, a layer that runs at every fourth step
+            alone could see the same token each time.
 
     Returns:
         Token indices, int64 [ceil(height / stride) * ceil(width / stride)], cell by cell, on the CPU.
 
     Example:
-        >>> draws = [draw_tokens(4, 4, 2, i, torch.Generator().manual_seed(0)) for i in range(4)]
-        >>> sorted(torch.cat(draws).tolist()) == list(range(16))
+        >>> chosen = [choose_tokens(4, 4, 2, i, torch.Generator().manual_seed(0)) for i in range(4)]
+        >>> sorted(torch.cat(chosen).tolist()) == list(range(16))
         True
     """
     tops, bottoms = cell_edges(height, stride)
@@ -65,7 +65,7 @@ def draw_tokens(
     else:
         size = heights * widths
         most = int(size.max())
-        # Where and what is drawn must not follow the user's default device and dtype.
+        # The choice must not follow the user's default device and dtype.
         order = torch.rand(*size.shape, most, generator=generator, device="cpu", dtype=torch.float32)
         absent = torch.arange(most, device="cpu") >= size[..., None]
         order = order.masked_fill(absent, 2.0).argsort(dim=-1)
@@ -75,7 +75,7 @@ def draw_tokens(
 
 
 def cell_edges(length: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Return where the cells begin and end that sampled agents are drawn from, in one direction.
+    """Return where the cells of sampled tokens begin and end, in one direction.
 
     Example:
         >>> [edges.tolist() for edges in cell_edges(7, 3)]
@@ -87,7 +87,7 @@ def cell_edges(length: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Take some tokens and shift them all alike, so that their mean is that of all tokens.
+    """Take some tokens and shift them by one vector: their mean becomes that of all tokens.
 
     `S = F[index] + mean(F) - mean(F[index])`: a common shift of keys changes no softmax, so it corrects the values
     alone (a control variate), exactly where attention is uniform.

@@ -36,7 +36,7 @@ def cell_pattern(height: int, width: int, stride: int, generator: torch.Generato
         height: Grid height in tokens.
         width: Grid width in tokens.
         stride: Side of a cell in tokens.
-        generator: CPU generator to draw the members from; `None` takes the top-left ones.
+        generator: CPU generator that chooses the members; `None` takes the top-left ones.
 
     Returns:
         The pattern, on the CPU.
@@ -158,7 +158,7 @@ def rank_tokens(metric: Tensor, pattern: CellPattern) -> Ranking:
         torch.Size([1, 10, 3])
     """
     expected = pattern.sources.shape[0] + pattern.destinations.shape[0]
-    # Not in a compiled graph, which would be of one size alone then.
+    # Not in a compiled graph: the check would tie it to one size.
     if not torch.compiler.is_compiling() and metric.shape[1] != expected:
         raise ValueError(f"metric has {metric.shape[1]} tokens, the pattern {expected}: both must be of one grid.")
     unit = F.normalize(metric, dim=-1)
@@ -177,7 +177,7 @@ def take_rows(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick tokens sample by sample: [B, N, C] by [B, K] -> [B, K, C].
 
     Equal to `tokens.gather` with the index repeated for every channel, and several times faster on a CPU, which copies
-    whole rows when the samples stand in one long list.
+    whole rows when all samples form one list.
 
     Example:
         >>> take_rows(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), torch.tensor([[1], [0]])).flatten().tolist()

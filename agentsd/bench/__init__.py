@@ -1,1 +1,1 @@
-"""The laboratory of speed: arms, timing, architectures with random weights, rows and fronts."""
+"""The laboratory of speed: arms, architectures with random weights, result rows and intervals."""

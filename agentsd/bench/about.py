@@ -20,11 +20,17 @@ _ABOUT = (
     (r"paper, merge phase", "the published method, last 60% of the steps: merged tokens"),
     (r"paper, .*", "the published method with another ranking of tokens"),
     (r"pooled agents, .*", "agents that are means of cells"),
-    (r"sampled agents, .*", "self-attention with keys and values of sampled tokens"),
-    (r"prediction reuse (\d+).*", r"a full step every \1 steps, no layer runs between, with sampled keys and values"),
-    (r"reuse (\d+), no self.*", r"a full step every \1 steps, and no self-attention: the ceiling"),
-    (r"reuse (\d+) \+ .*", r"a full step every \1 steps, the last layer between, with sampled keys and values"),
-    (r"reuse (\d+)", r"a full step every \1 steps, the last layer between"),
+    (r"key/value sampling, .*", "self-attention with keys and values of sampled tokens"),
+    (
+        r"full step every (\d+), last layer, no self.*",
+        r"a full step every \1 steps; no self-attention: the ceiling",
+    ),
+    (
+        r"full step every (\d+), last layer \+ .*",
+        r"a full step every \1 steps, else the last layer; sampled keys",
+    ),
+    (r"full step every (\d+), last layer", r"a full step every \1 steps, else the last layer"),
+    (r"full step every (\d+) \+ .*", r"a full step every \1 steps, else no layer; sampled keys"),
     (r"preset (\w+), guidance (.*)", r"the preset \1, with guidance \2 of the run only"),
 )
 _TWINS = {", compiled": ", under torch.compile", ", channels last": ", with channels-last weights"}
@@ -32,7 +38,7 @@ _PRESETS = {
     "paper": "the published method (Han et al., ECCV 2024): tokens merged and agents, no step skipped",
     "gentle": "skips no step; keys and values of self-attention are sampled",
     "quality": "skips steps within a relative error of 0.015",
-    "balanced": "skips steps within a relative error of 0.03; the default",
+    "balanced": "skips steps within a relative error of 0.03",
     "fast": "skips steps within a relative error of 0.06",
     "extreme": "skips steps within a relative error of 0.12",
 }

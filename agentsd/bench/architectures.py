@@ -125,12 +125,7 @@ def random_unet(
         ...
         ValueError: architecture='sd16' is unknown; choose one of sd15, sd21, sdxl.
     """
-    _check(architecture)
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(layers_per_block=2, **{**ARCHITECTURES, **TINY}[architecture])
-    filled: UNet2DConditionModel = _fill(unet, dtype, device, seed)
+    filled: UNet2DConditionModel = _fill(_empty_unet(architecture), dtype, device, seed)
     return filled
 
 
@@ -161,13 +156,9 @@ def random_attention(
         >>> {factor: len(layers) for factor, layers in random_attention("sd15", 2, dtype=torch.bfloat16).items()}
         {1: 5, 2: 5}
     """
-    _check(architecture)
-    from diffusers import UNet2DConditionModel
-
     from agentsd.unet.sites import find_sites
 
-    with torch.device("meta"):
-        sites, _ = find_sites(UNet2DConditionModel(layers_per_block=2, **ARCHITECTURES[architecture]))
+    sites, _ = find_sites(_empty_unet(architecture))
     finest = min(site.level for site in sites)
     found: dict[int, list[Attention]] = {}
     for index, site in enumerate(site for site in sites if site.level < finest + levels):
@@ -243,6 +234,14 @@ def random_pipeline(
     return pipe
 
 
+def _empty_unet(architecture: str) -> "UNet2DConditionModel":
+    _check(architecture)
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(layers_per_block=2, **{**ARCHITECTURES, **TINY}[architecture])
+
+
 def _check(architecture: str) -> None:
     if architecture not in ARCHITECTURES and architecture not in TINY:
         raise ValueError(f"architecture={architecture!r} is unknown; choose one of {', '.join(sorted(ARCHITECTURES))}.")
@@ -261,6 +260,6 @@ def _fill(module: Any, dtype: torch.dtype, device: str | torch.device, seed: int
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             else:
-                # Fan-in scaling keeps activations near one, so that no arm is timed on denormals or infinities.
+                # Fan-in scaling keeps activations near one: no arm may be timed on denormals or infinities.
                 parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
     return module.eval()

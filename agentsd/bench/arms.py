@@ -1,4 +1,4 @@
-"""What is compared, by name: our schedules, rivals and baselines.
+"""All arms by name: our schedules, rivals and baselines.
 
 What is missing and why (HiDiffusion, Faster-Diffusion, the official AgentSD): `results/README.md`.
 """
@@ -28,7 +28,7 @@ SAMPLED_4, SAMPLED_8 = (SampledKeys(stride=stride, min_keys=64, max_keys=256) fo
 _TWO_LEVELS = replace(SAMPLED_8, max_downsample=2)
 _PAPER_EARLY, _PAPER_LATE = PRESETS["paper"].attentions
 
-# What a single denoising step (or a cycle of them) costs; "stock A/A" must come out at 1.00.
+# For the cost of a single denoising step, or a cycle of them; "stock A/A" must come out at 1.00.
 STEP_ARMS = MappingProxyType(
     {
         "stock": Arm(stock),
@@ -41,24 +41,29 @@ STEP_ARMS = MappingProxyType(
         "paper, merge phase": agent_arm(Schedule.constant(_PAPER_LATE)),
         "paper, agent phase, no ranking (ceiling)": ranking_arm(Schedule.constant(_PAPER_EARLY), lambda: ranking_free),
         "pooled agents, stride 4": agent_arm(Schedule.constant(PooledAgents())),
-        "sampled agents, stride 4": agent_arm(Schedule.constant(SAMPLED_4)),
-        "sampled agents, stride 8": agent_arm(Schedule.constant(SAMPLED_8)),
+        "key/value sampling, stride 4": agent_arm(Schedule.constant(SAMPLED_4)),
+        "key/value sampling, stride 8": agent_arm(Schedule.constant(SAMPLED_8)),
         "DeepCache 3": deepcache_arm(3),
         "DeepCache 5": deepcache_arm(5),
-        "reuse 3": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
-        "reuse 3, no self-attention (ceiling)": no_self_attention_arm(every=3),
-        "reuse 5, no self-attention (ceiling)": no_self_attention_arm(every=5),
-        "reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_LAYER)),
-        "reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_LAYER)),
-        "prediction reuse 3 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 3, skipping=COPIED_PREDICTION)),
-        "prediction reuse 5 + sampled agents": agent_arm(Schedule.constant(SAMPLED_8, 5, skipping=COPIED_PREDICTION)),
-        "reuse 3 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 3, skipping=COPIED_LAYER)),
-        "reuse 5 + sampled agents, two levels": agent_arm(Schedule.constant(_TWO_LEVELS, 5, skipping=COPIED_LAYER)),
+        "full step every 3, last layer": agent_arm(Schedule.constant(None, 3, skipping=COPIED_LAYER)),
+        "full step every 3, last layer, no self-attention (ceiling)": no_self_attention_arm(every=3),
+        "full step every 5, last layer, no self-attention (ceiling)": no_self_attention_arm(every=5),
+    }
+    | {
+        f"full step every {every}{layer} + key/value sampling{levels}": agent_arm(
+            Schedule.constant(attention, every, skipping=skipping)
+        )
+        for layer, levels, attention, skipping in (
+            (", last layer", "", SAMPLED_8, COPIED_LAYER),
+            ("", "", SAMPLED_8, COPIED_PREDICTION),
+            (", last layer", ", two levels", _TWO_LEVELS, COPIED_LAYER),
+        )
+        for every in (3, 5)
     }
 )
 
 
-def _front() -> dict[str, RunArm]:
+def _run_arms() -> dict[str, RunArm]:
     arms = {"stock": RunArm(stock), "stock A/A": RunArm(stock)}
     arms |= {f"stock, steps / {share:g}": RunArm(stock, fewer_steps=share) for share in (1.5, 2.0, 3.0, 4.0)}
     arms |= {f"preset {name}": run_arm(schedule) for name, schedule in PRESETS.items()}
@@ -75,44 +80,29 @@ def _front() -> dict[str, RunArm]:
     arms |= {f"paper, {name}": as_run(ranking_arm(PRESETS["paper"], ranker)) for name, ranker in rankers.items()}
     settings: dict[str, Attention]
     settings = {f"pooled agents, stride {stride}": PooledAgents(stride=stride) for stride in (4, 8)}
-    settings["sampled agents, stride 2"] = SampledKeys(stride=2)
-    settings["sampled agents, stride 4"] = SAMPLED_4
-    settings["sampled agents, stride 8"] = SAMPLED_8
-    settings["sampled agents, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
-    settings["sampled agents, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
+    settings["key/value sampling, stride 2"] = SampledKeys(stride=2)
+    settings["key/value sampling, stride 4"] = SAMPLED_4
+    settings["key/value sampling, stride 8"] = SAMPLED_8
+    settings["key/value sampling, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
+    settings["key/value sampling, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
     arms |= {name: run_arm(Schedule.constant(setting)) for name, setting in settings.items()}
-    arms |= {f"reuse {k}": run_arm(Schedule.constant(None, k, skipping=COPIED_LAYER)) for k in (2, 3, 5)}
+    for every in (2, 3, 5):
+        schedule = Schedule.constant(None, every, skipping=COPIED_LAYER)
+        arms[f"full step every {every}, last layer"] = run_arm(schedule)
     for every in (3, 5):
-        for forecast, told in {0.0: "", 0.2: ", forecast 0.2"}.items():
-            for depth, what in {1: "reuse", 0: "prediction reuse"}.items():
+        for forecast, end in {0.0: "", 0.2: ", forecast 0.2"}.items():
+            for depth, layers in {1: ", last layer", 0: ""}.items():
                 skipping = Skipping(depth=depth, forecast=forecast, last_full=False)
                 schedule = Schedule.constant(SAMPLED_8, every, skipping=skipping)
-                arms[f"{what} {every} + sampled agents{told}"] = run_arm(schedule)
+                arms[f"full step every {every}{layers} + key/value sampling{end}"] = run_arm(schedule)
     for words, interval in {"from 20%": (0.2, 1.0), "until 40%": (0.0, 0.4)}.items():
         for name in ("quality", "balanced"):
             arms[f"preset {name}, guidance {words}"] = run_arm(replace(PRESETS[name], guidance_interval=interval))
     return arms
 
 
-# What a whole run costs in time and quality.
-RUN_ARMS = MappingProxyType(_front())
-
-
-def kind_of(arm: str) -> str:
-    """Return who an arm of the front belongs to: stock, fewer (steps), preset, ours, paper or rival.
-
-    Example:
-        >>> kind_of("reuse 3 + sampled agents"), kind_of("DeepCache 3")
-        ('ours', 'rival')
-    """
-    if arm in ("stock", "stock A/A", "unfused attention"):
-        return "stock"
-    if arm.startswith("stock, steps"):
-        return "fewer"
-    if arm.startswith("preset "):
-        return "paper" if arm == "preset paper" else "preset"
-    ours = ("pooled agents", "sampled agents", "reuse ", "prediction reuse ", "paper, ")
-    return "ours" if arm.startswith(ours) else "rival"
+# For the time and the quality of a whole run.
+RUN_ARMS = MappingProxyType(_run_arms())
 
 
 def is_current(arm: str, settings: str) -> bool:
@@ -133,7 +123,20 @@ def is_current(arm: str, settings: str) -> bool:
     return settings == (TWINS[words](plain) if words else plain).settings
 
 
-# What anyone can do to a UNet, with or without us, by the words that follow an arm's name.
+def same_schedule(settings: str, schedule: Schedule) -> bool:
+    """Return whether the settings of a result row are those of a schedule; fields left out have their defaults.
+
+    Example:
+        >>> same_schedule(PRESETS["fast"].to_json(), PRESETS["fast"]), same_schedule("others", PRESETS["fast"])
+        (True, False)
+    """
+    try:
+        return Schedule.from_json(settings) == schedule
+    except ValueError:  # written by an earlier version
+        return False
+
+
+# What anyone can do to a UNet, with or without agentsd, by the suffix of an arm's name.
 TWINS: dict[str, Callable[[Arm], Arm]] = {", compiled": compiled, ", channels last": channels_last}
 
 

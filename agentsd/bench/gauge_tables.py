@@ -3,7 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
+from agentsd.bench.arms import same_schedule
 from agentsd.bench.rows import Row
+from agentsd.presets import PRESETS
 
 PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balanced", "tolerance 0.06": "fast",
                         "tolerance 0.12": "extreme"}  # fmt: skip
@@ -24,26 +26,59 @@ def gauge_table(rows: Sequence[Row]) -> str:
         "best other solver with as many calls: to stock | to converged |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for name, arms in _by_combination(rows).items():
+    for name, arms in by_combination(rows).items():
         ours = arms.get("tolerance 0.03")
         if ours is None or "stock" not in arms:
             continue
         calls = statistics.mean(ours["calls"])
-        solvers = {arm: row for arm, row in arms.items() if arm.endswith(f", {round(calls)} steps")}
-        best = max(solvers.values(), key=lambda row: statistics.median(row["psnr_converged"]), default=None)
-        other = ("-", "-") if best is None else (_spread(best, "psnr_stock"), _spread(best, "psnr_converged"))
+        best = _best_solver(arms, round(calls))
+        other = ("-", "-") if best is None else (spread(best, "psnr_stock"), spread(best, "psnr_converged"))
         full = ours["stock_calls"][0]
         cells = [
             name,
             str(full),
             f"{calls:.1f} ({full / calls:.1f}x fewer)",
-            _spread(ours, "psnr_stock"),
-            _spread(ours, "psnr_converged"),
-            _spread(arms["stock"], "psnr_converged"),
+            spread(ours, "psnr_stock"),
+            spread(ours, "psnr_converged"),
+            spread(arms["stock"], "psnr_converged"),
             *other,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _note(rows)])
+
+
+def solvers_table(rows: Sequence[Row], combinations: Sequence[str]) -> str:
+    """Return a short table of the default under some combinations.
+
+    Args:
+        rows: Rows of the gauge.
+        combinations: Those to show, in this order.
+
+    Returns:
+        The table; empty without rows.
+
+    Example:
+        >>> solvers_table([], ["own, DDIM, 50"])
+        ''
+    """
+    found = by_combination(rows)
+    lines = [
+        "| process, solver, steps | UNet calls | with `balanced` | to stock | best other solver with as many calls |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name in combinations:
+        ours = found.get(name, {}).get("tolerance 0.03")
+        if ours is not None:
+            calls = statistics.mean(ours["calls"])
+            best = _best_solver(found[name], round(calls))
+            other = "*not measured*" if best is None else spread(best, "psnr_stock")
+            lines.append(
+                f"| {name} | {ours['stock_calls'][0]} | {calls:.1f} | {spread(ours, 'psnr_stock')} | {other} |"
+            )
+    if len(lines) == 2:
+        return ""
+    note = f"{rows[0]['pictures']} held-out prompts each; otherwise as in the first table. `results/gauge.jsonl`."
+    return "\n".join([*lines, "", note, ""])
 
 
 def promise_table(rows: Sequence[Row]) -> str:
@@ -61,7 +96,7 @@ def promise_table(rows: Sequence[Row]) -> str:
         "| process, solver, steps | " + " | ".join(f"{PRESETS_BY_TOLERANCE[arm]}, {arm}" for arm in shown) + " |",
         "|---|" + "--:|" * len(shown),
     ]
-    for name, arms in _by_combination(rows).items():
+    for name, arms in by_combination(rows).items():
         cells = []
         for arm in shown:
             row = arms.get(arm)
@@ -83,28 +118,47 @@ def every_table(rows: Sequence[Row]) -> str:
         '| own, DDIM, 50 | stock | 50.0 [50, 50] | equal | 40.0 (40.0) dB |'
     """
     lines = ["| process, solver, steps | arm | UNet calls | to stock | to converged |", "|---|---|--:|--:|--:|"]
-    for name, arms in _by_combination(rows).items():
+    for name, arms in by_combination(rows).items():
         for arm, row in sorted(arms.items(), key=lambda item: -statistics.mean(item[1]["calls"])):
             calls = f"{statistics.mean(row['calls']):.1f} [{min(row['calls'])}, {max(row['calls'])}]"
             lines.append(
-                f"| {name} | {arm} | {calls} | {_spread(row, 'psnr_stock')} | {_spread(row, 'psnr_converged')} |"
+                f"| {name} | {arm} | {calls} | {spread(row, 'psnr_stock')} | {spread(row, 'psnr_converged')} |"
             )
     return "\n".join([*lines, "", _note(rows)])
 
 
-def _by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+def by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Return the newest row of each arm by combination, without presets whose settings have changed since.
+
+    Example:
+        >>> by_combination([{"combination": "a", "arm": "tolerance 0.03", "settings": "of another time"}])
+        {}
+    """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        found.setdefault(row["combination"], {})[row["arm"]] = row
+        name = PRESETS_BY_TOLERANCE.get(row["arm"])
+        if name is None or same_schedule(row["settings"], PRESETS[name]):
+            found.setdefault(row["combination"], {})[row["arm"]] = row
     return found
 
 
-def _spread(row: Row, field: str) -> str:
+def spread(row: Row, field: str) -> str:
+    """Return the median of a row's decibels and, in brackets, the mean of the worst 5%.
+
+    Example:
+        >>> spread({"psnr_stock": [40.0, 42.0, 44.0]}, "psnr_stock")
+        '42.0 (40.0) dB'
+    """
     values = sorted(row[field])
     if values[0] >= 120:
         return "equal"
     worst = values[: max(1, round(0.05 * len(values)))]
     return f"{min(statistics.median(values), 120.0):.1f} ({statistics.mean(worst):.1f}) dB"
+
+
+def _best_solver(arms: dict[str, Row], steps: int) -> Row | None:
+    solvers = [row for arm, row in arms.items() if arm.endswith(f", {steps} steps")]
+    return max(solvers, key=lambda row: statistics.median(row["psnr_converged"]), default=None)
 
 
 def _note(rows: Sequence[Row]) -> str:

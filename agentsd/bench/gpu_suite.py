@@ -4,7 +4,7 @@ import datetime
 import gc
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from agentsd.bench.architectures import random_pipeline
+from agentsd.bench.arm import Arm
 from agentsd.bench.gpu_cells import Cell, suite_arms
 from agentsd.bench.probes import kernels, probe
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.bench.speed import KEY, Calls, Setup, Steps, measure
-from agentsd.system.timing import environment, synchronize
+from agentsd.bench.speed import KEY, Calls, Setup, Steps, measure, missing_arms
+from agentsd.system.timing import synchronize
 
 SPEED, KERNELS = "speed.jsonl", "kernels.jsonl"
 CALL_STEPS, REHEARSAL_STEPS = 20, 6
@@ -78,9 +79,12 @@ class Suite:
         )
         known = suite_arms(cell.kind, backend=self.backend)
         arms = {name: known[name] for name in cell.arms}
-        pipe = self._pipeline(cell.architecture, cell.dtype)
         if cell.kind == "kernels":
-            return self._kernels(cell, Steps(pipe.unet, arms, setup), arms)
+            return self._kernels(cell, setup, arms)
+        if not missing_arms(setup, arms, cell.size, self.folder / SPEED, cell.rounds):
+            self.tell("  measured before")
+            return True
+        pipe = self._pipeline(cell.architecture, cell.dtype)
         made: Any = Calls if cell.kind == "call" else Steps
         subject = made(pipe if cell.kind == "call" else pipe.unet, arms, setup)
 
@@ -114,21 +118,14 @@ class Suite:
         return self._built[1]
 
     @torch.inference_mode()
-    def _kernels(self, cell: Cell, subject: Steps, arms: Any) -> bool:
-        subject.prepare(cell.size)
+    def _kernels(self, cell: Cell, setup: Setup, arms: Mapping[str, Arm]) -> bool:
         there = {key_of(row, _KERNEL_KEY) for row in read_rows(self.folder / KERNELS)}
         for name in cell.arms:
-            row: Row = {
-                "architecture": cell.architecture,
-                "arm": name,
-                "settings": arms[name].settings,
-                "size": cell.size,
-                "batch": cell.batch,
-                "dtype": cell.dtype,
-                **environment(self.device),
-            }
+            row = setup.facts(name, arms[name], cell.size)
             if key_of(row, _KERNEL_KEY) in there:
                 continue
+            subject = Steps(self._pipeline(cell.architecture, cell.dtype).unet, arms, setup)
+            subject.prepare(cell.size)
             with arms[name].enter(subject.pipe):
                 subject.run(name)
                 synchronize(self.device)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 FEWEST_FOR_INTERVAL = 6  # values: no interval that a bootstrap gets from fewer covers 95%
-_VALUES_AT_A_TIME = 4_000_000  # drawn at once: 32 MB
+_VALUES_AT_A_TIME = 4_000_000  # at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def interval(
     return Interval(value, *percentiles(made.bootstrap_distribution, confidence))
 
 
-def percentiles(drawn: Array, confidence: float) -> tuple[float, float]:
-    """Return the ends between which a share of drawn values lies.
+def percentiles(values: Array, confidence: float) -> tuple[float, float]:
+    """Return the ends of the central interval that holds a share of values.
 
     The ends are order statistics: between two infinite values interpolation gives no number.
 
@@ -95,7 +95,7 @@ def percentiles(drawn: Array, confidence: float) -> tuple[float, float]:
         >>> percentiles(np.arange(5.0), 0.5)
         (1.0, 3.0)
     """
-    ordered, tail = np.sort(drawn), (1 - confidence) / 2
+    ordered, tail = np.sort(values), (1 - confidence) / 2
     low = int(np.floor(tail * (len(ordered) - 1)))
     return float(ordered[low]), float(ordered[len(ordered) - 1 - low])
 

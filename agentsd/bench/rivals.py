@@ -29,7 +29,7 @@ def tomesd_arm(ratio: float) -> Arm:
 
 
 def deepcache_arm(interval: int) -> Arm:
-    """Return deep feature reuse by the package DeepCache (https://github.com/horseee/DeepCache), branch 0."""
+    """Return feature caching by the package DeepCache (https://github.com/horseee/DeepCache), branch 0."""
 
     @contextmanager
     def arm(pipe: Any) -> Iterator[None]:
@@ -77,7 +77,7 @@ def attention_broadcast_arm(every: int) -> Arm:
     """Return self-attention computed at every so many steps between timesteps 800 and 100, by the hook in diffusers.
 
     Pyramid Attention Broadcast (arXiv 2408.12588) with the package's defaults. It is documented for transformers, whose
-    pipelines tell the timestep; on a UNet a hook of ours does.
+    pipelines state the timestep; on a UNet a hook of ours does.
     """
 
     @contextmanager
@@ -107,7 +107,7 @@ def attention_broadcast_arm(every: int) -> Arm:
 def tgate_arm(gate: float = 0.4) -> RunArm:
     """Return T-GATE 1.0.0 (https://github.com/HaozheLiu-ST/T-GATE), which has a call of its own and no undo.
 
-    Until the gate it reuses self-attention for five steps at a time; from the gate on it keeps cross-attention fixed
+    Until the gate it keeps self-attention for five steps at a time; from the gate on it keeps cross-attention fixed
     and leaves classifier-free guidance out, which halves the batch. Its other settings are its defaults.
 
     Args:

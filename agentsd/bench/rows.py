@@ -66,7 +66,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def key_of(row: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...]:
-    """Return what tells the measurement of a row from others; a field that the row lacks counts as `None`.
+    """Return what identifies the measurement of a row; a field that the row lacks counts as `None`.
 
     Example:
         >>> key_of({"arm": "stock", "size": 512}, ("arm", "steps"))

@@ -19,19 +19,24 @@ from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
 from agentsd.planning.inputs import random_inputs
 from agentsd.system.timing import environment, interleave, peak_memory
 
-# What tells a measurement from others. The settings change with our presets and with the rivals' versions.
+# What identifies a measurement. The settings change with our presets and with the rivals' versions.
 KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype", "steps",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 _CALLS = ("stock", "stock A/A", "stock, steps / 2", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE")
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
 # Which arms get twins, by the words of `agentsd.bench.arms.TWINS`; a compiled one takes minutes.
 TWINNED = {
-    ", compiled": ("stock", "paper, agent phase", "sampled agents, stride 4", "reuse 3 + sampled agents",
-                   "preset balanced", "preset fast"),
-    ", channels last": ("stock", "no self-attention (ceiling)", "paper, agent phase", "sampled agents, stride 4",
-                        "DeepCache 3", "reuse 3, no self-attention (ceiling)", "reuse 3 + sampled agents",
-                        "reuse 5 + sampled agents", "prediction reuse 3 + sampled agents",
-                        "prediction reuse 5 + sampled agents", "preset balanced", "preset fast"),
+    ", compiled": (
+        "stock", "paper, agent phase", "key/value sampling, stride 4",
+        "full step every 3, last layer + key/value sampling", "preset balanced", "preset fast",
+    ),
+    ", channels last": (
+        "stock", "no self-attention (ceiling)", "paper, agent phase", "key/value sampling, stride 4", "DeepCache 3",
+        "full step every 3, last layer, no self-attention (ceiling)",
+        "full step every 3, last layer + key/value sampling", "full step every 5, last layer + key/value sampling",
+        "full step every 3 + key/value sampling", "full step every 5 + key/value sampling", "preset balanced",
+        "preset fast",
+    ),
 }  # fmt: skip
 _WARMUP_STEPS = 4
 _PROMPT = "a red ring to the left of a small blue cross on a checkered gray background"
@@ -54,6 +59,32 @@ class Setup:
     device: str
     batch: int = 2
     steps: int | None = None
+
+    @property
+    def benchmark(self) -> str:
+        """What rows call it."""
+        return "unet step" if self.steps is None else "pipeline call"
+
+    def facts(self, name: str, arm: Arm, size: int) -> Row:
+        """Return what a row says of a measurement before its times."""
+        return {
+            "benchmark": self.benchmark,
+            "weights": "random",
+            "architecture": self.architecture,
+            "arm": name,
+            "settings": arm.settings,
+            "size": size,
+            "batch": self.batch,
+            "dtype": self.dtype,
+            **({} if self.steps is None else {"steps": self.steps}),
+            **environment(self.device),
+        }
+
+
+def missing_arms(setup: Setup, arms: Mapping[str, Arm], size: int, output: Path, rounds: int) -> list[str]:
+    """Return the arms whose rows a result file lacks, or has with fewer rounds."""
+    there = {key_of(row, KEY) for row in newest(read_rows(output), KEY) if row["rounds"] >= rounds}
+    return [name for name, arm in arms.items() if key_of(setup.facts(name, arm, size), KEY) not in there]
 
 
 def known_arms(*, calls: bool, twins: tuple[str, ...] = ()) -> dict[str, Arm]:
@@ -82,8 +113,6 @@ def default_arms(known: Mapping[str, Arm], *, calls: bool) -> list[str]:
 
 class Steps:
     """One cycle of UNet steps; a UNet and a scheduler's timesteps, all that arms look at, stand for a pipeline."""
-
-    benchmark = "unet step"
 
     def __init__(self, unet: Any, arms: Mapping[str, Arm], setup: Setup) -> None:
         from diffusers import DDIMScheduler
@@ -114,8 +143,6 @@ class Steps:
 
 class Calls:
     """A whole pipeline call."""
-
-    benchmark = "pipeline call"
 
     def __init__(self, pipe: Any, arms: Mapping[str, RunArm], setup: Setup) -> None:
         self.pipe = pipe
@@ -176,32 +203,18 @@ def measure(
     Returns:
         Whether everything is there now.
     """
-    subject.prepare(size)
     setup = subject.setup
-
-    def facts(name: str) -> Row:
-        return {
-            "benchmark": subject.benchmark,
-            "weights": "random",
-            "architecture": setup.architecture,
-            "arm": name,
-            "settings": arms[name].settings,
-            "size": size,
-            "batch": setup.batch,
-            "dtype": setup.dtype,
-            **({} if setup.steps is None else {"steps": setup.steps}),
-            **environment(setup.device),
-        }
+    facts = {name: setup.facts(name, arm, size) for name, arm in arms.items()}
+    missing = list(arms) if again else missing_arms(setup, arms, size, output, rounds)
+    if missing:
+        subject.prepare(size)
 
     def enter(name: str) -> AbstractContextManager[Any]:
         return arms[name].enter(subject.pipe)
 
-    rows = [] if again else newest(read_rows(output), KEY)
-    there = {key_of(row, KEY) for row in rows if row["rounds"] >= rounds}
-    missing = [name for name in arms if key_of(facts(name), KEY) not in there]
     others = [name for name in missing if name != "stock"]
     groups = [others[i : i + group] for i in range(0, len(others), group)] or ([[]] if missing else [])
-    tell(f"{subject.benchmark} at {size}: {len(arms) - len(missing)} of {len(arms)} arms are measured")
+    tell(f"{setup.benchmark} at {size}: {len(arms) - len(missing)} of {len(arms)} arms are measured")
     failed = []
     for number, members in enumerate(groups):
         if time.monotonic() > deadline:
@@ -233,7 +246,7 @@ def measure(
             gain = speedup(units["stock"], units[name])
             tell(f"{size} {name:38} {gain.median:5.2f}x [{gain.low:.2f}, {gain.high:.2f}] {gain.pairs} rounds")
             row = {
-                **facts(name),
+                **facts[name],
                 "speedup": round(gain.median, 4),
                 "speedup_95": [round(gain.low, 4), round(gain.high, 4)],
                 "rounds": gain.pairs,

@@ -5,6 +5,7 @@ same command again after an interruption. --suite gpu measures in nine minutes w
 """
 
 import argparse
+import datetime
 import time
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,8 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
     import torch
 
     from agentsd.bench.architectures import random_pipeline, random_unet
+    from agentsd.bench.gpu_suite import described
+    from agentsd.bench.rows import read_rows
     from agentsd.bench.speed import Calls, Setup, Steps, measure
     from agentsd.pictures.loading import choose_device
     from agentsd.system.precision import dtype_name
@@ -129,6 +132,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
     build = random_pipeline if options.pipeline else random_unet
     made: Any = build(options.architecture, dtype=getattr(torch, dtype), device=device)
     subject = (Calls if options.pipeline else Steps)(made, arms, setup)
+    began = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
     complete = True
     for size in options.size:
         complete &= measure(
@@ -142,5 +146,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
             deadline=started + options.limit_seconds,
             tell=note,
         )
+    for line in described(row for row in read_rows(options.output) if row["date"] >= began):
+        say(line)
     say(f"rows are in {options.output}")
     return 0 if complete else 1

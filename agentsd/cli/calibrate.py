@@ -1,4 +1,4 @@
-"""Measure on your model what a tolerance gives, so that the promise holds for your prompts and your solver."""
+"""Measure what a tolerance gives on your model, with your prompts and your solver."""
 
 import argparse
 

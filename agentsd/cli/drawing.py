@@ -1,23 +1,24 @@
-"""Drawing pictures and comparisons for the command line: checked before the work, written one by one, told in words."""
+"""Pictures and comparisons on the command line: checked before the work, written one by one, put into words."""
 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import agentsd
-from agentsd.cli.picture_options import base_settings
+from agentsd.cli.picture_options import base_settings, comparison_arms
 from agentsd.cli.printer import hide_loading_bars, note, say
 from agentsd.pictures.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
 from agentsd.pictures.settings import DEMO_GUIDANCE, Settings, plan_pictures
+from agentsd.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is drawn, checked.
+    """The pictures to make, all options checked.
 
     Attributes:
         pipe: The pipeline, not patched.
@@ -26,6 +27,7 @@ class Job:
         environment: What times depend on.
         kind: Pictures or comparisons.
         quiet: Whether stdout is for JSON alone.
+        arms: Schedules that a comparison shows beside stock, by label.
     """
 
     pipe: Any
@@ -34,6 +36,7 @@ class Job:
     environment: dict[str, Any]
     kind: Kind
     quiet: bool
+    arms: Mapping[str, Schedule]
 
 
 def prepare(options: argparse.Namespace) -> Job:
@@ -62,6 +65,8 @@ def prepare(options: argparse.Namespace) -> Job:
         prompts = [base.prompt]
     pictures = plan_pictures(base, prompts, options.num_images)
 
+    arms = comparison_arms(options, base)
+
     from agentsd.pictures.generate import batches, cut_prompts
 
     groups = list(batches(pictures, 1 if kind == "comparison" else options.batch_size))
@@ -70,15 +75,15 @@ def prepare(options: argparse.Namespace) -> Job:
         _warn_of_words(prompts)
     hide_loading_bars()
     pipe = load_pipeline(base, device)
-    if base.schedule is not None:
-        agentsd.apply(pipe, base.schedule, seed=base.agents_seed).remove()  # refuses now what cannot be patched
+    for schedule in arms.values():
+        agentsd.apply(pipe, schedule, seed=base.agents_seed).remove()  # refuses now what cannot be patched
     for place, (tokens, most) in cut_prompts(pipe, prompts).items():
         note(f"warning: prompt {place + 1} has {tokens} tokens; the model reads the first {most}.")
     check_writable(files[0])
 
     from agentsd.system.timing import environment
 
-    return Job(pipe, groups, files, {"agentsd": agentsd.__version__, **environment(device)}, kind, options.json)
+    return Job(pipe, groups, files, {"agentsd": agentsd.__version__, **environment(device)}, kind, options.json, arms)
 
 
 def _warn_of_words(prompts: Sequence[str]) -> None:
@@ -118,28 +123,33 @@ def draw(job: Job) -> list[dict[str, Any]]:
 
 
 def draw_comparisons(job: Job) -> list[dict[str, Any]]:
-    """Draw every picture stock and patched, twice each; return one row for each comparison."""
+    """Draw every picture stock and by every arm, twice each; return one row for each comparison."""
     from tqdm import tqdm
 
-    from agentsd.pictures.compare import compare, side_by_side, warm_up
+    from agentsd.pictures.compare import compare_arms, strip, warm_up
     from agentsd.pictures.generate import resolve
 
     rows: list[dict[str, Any]] = []
     job.pipe.set_progress_bar_config(disable=True)  # no bar while the clock runs
-    with tqdm(total=4 * len(job.groups) + 4, desc="warm-up, 4 short runs", leave=False) as bar:
-        warm_up(job.pipe, job.groups[0][0])
-        bar.update(4)
-        for (settings,), path in zip(job.groups, job.files, strict=True):
-            bar.set_description(f"picture {len(rows) + 1} of {len(job.groups)}, twice stock and twice agentsd")
-            result = compare(job.pipe, settings, on_run=bar.update)
-            settings = resolve(job.pipe, settings, result.stock)
-            row = {"settings": settings.to_dict(), **result.to_dict()}
-            picture = side_by_side(result, settings.label, about=_about(settings))
-            _write(path, picture, {"kind": "comparison", **row, "environment": job.environment})
-            rows.append({"path": str(path), **row})
+    runs = 2 * (1 + len(job.arms))
+    with tqdm(total=runs * len(job.groups) + 4 * len(job.arms), desc="warm-up, short runs", leave=False) as bar:
+        for label, schedule in job.arms.items():
+            warm_up(job.pipe, replace(job.groups[0][0], schedule=schedule, label=label))
+            bar.update(4)
+        for number, ((settings,), path) in enumerate(zip(job.groups, job.files, strict=True), start=1):
+            bar.set_description(f"picture {number} of {len(job.groups)}, twice stock and twice by each schedule")
+            results = compare_arms(job.pipe, settings, job.arms, on_run=bar.update)
+            made = []
+            for label, result in results.items():
+                arm = resolve(job.pipe, replace(settings, schedule=job.arms[label], label=label), result.stock)
+                made.append({"settings": arm.to_dict(), **result.to_dict()})
+            record = {"kind": "comparison", **made[0], "others": made[1:], "environment": job.environment}
+            _write(path, strip(results, about=_about(arm)), record)
+            rows += [{"path": str(path), **row} for row in made]
             if not job.quiet:
                 with bar.external_write_mode():
-                    say(f"{path}: {describe(rows[-1])}")
+                    for row in made:
+                        say(f"{path}: {describe(row)}")
     return rows
 
 
@@ -179,15 +189,19 @@ def summary(rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> str:
     from agentsd.pictures.compare import likeness_in_words, speed_in_words
 
     settings, lines = rows[0]["settings"], []
-    if len(rows) > 1:
-        ratio = statistics.median(row["speed_ratio"] for row in rows)
-        decibels = sorted(float("inf") if row["psnr_db"] is None else row["psnr_db"] for row in rows)
-        median = statistics.median(decibels)
-        worst = "" if decibels[0] == float("inf") else f", the least alike {decibels[0]:.1f} dB"
-        alike = likeness_in_words(
-            None if median == float("inf") else median, statistics.median(row["ssim"] for row in rows)
-        )
-        lines.append(f"median of {len(rows)} pictures: {speed_in_words(ratio)}, {alike}{worst}")
+    by_label: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_label.setdefault(row["settings"]["label"], []).append(row)
+    for label, own in by_label.items():
+        if len(own) > 1:
+            ratio = statistics.median(row["speed_ratio"] for row in own)
+            decibels = sorted(float("inf") if row["psnr_db"] is None else row["psnr_db"] for row in own)
+            median = statistics.median(decibels)
+            worst = "" if decibels[0] == float("inf") else f", the least alike {decibels[0]:.1f} dB"
+            alike = likeness_in_words(
+                None if median == float("inf") else median, statistics.median(row["ssim"] for row in own)
+            )
+            lines.append(f"{label}, median of {len(own)} pictures: {speed_in_words(ratio)}, {alike}{worst}")
     lines.append(
         f"{settings['width']}x{settings['height']}, {settings['steps']} steps, {settings['dtype']}, "
         f"{environment['device']}, {environment['threads']} CPU threads, torch {environment['torch']}, diffusers "

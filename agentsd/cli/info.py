@@ -82,7 +82,7 @@ def read_measured(path: Path = MEASURED) -> dict[str, Any]:
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], source: str) -> dict[str, Any]:
-    """Return the figures of the presets out of the rows that `scripts/demo_front.py` measured.
+    """Return the figures of the presets from the rows of a result file.
 
     Args:
         rows: The rows, one for each arm; those that are no presets are left out.
@@ -95,7 +95,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], source: str) -> dict[str, Any]:
         ValueError: If presets were measured with different set-ups.
 
     Example:
-        >>> summarise([], "results/demo/front.jsonl")["presets"]
+        >>> summarise([], "results/demo/arms.jsonl")["presets"]
         {}
     """
     chosen = [row for row in rows if row["arm"].removeprefix("preset ") in PRESETS and row["arm"].startswith("preset ")]

@@ -144,8 +144,7 @@ def _is_memory(error: Exception) -> bool:
 # Fields whose option has another name, by command.
 _OTHER_NAMES = {
     "evaluate": {"height": "size", "width": "size", "arm": "arm"},
-    "generate": {"every": "reuse", "prompts_file": "prompts-file"},
-    "compare": {"every": "reuse"},
+    "generate": {"prompts_file": "prompts-file"},
 }
 
 

@@ -19,8 +19,9 @@ from agentsd.pictures.settings import (
     with_model_defaults,
 )
 from agentsd.presets import PRESETS
+from agentsd.schedule import Schedule
 
-_AGENTS = ("preset", "ratio", "reuse", "depth")
+_AGENTS = ("preset", "ratio", "every", "depth")
 _FIELDS = (
     "negative_prompt", "seed", "steps", "guidance_scale", "height", "width", "model", "scheduler", "dtype",
     "agents_seed",
@@ -60,15 +61,52 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", default="auto", help="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, mps")
     model.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures at a time (1)")
     agents = parser.add_argument_group("schedule")
-    agents.add_argument("--preset", type=one_of(PRESETS), help=f"{', '.join(PRESETS)} (balanced)")
+    agents.add_argument(
+        "--preset", type=one_of(PRESETS), action=_Presets,
+        help=f"{', '.join(PRESETS)} (balanced); agentsd compare takes several",
+    )  # fmt: skip
     agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
-    agents.add_argument("--reuse", type=int, metavar="N", help="a full step every N steps")
+    agents.add_argument("--every", type=int, metavar="N", help="a full step every N steps")
     agents.add_argument("--depth", type=int, metavar="D", help="last UNet layers that run at skipped steps")
     agents.add_argument("--agents-seed", type=int, metavar="SEED", help="seed of random cells and keys (0)")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=Path("outputs"), metavar="PATH", help="PNG or folder (outputs)")
     output.add_argument("--force", action="store_true", help="replace files that exist")
     output.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else, to stdout")
+
+
+class _Presets(argparse.Action):
+    """Keeps the first preset as `preset`, and all as `presets`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        given = [*getattr(namespace, "presets", []), values]
+        namespace.presets, namespace.preset = given, given[0]
+
+
+def comparison_arms(options: argparse.Namespace, base: Settings) -> dict[str, Schedule]:
+    """Return the schedules beside stock, by label: that of the settings, and those of further presets.
+
+    Args:
+        options: The options.
+        base: What `base_settings` returned.
+
+    Raises:
+        ValueError: If several presets are given where one picture is drawn.
+    """
+    presets = getattr(options, "presets", [])
+    if len(presets) > 1 and not options.compare:
+        raise ValueError(f"--preset is given {len(presets)} times; give one, or compare them with agentsd compare.")
+    if base.schedule is None:
+        return {}
+    arms = {base.label: base.schedule}
+    for name in presets[1:]:
+        schedule, label = labelled_schedule(
+            name, **{name: getattr(options, name) for name in _AGENTS if name != "preset"}
+        )
+        arms[label] = schedule
+    return arms
 
 
 def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | None, device_type: str) -> Settings:

@@ -58,17 +58,22 @@ def run(options: argparse.Namespace) -> int:
     pipe = load_pipeline(Settings(prompt="", model=options.model, dtype=dtype), device)
     plan = agentsd.plan(pipe, schedule, height=options.height, width=options.width, batch=options.batch)
     write_whole(options.output, plan.to_json() + "\n")
-    say(describe(plan))
+    say(describe(plan, pipe.vae_scale_factor))
     say(f"{options.output}: the plan; agentsd.apply(pipe, agentsd.Plan.from_json(text)) applies it")
     return 0
 
 
-def describe(plan: "Plan") -> str:
-    """Return a plan in words, a line for each layer shape."""
+def describe(plan: "Plan", factor: int = 8) -> str:
+    """Return a plan in words, a line for each layer shape.
+
+    Args:
+        plan: The plan.
+        factor: Pixels of a latent in each direction.
+    """
     from agentsd.pictures.compare import speed_in_words
 
     height, width = plan.latent
-    lines = [f"{plan.device}, {plan.dtype}, batch {plan.batch}, {8 * height}x{8 * width} pixels"]
+    lines = [f"{plan.device}, {plan.dtype}, batch {plan.batch}, {factor * height}x{factor * width} pixels"]
     for timing in plan.timings:
         ratio = timing.stock_seconds / timing.agent_seconds
         verdict = "used" if timing.wins else "not used, stock stays"

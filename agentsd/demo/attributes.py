@@ -32,7 +32,7 @@ def _block(inputs: int, outputs: int, stride: int) -> list[torch.nn.Module]:
 class AttributeClassifier(torch.nn.Module):
     """Small CNN that finds (colour, shape) combinations in 64 x 64 thumbnails.
 
-    The 30 scores of each place are joined by a smooth maximum over places, so that a colour and a shape count
+    The 30 scores of each place are joined by a smooth maximum over places: a colour and a shape count
     together only where they meet in one object.
     """
 

@@ -139,7 +139,7 @@ KNOWN = (
 
 
 def unknown_words(prompt: str) -> list[str]:
-    """Return the words of a prompt that no caption holds, so that the demo model does not know them.
+    """Return the words of a prompt that no caption holds: the demo model does not know them.
 
     Args:
         prompt: The prompt.

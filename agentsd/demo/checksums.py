@@ -53,6 +53,21 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(folder: pathlib.Path) -> str:
+    """Return a digest of the weights and settings in a model folder, 16 hexadecimal digits.
+
+    >>> from agentsd.demo import model_path
+    >>> len(digest_of(model_path()))
+    16
+    """
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".safetensors", ".json"):
+            state.update(f"{path.relative_to(folder)}\n".encode())
+            state.update(hashlib.sha256(path.read_bytes()).digest())
+    return state.hexdigest()[:16]
+
+
 def _files(folder: pathlib.Path) -> list[str]:
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(name for name in names if name not in (NAME, "README.md"))

@@ -81,7 +81,7 @@ def _background(scene: Scene, grid: tuple[FloatArray, FloatArray]) -> FloatArray
     level = tone + 0.05 * (0.5 - (0.4 * x + 0.6 * y))
     if scene.pattern != "plain":
         size = x.shape[0]
-        sharpness = size / 2.0  # edges one to two pixels wide, so that no pattern aliases
+        sharpness = size / 2.0  # edges one to two pixels wide: no pattern may alias
         wave_x = np.clip(np.sin(np.pi * (x / TILE_FRACTION + scene.phase_x)) * sharpness * 0.1, -1, 1)
         wave = wave_x
         if scene.pattern == "checkered":

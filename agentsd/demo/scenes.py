@@ -70,8 +70,8 @@ def combo_index(colour: str, shape: str) -> int:
 def scene_key(scene: Scene) -> str:
     """Name of the attribute combination by which a scene belongs to training or to evaluation.
 
-    Single objects are told apart by colour, shape, size, tone and pattern; pairs by both (colour, shape)
-    combinations and the relation, so that "A left of B" and "B right of A" share a key.
+    Single objects differ by colour, shape, size, tone and pattern; pairs by both (colour, shape)
+    combinations and the relation: "A left of B" and "B right of A" share a key.
     """
     first = scene.objects[0]
     if len(scene.objects) == 1:

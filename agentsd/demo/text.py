@@ -27,8 +27,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 _OBJECT_VALUES = {"colour": COLOURS, "shape": SHAPES, "size": SIZES}
 _PLACES = ("first", "second", "centre", "left", "right", "above", "below")
 
-# What the text encoder is trained to tell; class 0 of each is "unsaid". The places beside "first" and "second"
-# bind each object to a side of the picture, so that the UNet need not work out who stands where.
+# What the text encoder is trained to predict; class 0 of each is "unsaid". The places beside "first" and "second"
+# bind each object to a side of the picture: the UNet need not find that out.
 QUESTIONS: dict[str, tuple[str, ...]] = {
     f"{place} {field}": values for place in _PLACES for field, values in _OBJECT_VALUES.items()
 } | {"relation": RELATIONS, "tone": TONES, "pattern": PATTERNS}

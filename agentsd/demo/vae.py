@@ -75,7 +75,7 @@ def _gradient_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def vae_loss(vae: AutoencoderKL, pictures: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Training loss: L1, L1 of the gradients, a slight KL, and alignment of latents with pooled colours.
 
-    The alignment makes averages of latents mean averages of colours, so that the diffusion model can be trained
+    The alignment makes averages of latents mean averages of colours, and the diffusion model can be trained
     on pooled latents first.
 
     Args:
@@ -179,7 +179,7 @@ def reconstruction_psnr(vae: AutoencoderKL, number: int = 32, seed: int = 77) ->
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderKL, number: int = 200, seed: int = 900) -> None:
-    """Rewrite the 1 x 1 quantisation convolutions so that latents have mean 0 and covariance 1, in place.
+    """Rewrite the 1 x 1 quantisation convolutions in place: latents then have mean 0 and covariance 1.
 
     The symmetric (ZCA) whitening stays as near the aligned colours as any can; it lifts the hue of small objects,
     which raw latents drown in the brightness of the background, to the variance that diffusion decides first.

@@ -17,7 +17,7 @@ from agentsd.schedule.text import schedule_object
 
 STOCK = "stock"
 CONTROL = "stock A/A"
-_KEYS = ("preset", "ratio", "reuse", "depth", "rival", "steps", "noise")
+_KEYS = ("preset", "ratio", "every", "depth", "rival", "steps", "noise")
 _ALLOWED = f"--arm NAME:key=value,... with the keys {', '.join(_KEYS)}, or the name of a preset alone"
 
 Role = Literal["stock", "control", "candidate", "equal time"]
@@ -89,7 +89,7 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
         ValueError: If the text cannot be read or a value is out of range.
 
     Example:
-        >>> arm = parse_arm("gentle:preset=quality,reuse=2", 20)
+        >>> arm = parse_arm("gentle:preset=quality,every=2", 20)
         >>> arm.name, arm.schedule.skips_steps
         ('gentle', True)
     """
@@ -110,20 +110,20 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
     if noise < 0:
         raise ValueError(f"arm={text!r}: noise={noise} must be 0 (stock's own noise) or a positive whole number.")
     plain = EvaluationArm(name=name, role="candidate", steps=steps, noise=noise)
-    ours = {key for key in given if key in ("preset", "ratio", "reuse", "depth")}
+    ours = {key for key in given if key in ("preset", "ratio", "every", "depth")}
     if "rival" in given:
         rivals = [rival for rival, arm in RUN_ARMS.items() if arm.fewer_steps == 1 and not rival.startswith("stock")]
         if given["rival"] not in rivals:
             raise ValueError(f"arm={text!r}: rival={given['rival']!r} is unknown; choose one of {', '.join(rivals)}.")
         if ours:
-            raise ValueError(f"arm={text!r}: rival stands in the place of {', '.join(sorted(ours))}; leave one out.")
+            raise ValueError(f"arm={text!r}: rival replaces {', '.join(sorted(ours))}; leave one out.")
         return replace(plain, rival=given["rival"])
     if not ours:
         return plain  # stock with other steps or noise
     schedule, _ = labelled_schedule(
         given.get("preset", "balanced"),
         ratio=_number(text, given, "ratio", float, None),
-        reuse=_number(text, given, "reuse", int, None),
+        every=_number(text, given, "every", int, None),
         depth=_number(text, given, "depth", int, None),
     )
     return replace(plain, schedule=schedule)

@@ -1,4 +1,4 @@
-"""Who owns a run folder: processes, folders and arms must agree on what is drawn."""
+"""Who owns a run folder: processes, folders and arms must agree on what is generated."""
 
 import logging
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 from agentsd.bench.store import read_json, write_bytes, write_json
 from agentsd.evaluation import measures
 from agentsd.evaluation.arms import no_faster, with_equal_time
-from agentsd.evaluation.manifest import claim, differing, digest, told
+from agentsd.evaluation.manifest import claim, differing, digest, listed
 from agentsd.evaluation.session import Session
 from agentsd.evaluation.timing import equal_time_steps
 from agentsd.system.writing import sweep
@@ -18,14 +18,14 @@ MANIFEST = "manifest.json"
 
 
 def claim_run(session: Session) -> None:
-    """Check that all processes and the folder agree on what is drawn; take over other folders."""
+    """Check that all processes and the folder agree on what is generated; take over other folders."""
     mine = _agreed(session)
     for rank, other in enumerate(session.group.gather(mine)):
         keys = differing(mine, other)
         if keys:
             raise ValueError(
-                f"process {rank} differs from process {session.group.rank} in {told(keys, 'here', 'there')}; give all "
-                "processes the same options, weights and versions."
+                f"process {rank} differs from process {session.group.rank} in {listed(keys, 'here', 'there')}; give "
+                "all processes the same options, weights and versions."
             )
     session.group.together(partial(_claim_folder, session))
     session.group.together(lambda: _merge(session) if session.group.first else None)

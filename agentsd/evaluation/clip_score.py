@@ -98,7 +98,7 @@ def load_clip(model: Path | str, *, device: torch.device | str = "cpu") -> ClipS
         device: Where it runs.
 
     Returns:
-        The scorer; its image processor is Pillow's, so that scores do not depend on whether torchvision is installed.
+        The scorer. Its image processor is Pillow's: scores do not depend on whether torchvision is installed.
 
     Raises:
         ValueError: If no CLIP model with tokenizer and image processor can be loaded from there.

@@ -2,7 +2,7 @@
 
 A Fréchet distance from few samples is biased upwards, by an amount that depends on the model (Chong & Forsyth 2020),
 and a bootstrap adds the same bias once more: an interval of one absolute distance misses its own estimate. Hence only
-differences between two arms drawn from the same prompts have an interval here. In a difference the bias cancels where
+differences between two arms on the same prompts have an interval here. In a difference the bias cancels where
 the arms spread equally, and in part where they do not.
 
 A reference that is paired with the prompts adds a bias of its own: picture `i` of an arm resembles reference `i` more
@@ -33,7 +33,7 @@ class Delta(Interval):
     """
 
     def covers(self, difference: float) -> bool:
-        """Return whether `difference` lies in the interval; 0 in it: the arms cannot be told apart."""
+        """Return whether `difference` lies in the interval; 0 in it: the arms show no difference."""
         return self.low <= difference <= self.high
 
 
@@ -79,12 +79,12 @@ def paired_delta(
     """Return `statistic(real, fast) - statistic(real, stock)` with a bootstrap interval over prompts.
 
     Row `i` of all three belongs to prompt `i`. Each resample draws prompts with replacement and takes their rows from
-    all three, so that what the arms share cancels. `kernel_distance` is taken with `paired=True`: pairs of one prompt
-    are left out, between the sets and where a resample holds copies, so that only the distributions count. Other
+    all three: what the arms share cancels. `kernel_distance` is taken with `paired=True`: pairs of one prompt
+    are left out, between the sets and where a resample holds copies: only the distributions count. Other
     statistics also hold how alike a picture and the reference of its own prompt are; where the arms differ in that,
     their interval lies at another value than the difference of the distributions.
 
-    The interval is that of the percentiles, moved so that the mean of the resamples lies at the difference itself.
+    The interval is that of the percentiles, shifted: the mean of the resamples is the difference itself.
     Unmoved it can miss the Fréchet difference altogether where one arm spreads less than the other, since resampling
     repeats the bias of few samples. It says how far the difference varies with the prompts, not by how much that bias
     has shifted the difference itself: see `small_sample_stamp`, and `kernel_distance` beside it.
@@ -126,20 +126,20 @@ def paired_delta(
     elif statistic is kernel_distance:
         distances = KernelDistances(real, paired=True)
     else:
-        drawn = np.array([_difference(real, stock, fast, statistic, row) for row in counts])
-        return delta_of(statistic(real, fast) - statistic(real, stock), drawn, len(real), confidence)
+        resampled = np.array([_difference(real, stock, fast, statistic, row) for row in counts])
+        return delta_of(statistic(real, fast) - statistic(real, stock), resampled, len(real), confidence)
     if np.array_equal(stock, fast):
         return Delta(0.0, 0.0, 0.0)
-    drawn = distances.draws(fast, counts) - distances.draws(stock, counts)
-    return delta_of(distances.of(fast) - distances.of(stock), drawn, len(real), confidence)
+    resampled = distances.draws(fast, counts) - distances.draws(stock, counts)
+    return delta_of(distances.of(fast) - distances.of(stock), resampled, len(real), confidence)
 
 
-def delta_of(value: float, drawn: Array, n: int, confidence: float = 0.95) -> Delta:
-    """Return a difference with the interval that its resamples give, moved so that their mean lies at the difference.
+def delta_of(value: float, resampled: Array, n: int, confidence: float = 0.95) -> Delta:
+    """Return a difference with the interval of its resamples, shifted: their mean is the difference.
 
     Args:
         value: The difference, from all prompts.
-        drawn: The difference on each resample, [resamples].
+        resampled: The difference on each resample, [resamples].
         n: Prompts; with fewer than 6 the ends are those of all resamples, since no share of them means anything.
         confidence: Share of the resamples inside the interval.
 
@@ -147,7 +147,7 @@ def delta_of(value: float, drawn: Array, n: int, confidence: float = 0.95) -> De
         >>> delta_of(1.0, np.array([2.0, 3.0, 4.0]), n=5)
         Delta(value=1.0, low=0.0, high=2.0)
     """
-    low, high = percentiles(drawn - drawn.mean(), 1.0 if n < FEWEST_FOR_INTERVAL else confidence)
+    low, high = percentiles(resampled - resampled.mean(), 1.0 if n < FEWEST_FOR_INTERVAL else confidence)
     return Delta(value, value + low, value + high)
 
 
@@ -173,7 +173,7 @@ def half_counts(n: int, resamples: int, seed: int) -> Array:
     """Return which of `n` prompts half-samples without replacement draw: 1 or 0, [resamples, n].
 
     Their spread is that of the whole (delete-half jackknife). A bootstrap would draw prompts twice, which biases a
-    distance to a reference that is not drawn with them.
+    distance to a fixed reference.
 
     Example:
         >>> half_counts(4, 2, seed=0).sum(axis=1)

@@ -134,7 +134,7 @@ class Painter:
         if not keep:
             return [Drawn(picture, np.empty(0, np.float32)) for picture in pictures]
         if not latents:
-            raise ValueError(f"arm={arm.name!r} does not tell its latents (callback_on_step_end); leave it out.")
+            raise ValueError(f"arm={arm.name!r} does not return its latents (callback_on_step_end); leave it out.")
         rows = latents[0].float().cpu().numpy()
         if not np.isfinite(rows).all():
             raise ValueError(

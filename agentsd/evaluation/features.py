@@ -77,7 +77,7 @@ class Extractor:
 def demo_extractor() -> Extractor:
     """Return the features of the demo model's attribute classifier: 128, averaged over places before its last layer.
 
-    It was trained on rendered scenes alone, so it tells pictures of the demo model apart and no others. A distance over
+    It was trained on rendered scenes alone and distinguishes pictures of the demo model only. A distance over
     it is reported as `fd_demo`, never as FID.
 
     Returns:

@@ -75,7 +75,7 @@ class FrechetDistances:
 
     Args:
         real: Features of the reference, [m, d], or its mean [d] and covariance [d, d].
-        paired: Whether row `i` of reference and arms belongs to prompt `i`, so that resampling draws both.
+        paired: Whether row `i` of reference and arms belongs to prompt `i`; resampling then takes both.
 
     Raises:
         ValueError: If `real` is not of these shapes, or not finite, or paired moments are asked for.
@@ -114,15 +114,15 @@ class FrechetDistances:
         if self._rows is None:
             return self._from_fixed(arm, counts, on_step)
         real, arm = self._rows, checked_arm(arm, self._mean.size, len(self._rows))
-        drawn = np.empty(len(counts))
+        values = np.empty(len(counts))
         for place, row in enumerate(counts):
             one, other = _moments(real, row), _moments(arm, row)
             full = min(len(one.factor), len(other.factor)) >= real.shape[1]
             overlap = _overlap(_compact(one.factor) @ other.factor.T, full)
-            drawn[place] = _combine(one.mean - other.mean, one.trace + other.trace, overlap)
+            values[place] = _combine(one.mean - other.mean, one.trace + other.trace, overlap)
             if on_step is not None:
                 on_step(place + 1, len(counts))
-        return drawn
+        return values
 
     def _from_fixed(self, arm: Features, counts: Array, on_step: OnStep | None = None) -> Array:
         arm = checked_arm(arm, self._mean.size)
@@ -135,17 +135,17 @@ class FrechetDistances:
         totals = counts.sum(axis=1)
         means = counts @ rows / totals[:, None]
         traces = (counts @ squares - totals * (means**2).sum(axis=1)) / (totals - 1)
-        drawn = np.empty(len(counts))
+        values = np.empty(len(counts))
         for place, (row, total, mean, trace) in enumerate(zip(counts, totals, means, traces, strict=True)):
             present = row > 0
             weights = row[present]
             columns = product[:, present]
             columns = (columns - (columns @ weights / total)[:, None]) * np.sqrt(weights / (total - 1))
             overlap = _overlap(columns, min(len(self._half), len(weights)) >= d)
-            drawn[place] = _combine(self._mean - centre - mean, self._trace + float(trace), overlap)
+            values[place] = _combine(self._mean - centre - mean, self._trace + float(trace), overlap)
             if on_step is not None:
                 on_step(place + 1, len(counts))
-        return drawn
+        return values
 
 
 @dataclass(frozen=True)

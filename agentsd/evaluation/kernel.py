@@ -105,7 +105,7 @@ def _mean_of_pairs(x: Array, y: Array) -> float:
 
 
 def _sums_of_pairs(x: Array, y: Array, counts: Array, on_step: OnStep | None) -> Array:
-    """Sum of the kernels of different prompts, each as often as both were drawn, [resamples]."""
+    """Sum of the kernels of different prompts, each as often as both were resampled, [resamples]."""
     total = np.zeros(len(counts))
     for rows, block in _kernel_blocks(x, y):
         total += (counts[:, rows] * (counts @ block.T)).sum(axis=1)

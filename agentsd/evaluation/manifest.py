@@ -1,4 +1,4 @@
-"""What a run folder was made with, as data with a hash, so that nothing else is mixed into it."""
+"""The settings of a run folder, as data with a hash: nothing else may be mixed into it."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ class ManifestMismatchError(ValueError):
     def __init__(self, path: Path, keys: Mapping[str, tuple[Any, Any]]) -> None:
         self.keys = dict(keys)
         super().__init__(
-            f"output={str(path.parent)!r} was made with other settings ({told(keys, 'there', 'now')}); give these "
+            f"output={str(path.parent)!r} was made with other settings ({listed(keys, 'there', 'now')}); give these "
             "settings again to go on with it, or name another --output."
         )
 
@@ -65,11 +65,11 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") 
     return found
 
 
-def told(keys: Mapping[str, tuple[Any, Any]], first: str, second: str) -> str:
+def listed(keys: Mapping[str, tuple[Any, Any]], first: str, second: str) -> str:
     """Return what `differing` found as text, long values cut.
 
     Example:
-        >>> told({"seed": (0, 1)}, "there", "now")
+        >>> listed({"seed": (0, 1)}, "there", "now")
         'seed: 0 there, 1 now'
     """
     return "; ".join(f"{key}: {_short(old)} {first}, {_short(new)} {second}" for key, (old, new) in keys.items())

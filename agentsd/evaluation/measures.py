@@ -49,7 +49,7 @@ def make_extractor(features: str, weights: Path | None, resize: str, device: tor
 
 
 def check_extractor(extractor: FeatureExtractor, size: tuple[int, int]) -> None:
-    """Refuse an extractor that cannot take the run's pictures, before any is drawn.
+    """Refuse an extractor that cannot take the run's pictures, before any is generated.
 
     Args:
         extractor: The extractor.
@@ -65,7 +65,7 @@ def check_extractor(extractor: FeatureExtractor, size: tuple[int, int]) -> None:
 
 
 def check_reference(reference: Reference, extractor: FeatureExtractor, number: int) -> None:
-    """Refuse a reference whose distance from the run's pictures has no meaning, before any is drawn.
+    """Refuse a reference whose distance from the run's pictures has no meaning, before any is generated.
 
     Args:
         reference: The reference.
@@ -201,7 +201,7 @@ def measure_all(
 ) -> None:
     """Take the measures that are missing, this process its share of the chunks.
 
-    Chunks lie at fixed places, so that a network sees the same batches whatever the number of processes.
+    Chunks lie at fixed places: a network sees the same batches with any number of processes.
 
     Args:
         store: Pictures and measures.

@@ -86,7 +86,7 @@ def figures_of(session: Session) -> tuple[dict[str, Rows], Real | None]:
         for arm in session.arms:
             said = read_json(session.arm_path(arm)) or {}
             if said.get("sha256") != digest(session.arm_config(arm)):
-                raise UnfinishedError(f"arm {arm.name!r} was not drawn with these settings")
+                raise UnfinishedError(f"arm {arm.name!r} was not generated with these settings")
             if not all(session.store.picture_path(arm.name, index).exists() for index in range(session.number)):
                 raise UnfinishedError(f"arm {arm.name!r} lacks pictures")
         return _rows(session), _real(session)

@@ -1,4 +1,4 @@
-"""Pictures that are missing are drawn, each process its share."""
+"""Generate the pictures that are missing, each process its share."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ def generate(session: Session) -> None:
     counts = session.group.gather(lacking)
     if any(counts):
         raise UnfinishedError(
-            f"The pictures are drawn, but the folders of the processes lack {counts} of "
+            f"The pictures are generated, but the folders of the processes lack {counts} of "
             f"{number * len(names)}: they do not share output={str(store.folder)!r}. Copy the other "
             "machines' folders beside it and start once more on one of them with --merge FOLDER ..."
         )
@@ -54,14 +54,14 @@ def _draw_missing(session: Session, missing: dict[str, set[int]]) -> None:
     blocks = [range(start, min(start + batch, session.number)) for start in range(0, session.number, batch)]
     tasks = [(arm, block) for arm in session.arms for block in blocks if not missing[arm.name].isdisjoint(block)]
     tasks = tasks[session.group.rank :: session.group.world]
-    progress = Progress(f"process {session.group.rank}: batches drawn", last=True)
+    progress = Progress(f"process {session.group.rank}: batches generated", last=True)
     for done, (arm, block) in enumerate(tasks, 1):
         try:
             with torch.inference_mode(), arm.enter(session.pipe):
-                drawn = session.painter.draw(arm, block)
+                pictures = session.painter.draw(arm, block)
         except torch.OutOfMemoryError as error:
             raise ValueError(f"batch={batch} does not fit into the device's memory; lower it: {error}.") from error
-        for index, one in zip(block, drawn, strict=True):
+        for index, one in zip(block, pictures, strict=True):
             if index in missing[arm.name]:
                 session.store.write_picture(arm.name, index, one.picture, one.latent, session.record(arm, index))
         progress(done, len(tasks))

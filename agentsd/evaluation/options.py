@@ -35,7 +35,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Everything that an evaluation is told; `None` leaves a choice to the protocol, the model or the harness.
+    """All options of an evaluation; `None` leaves a choice to the protocol, the model or the harness.
 
     Args:
         output: Run folder; a run goes on with what is there.

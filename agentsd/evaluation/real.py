@@ -66,13 +66,13 @@ class Real:
         path = None if self.folder is None else self.folder / f"{key}.npz"
         if key not in self._measured:
             there = None if path is None else read_arrays(path)
-            if there is None or not {"value", "drawn"} <= there.keys():
+            if there is None or not {"value", "resampled"} <= there.keys():
                 counts = (bootstrap_counts if self.paired else half_counts)(len(arm), resamples, seed)
-                drawn = distances.draws(arm, counts, Progress(f"interval of {what}"))
-                there = {"value": np.array(distances.of(arm)), "drawn": drawn}
+                resampled = distances.draws(arm, counts, Progress(f"interval of {what}"))
+                there = {"value": np.array(distances.of(arm)), "resampled": resampled}
                 if path is not None:
                     write_arrays(path, **there)
-            self._measured[key] = float(there["value"]), there["drawn"]
+            self._measured[key] = float(there["value"]), there["resampled"]
         return self._measured[key]
 
     @cached_property

@@ -121,7 +121,7 @@ def verdict_of(delta: Delta, agreeing: Mapping[str, Interval]) -> str:
         'different from stock: lower distance, no other metric agrees'
     """
     if delta.covers(0):
-        return "not told apart from stock"
+        return "no difference from stock shown"
     if delta.value > 0:
         return "worse than stock"
     better = [name for name, difference in agreeing.items() if difference.low > 0]
@@ -184,14 +184,14 @@ def _distances(
     for name, distances, variant in measured:
         few = len(own) < _FEWEST
         what = f"{arm.name}, {name}"
-        value, drawn = (distances.of(own), None) if few else real.measure(distances, own, resamples, seed, what)
+        value, resampled = (distances.of(own), None) if few else real.measure(distances, own, resamples, seed, what)
         metrics[name] = _entry(value, len(own), f"{extractor.name}, float64{variant}")
         metrics[name]["stamp"] = small_sample_stamp(fewer, biased=distances is real.frechet)
-        if arm.name == STOCK or stock is None or drawn is None:
+        if arm.name == STOCK or stock is None or resampled is None:
             continue
         base = np.asarray(stock, dtype=np.float64)
-        value_of_stock, drawn_of_stock = real.measure(distances, base, resamples, seed, f"{STOCK}, {name}")
-        delta = delta_of(value - value_of_stock, drawn - drawn_of_stock, len(own))
+        value_of_stock, resampled_of_stock = real.measure(distances, base, resamples, seed, f"{STOCK}, {name}")
+        delta = delta_of(value - value_of_stock, resampled - resampled_of_stock, len(own))
         way = "paired bootstrap over prompts" if real.paired else "half-samples of the prompts, reference fixed"
         metrics[f"delta_{name}"] = _with_interval(delta, len(own), f"{way}, {resamples} draws{variant}")
         if name == decisive:

@@ -32,7 +32,7 @@ class Session:
         group: The processes.
 
     Raises:
-        ValueError: If an option cannot be met; nothing is drawn then.
+        ValueError: If an option cannot be met; nothing is generated then.
     """
 
     def __init__(self, options: Options, group: Group) -> None:
@@ -67,7 +67,7 @@ class Session:
             self._prepare_measures()
 
     def _prepare_measures(self) -> None:
-        """Load what measures, and refuse here what would fail when all pictures are drawn."""
+        """Load what measures; what would fail after all pictures are generated is refused here."""
         options, size = self.options, self.painter.size
         if options.reference is not None:
             self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
@@ -116,7 +116,7 @@ class Session:
         }
 
     def arm_path(self, arm: EvaluationArm) -> Path:
-        """Return the file that says what an arm's pictures were drawn with."""
+        """Return the file that says what an arm's pictures were generated with."""
         return self.store.arm_folder(arm.name) / "arm.json"
 
     def arm_config(self, arm: EvaluationArm) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class Session:
 
     @property
     def timed_batch(self) -> int:
-        """How many pictures are drawn at a time, as while drawing."""
+        """How many pictures are measured at a time: as many as are generated at a time."""
         return min(self.options.batch, self.number)
 
     def draw_timed(self, arm: EvaluationArm, places: Sequence[int]) -> None:

@@ -41,7 +41,7 @@ def stamps(
     elif about.get("demo_model") and not about.get("demo_captions"):
         said.append("Robustness only: the demo model knows the words of its own captions and no others.")
     if reference is not None and extractor is not None:
-        fewer = min(number, reference.get("number", number))  # moments do not tell theirs
+        fewer = min(number, reference.get("number", number))  # moments do not state theirs
         if fewer < ENOUGH_SAMPLES:
             frechet, kernel = ("FID", "KID") if extractor.distance == "fid" else ("FD", "KD")
             noisy = f", {kernel} is noisy" if "number" in reference else ""

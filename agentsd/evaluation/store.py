@@ -61,7 +61,7 @@ class Store:
             index: Place of the prompt.
             picture: The picture.
             latent: Final latents, kept in half precision.
-            record: Plain data that tells what made the picture.
+            record: Plain data on how the picture was generated.
 
         Raises:
             UnfinishedError: If the disk is full.

@@ -35,8 +35,8 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         ("steps", lambda arm: str(arm["steps"])),
         ("speed-up", lambda arm: _speedup(arm, "speedup")),
         ("UNet alone", lambda arm: _speedup(arm, "unet_speedup")),
-        ("its time", _equal_time),
-        ("s a picture", lambda arm: f"{arm['speed']['seconds_median']:.2f}" if "speed" in arm else ""),
+        ("time over that of", _equal_time),
+        ("seconds per picture", lambda arm: f"{arm['speed']['seconds_median']:.2f}" if "speed" in arm else ""),
         ("peak memory", _memory),
         ("PSNR, dB (5%)", lambda arm: _decibels(arm["metrics"].get("psnr_db"))),
         ("SSIM", lambda arm: _number(arm, "ssim", "{:.3f}")),
@@ -51,12 +51,39 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         ("ΔCLIP score", _delta("clip_score", "{:+.3f}")),
         ("attributes right", _plain("attribute_accuracy", "{:.1%}")),
         ("Δ attributes", _delta("attribute_accuracy", "{:+.1%}")),
-        ("distance says", lambda arm: arm.get("verdict", "")),
+        ("quality", lambda arm: arm.get("verdict", "")),
     ]
     cells = [[make(arm) for _, make in columns] for arm in arms.values()]
     kept = [i for i in range(len(columns)) if any(row[i] for row in cells)]
     heading = ["arm", *(columns[i][0] for i in kept)]
     return heading, [[name, *(row[i] for i in kept)] for name, row in zip(arms, cells, strict=True)]
+
+
+def core_table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return heading and rows of the six columns that answer most questions.
+
+    Args:
+        results: Content of `results.json`.
+
+    Returns:
+        Heading, and one row of texts for each arm; a cell without a figure is empty.
+
+    Example:
+        >>> core_table({"arms": {"stock": {"steps": 20, "metrics": {"ssim": {"value": 1.0}}}}})[1]
+        [['stock', '20', '', '', '1.000', '']]
+    """
+    rows = [
+        [
+            name,
+            str(arm["steps"]),
+            _speedup(arm, "speedup"),
+            _decibels(arm["metrics"].get("psnr_db")),
+            _number(arm, "ssim", "{:.3f}"),
+            arm.get("verdict", ""),
+        ]
+        for name, arm in results["arms"].items()
+    ]
+    return ["arm", "steps", "faster", "PSNR, dB (worst 5%)", "SSIM", "quality"], rows
 
 
 def figures(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -115,7 +142,7 @@ def note(results: Mapping[str, Any]) -> str:
         environment, batch = timing["environment"], timing["batch"]
         timed = f"{timing['prompts']} prompts" if batch == 1 else f"{timing['prompts']} batches of {batch}"
         said.append(
-            f"Times: {timed}, each drawn twice by every arm in the order ABBA, speed-up over stock "
+            f"Times: {timed}, each generated twice by every arm in the order ABBA, speed-up over stock "
             f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
     said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")
@@ -185,6 +212,8 @@ def _speedup(arm: Arm, name: str) -> str:
     if "speed" not in arm:
         return ""
     gain = arm["speed"][name]
+    if gain["low"] == gain["high"]:  # of one value, or stock against itself
+        return f"{gain['median']:.2f}x"
     return f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]{_range_of(gain['n'])}"
 
 
@@ -226,6 +255,8 @@ def _delta(name: str, form: str) -> Callable[[Arm], str]:
         if entry is None:
             return ""
         value, low, high = (form.format(entry[key]) for key in ("value", "low", "high"))
+        if entry["n"] == 1:
+            return value
         return f"{value} [{low}, {high}]{_range_of(entry['n'])}"
 
     return make

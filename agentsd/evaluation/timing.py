@@ -30,7 +30,7 @@ DrawArm = Callable[[EvaluationArm, Sequence[int]], object]
 
 @dataclass(frozen=True)
 class TimingPlan:
-    """How long to time: `prompts` batches of `batch` pictures, each drawn twice by every arm in the order ABBA."""
+    """How long to time: `prompts` batches of `batch` pictures, each generated twice by every arm in the order ABBA."""
 
     prompts: int = 8
     batch: int = 1
@@ -40,7 +40,7 @@ class TimingPlan:
 def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: TimingPlan) -> dict[str, Any]:
     """Time every arm against the first, interleaved; entering and leaving an arm is not part of its time.
 
-    Every batch is drawn A B C, C B A, so that slow drift cancels within it; the ratio of a batch is the geometric
+    Every batch is generated A B C, C B A: slow drift cancels within it; the ratio of a batch is the geometric
     mean of its two, the speed-up the median over the batches. The UNet is timed in a pass of its own, because the
     synchronisation around its calls would slow a GPU.
 
@@ -118,14 +118,14 @@ def time_arms(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, plan: Tim
 def equal_time_steps(pipe: Any, arms: Sequence[EvaluationArm], draw: DrawArm, batch: int = 1) -> dict[str, int]:
     """Return for each arm how many steps stock makes in its time, from a warm-up and two ABBA batches.
 
-    Stock is timed at its own steps and at a third of them. The line through both, `a + b n`, tells what a call costs
-    without any step (text encoder, VAE), which fewer steps do not save.
+    Stock is timed at its own steps and at a third of them. The line through both, `a + b n`, separates the cost of
+    steps from the cost of a call without any (text encoder, VAE), which fewer steps do not save.
 
     Args:
         pipe: The pipeline.
         arms: The arms, stock first.
         draw: Draws pictures with the pipeline as it is.
-        batch: Pictures drawn at a time.
+        batch: Pictures generated at a time.
 
     Returns:
         Steps by name of the arms but for stock, from 1 to stock's own.
@@ -161,7 +161,7 @@ def steps_of_time(whole: tuple[int, float], fewer: tuple[int, float], seconds: f
     step = (whole[1] - fewer[1]) / (whole[0] - fewer[0])
     if step <= 0:
         logger.warning(
-            "%d steps took %.3f s and %d took %.3f s: the clock is too noisy to tell what a step costs; steps of equal "
+            "%d steps took %.3f s and %d took %.3f s: the clock is too noisy to measure a step; steps of equal "
             "time are taken in proportion to the time",
             *whole, *fewer,
         )  # fmt: skip
@@ -260,7 +260,7 @@ def _sdpa(device: torch.device) -> dict[str, list[str]]:
 
 
 def _attention(unet: Any) -> list[str]:
-    """Names of the classes that compute attention; empty where the UNet does not tell."""
+    """Names of the classes that compute attention; empty where the UNet does not state them."""
     return sorted({type(processor).__name__ for processor in getattr(unet, "attn_processors", {}).values()})
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def _schedule(settings: Settings) -> Schedule:
 
 
 def warm_up(pipe: Any, settings: Settings) -> None:
-    """Run both arms of a comparison a few steps at its shape, so that no first-call cost enters a time."""
+    """Run both arms of a comparison a few steps at its shape: no time may hold the cost of a first call."""
     schedule = _schedule(settings)
     short = dataclasses.replace(settings, steps=min(_WARMUP_STEPS, settings.steps or _WARMUP_STEPS))
     for _ in range(_WARMUP_RUNS):
@@ -90,35 +91,63 @@ def compare(pipe: Any, settings: Settings, on_run: Callable[[], object] | None =
     Raises:
         ValueError: If the settings hold no schedule.
     """
-    schedule = _schedule(settings)
-    drawn: dict[str, Image.Image] = {}
+    return compare_arms(pipe, settings, {settings.label: _schedule(settings)}, on_run)[settings.label]
+
+
+def compare_arms(
+    pipe: Any, settings: Settings, arms: Mapping[str, Schedule], on_run: Callable[[], object] | None = None
+) -> dict[str, Comparison]:
+    """Make a picture stock and by several schedules, in the order stock, A, B, B, A, stock.
+
+    Args:
+        pipe: The pipeline, not patched, warmed up.
+        settings: The picture.
+        arms: Schedules by label.
+        on_run: Called after each run, outside the times (a progress bar).
+
+    Returns:
+        One comparison with stock for each label.
+
+    Example:
+        >>> settings = Settings(prompt="a red circle", steps=2)
+        >>> arms = {name: agentsd.preset(name) for name in ("gentle", "fast")}
+        >>> list(compare_arms(pipe, settings, arms))
+        ['gentle', 'fast']
+    """
+    drawn: dict[str | None, Image.Image] = {}
+    names: dict[str, str | None] = {"stock": None} | {f"agentsd {label}": label for label in arms}
 
     def draw(name: str) -> None:
-        drawn[name] = generate(pipe, [settings])[0]
+        drawn[names[name]] = generate(pipe, [settings])[0]
 
     @contextmanager
-    def arm(patched: bool) -> Iterator[None]:
-        with apply(pipe, schedule, seed=settings.agents_seed) if patched else nullcontext():
+    def arm(label: str | None) -> Iterator[None]:
+        with nullcontext() if label is None else apply(pipe, arms[label], seed=settings.agents_seed):
             yield
         if on_run is not None:
             on_run()
 
     seconds = interleave(
         draw,
-        {"stock": lambda: arm(False), "agentsd": lambda: arm(True)},
+        {name: partial(arm, label) for name, label in names.items()},
         rounds=2,
         warmup=0,
         device=torch.device(pipe.device),
     )
-    stock, agents = _to_tensor(drawn["stock"]), _to_tensor(drawn["agentsd"])
-    return Comparison(
-        stock=drawn["stock"],
-        agents=drawn["agentsd"],
-        stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
-        agents_seconds=(seconds["agentsd"][0], seconds["agentsd"][1]),
-        psnr_db=float(psnr(agents, stock)),
-        ssim=float(ssim(agents, stock)),
-    )
+    stock = _to_tensor(drawn[None])
+    found = {}
+    for name, label in names.items():
+        if label is not None:
+            own = _to_tensor(drawn[label])
+            found[label] = Comparison(
+                stock=drawn[None],
+                agents=drawn[label],
+                stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
+                agents_seconds=(seconds[name][0], seconds[name][1]),
+                psnr_db=float(psnr(own, stock)),
+                ssim=float(ssim(own, stock)),
+            )
+    return found
 
 
 def speed_in_words(ratio: float) -> str:
@@ -152,23 +181,38 @@ def side_by_side(comparison: Comparison, label: str, about: str = "") -> Image.I
         label: Name of the patched arm.
         about: A last line: model, size, steps, prompt.
     """
-    numbers = comparison.to_dict()
-    titles = (
-        f"stock: {statistics.fmean(comparison.stock_seconds):.2f} s",
-        f"agentsd {label}: {statistics.fmean(comparison.agents_seconds):.2f} s",
-    )
-    likeness = likeness_in_words(numbers["psnr_db"], comparison.ssim)
-    footer = [f"{speed_in_words(comparison.speed_ratio)}, {likeness}", *([about] if about else [])]
-    width, height = comparison.stock.size
-    panel, strip, margin = max(width, 320), 28, 8
-    canvas = Image.new("RGB", (2 * panel + 3 * margin, height + (1 + len(footer)) * strip), "white")
+    return strip({label: comparison}, about)
+
+
+def strip(comparisons: Mapping[str, Comparison], about: str = "") -> Image.Image:
+    """Return one picture: stock and every arm in a row, with times above and the results below.
+
+    Args:
+        comparisons: What to show, by the label of the arm.
+        about: A last line: model, size, steps, prompt.
+
+    Raises:
+        ValueError: If there is no comparison.
+    """
+    if not comparisons:
+        raise ValueError("comparisons is empty; give one or more.")
+    first = next(iter(comparisons.values()))
+    panels = [(f"stock: {statistics.fmean(first.stock_seconds):.2f} s", first.stock, "")]
+    for label, one in comparisons.items():
+        likeness = likeness_in_words(one.psnr_db if math.isfinite(one.psnr_db) else None, one.ssim)
+        result = f"{speed_in_words(one.speed_ratio)}, {likeness}"
+        panels.append((f"agentsd {label}: {statistics.fmean(one.agents_seconds):.2f} s", one.agents, result))
+    width, height = first.stock.size
+    panel, line, margin = max(width, 320), 28, 8
+    whole = len(panels) * (panel + margin) + margin
+    canvas = Image.new("RGB", (whole, height + (3 if about else 2) * line), "white")
     draw = ImageDraw.Draw(canvas)
-    for i, (title, picture) in enumerate(zip(titles, (comparison.stock, comparison.agents), strict=True)):
+    for i, (title, picture, result) in enumerate(panels):
         left = margin + i * (panel + margin)
-        _write(draw, (left + panel // 2, strip // 2), title, panel)
-        canvas.paste(picture, (left + (panel - width) // 2, strip))
-    for i, line in enumerate(footer):
-        _write(draw, (canvas.width // 2, height + (i + 1) * strip + strip // 2), line, 2 * panel + margin)
+        _write(draw, (left + panel // 2, line // 2), title, panel)
+        canvas.paste(picture, (left + (panel - width) // 2, line))
+        _write(draw, (left + panel // 2, height + line + line // 2), result, panel)
+    _write(draw, (whole // 2, height + 2 * line + line // 2), about, whole - 2 * margin)
     return canvas
 
 

@@ -78,7 +78,7 @@ def plan_files(output: Path, pictures: Sequence[Settings], kind: Kind, *, force:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of a file and try to write beside it, so that work is not done for nothing.
+    """Make the folder of a file and test that it can be written, before work begins.
 
     Raises:
         ValueError: If the folder cannot be made or the file cannot be written.

@@ -16,7 +16,7 @@ from agentsd.system.numbers import is_whole
 def generate(pipe: Any, pictures: Sequence[Settings]) -> list[Image.Image]:
     """Make one batch of pictures with the pipeline as it is (patched or not).
 
-    Each picture has its own generator, so that it does not depend on the others in its batch (up to rounding).
+    Each picture has its own generator: it does not depend on the others in its batch (up to rounding).
 
     Args:
         pipe: The pipeline.
@@ -30,7 +30,7 @@ def generate(pipe: Any, pictures: Sequence[Settings]) -> list[Image.Image]:
 
 
 def resolve(pipe: Any, settings: Settings, picture: Image.Image) -> Settings:
-    """Return the settings with every choice spelt out that was left to the pipeline, so that they hold for good."""
+    """Return the settings with every choice written out that was left to the pipeline."""
     defaults = inspect.signature(type(pipe).__call__).parameters
 
     def spelt(value: Any, name: str) -> Any:

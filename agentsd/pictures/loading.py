@@ -126,7 +126,7 @@ def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def set_scheduler(pipe: Any, name: str) -> None:
-    """Put one of `SCHEDULERS` in the place of a pipeline's scheduler, with the model's own settings.
+    """Replace a pipeline's scheduler by one of `SCHEDULERS`, with the model's own settings.
 
     Example:
         >>> set_scheduler(pipe, "euler")

@@ -100,7 +100,7 @@ class Recording:
 
     @torch.no_grad()
     def merge_picture(self, picture: Tensor, sample: int = -1) -> Tensor:
-        """Return a picture whose tokens are merged as the layer's tokens were: what the layer can tell apart.
+        """Return a picture whose tokens are merged as the layer's tokens were: the detail that the layer sees.
 
         Args:
             picture: The picture, [3, H, W], in [0, 1].

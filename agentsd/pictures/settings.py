@@ -50,12 +50,12 @@ class Settings:
         guidance_scale: Weight of classifier-free guidance.
         height: Picture height in pixels, a multiple of 8.
         width: Picture width in pixels, a multiple of 8.
-        seed: Seed of the picture's noise, drawn on the CPU whatever the device.
+        seed: Seed of the picture's noise; it is generated on the CPU for every device.
         scheduler: One of `SCHEDULERS`.
         dtype: One of `DTYPES`.
         schedule: Agent attention; `None` is the stock pipeline.
         label: What to call the schedule in captions.
-        agents_seed: Seed of the random merge destinations and sampled agents.
+        agents_seed: Seed of random merge destinations and sampled keys.
 
     Raises:
         ValueError: If a field is out of range.
@@ -131,14 +131,14 @@ class Settings:
 
 
 def labelled_schedule(
-    preset: str = "balanced", *, ratio: float | None = None, reuse: int | None = None, depth: int | None = None
+    preset: str = "balanced", *, ratio: float | None = None, every: int | None = None, depth: int | None = None
 ) -> tuple[Schedule, str]:
     """Return a preset with the changes given, and its label for captions.
 
     Args:
         preset: Name of the preset.
         ratio: Share of tokens merged; for presets that merge.
-        reuse: Full steps every so many steps.
+        every: A full step every so many steps.
         depth: Layers that run at a skipped step, see `agentsd.Skipping`.
 
     Raises:
@@ -148,7 +148,7 @@ def labelled_schedule(
         >>> labelled_schedule("paper", ratio=0.2)[1]
         'paper, ratio 0.2'
     """
-    return changed_schedule(preset_named(preset), preset, ratio=ratio, reuse=reuse, depth=depth)
+    return changed_schedule(preset_named(preset), preset, ratio=ratio, every=every, depth=depth)
 
 
 def changed_schedule(
@@ -156,7 +156,7 @@ def changed_schedule(
     label: str,
     *,
     ratio: float | None = None,
-    reuse: int | None = None,
+    every: int | None = None,
     depth: int | None = None,
 ) -> tuple[Schedule, str]:
     """Return a recorded schedule and its label with the changes given, as in `labelled_schedule`.
@@ -165,22 +165,22 @@ def changed_schedule(
         ValueError: If a value is out of range or does not fit the schedule.
 
     Example:
-        >>> recorded = labelled_schedule("paper", ratio=0.2, reuse=2)
+        >>> recorded = labelled_schedule("paper", ratio=0.2, every=2)
         >>> changed_schedule(*recorded, ratio=0.3)[1]
-        'paper, reuse 2, ratio 0.3'
+        'paper, every 2, ratio 0.3'
     """
     if ratio is not None:
         schedule = with_ratio(schedule, ratio, f"the schedule {label!r}")
-    if reuse is not None:
-        schedule = schedule.with_reuse(reuse)
+    if every is not None:
+        schedule = schedule.with_skipping(every)
     if depth is not None:
         schedule = dataclasses.replace(schedule, skipping=dataclasses.replace(schedule.skipping, depth=depth))
-    return schedule, _changed_label(label, ratio, reuse, depth)
+    return schedule, _changed_label(label, ratio, every, depth)
 
 
-def _changed_label(label: str, ratio: float | None, reuse: int | None, depth: int | None) -> str:
+def _changed_label(label: str, ratio: float | None, every: int | None, depth: int | None) -> str:
     parts = label.split(", ")
-    for name, value in (("ratio", ratio), ("reuse", reuse), ("depth", depth)):
+    for name, value in (("ratio", ratio), ("every", every), ("depth", depth)):
         if value is not None:
             parts = [part for part in parts if not part.startswith(f"{name} ")] + [f"{name} {value:g}"]
     return ", ".join(parts)

@@ -1,6 +1,6 @@
 """Looking inside: the agents on the picture, what each attends to, which tokens merge, and what attention costs.
 
-Drawing needs matplotlib (`pip install agentsd[notebooks]`), imported when something is drawn.
+Drawing needs matplotlib (`pip install agentsd[notebooks]`), imported at the first plot.
 """
 
 from collections.abc import Mapping, Sequence

@@ -109,7 +109,7 @@ class Measurements:
 
     def _get_all(self, name: str, number: int, measure: Callable[[], tuple[float, ...]]) -> list[float]:
         if name in self.found and not _are_times(self.found[name], number):
-            self._warn(f"{name} holds {self.found.pop(name)!r} in the place of {number} times")
+            self._warn(f"{name} holds {self.found.pop(name)!r} instead of {number} times")
         if name in self.found:
             return list(self.found[name])
         if name not in self.seconds:
@@ -135,7 +135,7 @@ class Measurements:
         """Return what the file holds by now: another process may have added to it."""
         try:
             return _read(self.path) if self.path is not None else {}
-        except (OSError, ValueError):  # told when it was read first; it is replaced now
+        except (OSError, ValueError):  # a warning said so when it was read; it is replaced now
             return {}
 
 

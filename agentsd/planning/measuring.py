@@ -26,8 +26,8 @@ from agentsd.unet.denoisers import denoiser_in
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.noise import noise_source
 from agentsd.unet.processor import SITE, attend, level_plan
-from agentsd.unet.reuse import fit_skipping, other_cache
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
+from agentsd.unet.skipping import fit_skipping, other_cache
 from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ def plan(
     for name, made in zip(BY_SPEED, plans, strict=True):
         if reached[name] >= target_speedup:
             return made
-    told = ", ".join(f"{name} {speed:.2f}x" for name, speed in reached.items())
+    possible = ", ".join(f"{name} {speed:.2f}x" for name, speed in reached.items())
     raise ValueError(
-        f"target_speedup={target_speedup!r} is not reached here: {told} are predicted for {steps} steps. Lower it."
+        f"target_speedup={target_speedup!r} is not reached here: {possible} are predicted for {steps} steps. Lower it."
     )
 
 
@@ -123,12 +123,12 @@ def _check_target(target: Any, unet: Any) -> None:
         raise ValueError(f"{cache} is enabled on the target, so stock cannot be timed; switch it off first.")
     if is_offloaded(unet):
         raise ValueError(
-            "target is offloaded: its weights are not where it runs, so that layers cannot be timed one by one; "
+            "target is offloaded: its weights are not on the device, and its layers cannot be timed one by one; "
             "call agentsd.plan before offloading is enabled, and agentsd.apply with the plan after."
         )
     if is_compiled(target if isinstance(target, nn.Module) else denoiser_in(target)):
         raise ValueError(
-            "target is compiled, which joins layers to what surrounds them, so that they cannot be timed one by one; "
+            "target is compiled, which joins layers with what surrounds them, and they cannot be timed one by one; "
             "call agentsd.plan before it is compiled (its times are those without the compiler), or apply a preset."
         )
 
@@ -248,7 +248,7 @@ def _layer_seconds(site: "Candidate", grid: tuple[int, int], batch: int, setting
 
 
 def _is_outer(unet: Any, name: str, depth: int) -> bool:
-    """Return whether the layer of that name runs at a step that reuses features."""
+    """Return whether the layer of that name runs at a skipped step."""
     parts = name.split(".")
     if parts[0] == "mid_block":
         return False

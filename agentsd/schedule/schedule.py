@@ -212,7 +212,7 @@ class Schedule:
             (Phase(until=1.0),)
         """
         skipping = Skipping(tolerance=tolerance, max_skipped=self.skipping.max_skipped)
-        return replace(replace(self.with_reuse(1), skipping=Skipping()), skipping=skipping)
+        return replace(replace(self.with_skipping(1), skipping=Skipping()), skipping=skipping)
 
     def with_attention(self, attention: Attention | None) -> "Schedule":
         """Return the schedule with one setting of self-attention for all phases.
@@ -224,7 +224,7 @@ class Schedule:
         """
         return replace(self, phases=tuple(replace(phase, attention=attention) for phase in self.phases))
 
-    def with_reuse(self, every: int) -> "Schedule":
+    def with_skipping(self, every: int) -> "Schedule":
         """Return the schedule with a full step every `every` steps in all phases; 1 skips none.
 
         Phases that then have the same settings become one.
@@ -233,7 +233,7 @@ class Schedule:
             ValueError: If `every` is not a positive integer.
 
         Example:
-            >>> Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2))).with_reuse(3).phases
+            >>> Schedule((Phase(0.5, None, 4), Phase(1.0, None, 2))).with_skipping(3).phases
             (Phase(until=1.0, every=3),)
         """
         phases: list[Phase] = []

@@ -52,7 +52,7 @@ def dtype_name(name: str = "auto", device: torch.device | str = "cpu") -> str:
 
 
 def slow_dtype_warning(dtype: torch.dtype, device: torch.device | str) -> str | None:
-    """Return what to tell a user who asked for a dtype that the device emulates; `None` if it does not.
+    """Return the warning for a dtype that the device emulates; `None` if it does not.
 
     Example:
         >>> slow_dtype_warning(torch.float32, "cpu") is None

@@ -23,7 +23,7 @@ def interleave(
     warmup: int = 1,
     device: torch.device | str = "cpu",
 ) -> dict[str, list[float]]:
-    """Time `run(name)` under every arm, in order A B C, C B A, A B C, ... so that slow drift cancels (ABBA).
+    """Time `run(name)` under every arm, in the order A B C, C B A, A B C, ...: slow drift cancels (ABBA).
 
     Args:
         run: What is timed, given the name of the arm.
@@ -67,7 +67,7 @@ def peak_memory(run: Callable[[], object], *, device: torch.device | str = "cpu"
         device: Where it runs.
 
     Returns:
-        Bytes, or `None` where the system cannot tell.
+        Bytes, or `None` where the system does not say.
     """
     gc.collect()
     if torch.device(device).type == "cuda":

@@ -1,4 +1,4 @@
-"""Skipping under a tolerance: the policy that asks a controller, and how its errors are guided."""
+"""Skipping under a tolerance: the policy that asks a controller, and guidance applied to its errors."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -101,8 +101,8 @@ def guidance_of(
 ) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
-    With `u` and `c` the unconditional and conditional halves and the guidance scale `g`: `u + g (c - u)`. Where a call
-    holds other samples than two halves, `g` times each is the bound that is used.
+    `u + g (c - u)`, with the unconditional half `u`, the conditional half `c` and the guidance scale `g`. A call
+    without such halves uses the bound `g` times each sample.
 
     Args:
         pipes: Pipelines that may be making the call.

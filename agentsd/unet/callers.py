@@ -1,7 +1,7 @@
-"""Who calls the denoiser: the scheduler of a pipeline that was never given to `apply`, and its `eta`.
+"""Who calls the denoiser: the scheduler of a pipeline that `apply` does not know, and its `eta`.
 
-A timestep is a view of its scheduler's timesteps, but nothing leads from the tensor to the scheduler. The running
-functions do: one of them iterates over these timesteps. They are looked through once a run.
+A timestep is a view of its scheduler's timesteps, but the tensor does not name the scheduler. One of the running
+functions iterates over these timesteps and holds it. These functions are searched once a run.
 """
 
 import inspect
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from agentsd.unet.steps import shares_memory
 
-_DEEPEST = 60  # functions that are looked through
+_DEEPEST = 60  # functions that are searched
 _OURS = str(Path(__file__).parent.parent)
 _TORCH = str(Path(torch.__file__).parent)
 
 
 def calling_scheduler(timestep: Tensor) -> Any:
-    """Return the scheduler whose timesteps a timestep is a view of, found in the functions that are running.
+    """Return the scheduler that owns the memory of a timestep, found in the functions that are running.
 
     Example:
         >>> pipe.scheduler.set_timesteps(4)
@@ -119,7 +119,7 @@ def steps_left_out(scheduler: Any) -> int:
 
 
 def _frames() -> Iterator[dict[str, Any]]:
-    """Yield the local variables of the running functions, from the inmost outwards."""
+    """Yield the local variables of the running functions, from the innermost outwards."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEEPEST):
         if frame is None:

@@ -1,4 +1,4 @@
-"""What chance decides at a step: cell patterns and sampled tokens, from the seed alone."""
+"""The random choices of a step: cell patterns and sampled tokens. They follow from the seed alone."""
 
 import hashlib
 import threading
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agentsd.attention.sampling import draw_tokens
+from agentsd.attention.sampling import choose_tokens
 from agentsd.attention.tokens import CellPattern, cell_pattern
 from agentsd.unet.transforms import outside_transforms
 
-_LEAST = 256  # choices that are kept; a longer run makes room for its own
+_LEAST = 256  # choices that are kept; a longer run keeps more
 _MOST = 8192
 
 
@@ -27,17 +27,17 @@ class Choices:
         self._room = _LEAST
 
     def make_room(self, steps: int, levels: int) -> None:
-        """Make room for all choices of a run, so that the next run finds them."""
+        """Make room for all choices of a run; the next run finds them again."""
         self._room = max(self._room, min(steps * levels, _MOST))
 
     def clear(self) -> None:
-        """Forget all choices; equal ones are made when they are asked for again."""
+        """Forget all choices. The same call computes an equal one again."""
         with self._lock:
             self._cache.clear()
             self._room = _LEAST
 
     def pattern(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> CellPattern:
-        """Return the cell pattern of a step; without an index nothing is left to chance."""
+        """Return the cell pattern of a step; without an index it is not random."""
 
         def make() -> CellPattern:
             generator = None if index is None else self._generator(index, height, width, stride)
@@ -46,21 +46,21 @@ class Choices:
         made: CellPattern = self._cached(("pattern", index, height, width, stride, device), make)
         return made
 
-    def drawn(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> Tensor:
-        """Return the tokens that a step samples, likewise."""
+    def sampled(self, index: int | None, height: int, width: int, stride: int, device: torch.device) -> Tensor:
+        """Return the tokens that a step samples; without an index they are not random."""
 
         def make() -> Tensor:
-            # Steps in a row draw each token of a cell in turn, then in another order: layers that run at every fourth
-            # step alone (reuse) must not meet the same one each time.
+            # Successive steps sample each token of a cell in turn, then in another order. Layers that run at every
+            # fourth step alone would otherwise see one token of each cell only.
             row, place = divmod(index or 0, stride**2)
             generator = None if index is None else self._generator("sample", row, height, width, stride)
-            return draw_tokens(height, width, stride, place, generator).to(device)
+            return choose_tokens(height, width, stride, place, generator).to(device)
 
-        made: Tensor = self._cached(("drawn", index, height, width, stride, device), make)
+        made: Tensor = self._cached(("sampled", index, height, width, stride, device), make)
         return made
 
     def _generator(self, *words: object) -> torch.Generator:
-        """Return a generator that depends on what is drawn, not on what ran before: equal calls give equal images."""
+        """Return a generator seeded by what it is for, not by what ran before: equal calls give equal images."""
         text = " ".join(str(word) for word in (self.seed, *words))
         digest = hashlib.blake2b(text.encode(), digest_size=7).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest))

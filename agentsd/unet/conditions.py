@@ -1,4 +1,4 @@
-"""What decides a prediction beside the sample and its timestep, and whether it changed within a run."""
+"""The conditions of a prediction (all but sample and timestep), and whether they changed within a run."""
 
 from collections.abc import Mapping
 from typing import Any

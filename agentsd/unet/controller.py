@@ -1,4 +1,4 @@
-"""Which steps can be skipped within a tolerance, decided from what full steps show.
+"""Which steps can be skipped within a tolerance, decided from the errors seen at full steps.
 
 At each full step the controller compares the denoiser's prediction with what its forecast would have been. That is the
 error `e` of the forecast at the distance that was just covered. An error of the predicted noise moves the final latent
@@ -25,7 +25,7 @@ from agentsd.unet.noise_levels import NoiseLevels
 
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
 _COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets the promise
-_FADE = 0.7  # share of the straight line that a forecast follows
+_FADE = 0.7  # share of the last change that a forecast extrapolates
 _EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 15.0  # noise level above which `alpha` does not fall further
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
@@ -37,7 +37,7 @@ FEWEST_CALLS = 10  # shorter runs have no steps to spare
 
 @dataclass
 class _Seen:
-    """A full step: the noise that was predicted, or the picture if the solver adds noise, and its place in time."""
+    """A full step and its time: the predicted noise, or the denoised picture if the solver adds noise."""
 
     value: Tensor
     time: float
@@ -45,7 +45,7 @@ class _Seen:
 
 
 class Controller:
-    """Decides between full and skipped steps of one run, and forecasts what skipped steps need.
+    """Decides between full and skipped steps of one run, and forecasts the predictions of skipped steps.
 
     Args:
         levels: Noise levels of the run.

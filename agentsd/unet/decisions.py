@@ -12,7 +12,7 @@ from agentsd.unet.steps import Position
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy wants of a step, and why."""
+    """Whether a step should be full, and why."""
 
     full: bool
     why: str
@@ -51,9 +51,9 @@ class Step:
 
 
 class Policy(Protocol):
-    """Decides for one run, and for one of its calls per step. Nothing here may wait for the device at skipped steps."""
+    """Decides for one call of each step of a run. At skipped steps it may not wait for the device."""
 
-    keeps: bool  # whether it holds what it needs of full steps itself, and no feature has to be cached for it
+    keeps: bool  # whether it holds the predictions that it needs itself; else the run caches a feature for it
 
     @property
     def nbytes(self) -> int:
@@ -66,7 +66,7 @@ class Policy(Protocol):
         """Return the feature that a skipped step starts from; `step.cached` is not `None`."""
 
     def observe(self, step: Step, feature: Tensor) -> None:
-        """See the feature that a full step left."""
+        """Take in the feature of a full step."""
 
 
 class FixedSteps:
@@ -97,4 +97,4 @@ class FixedSteps:
         return step.cached.at(step.position, self.schedule)
 
     def observe(self, step: Step, feature: Tensor) -> None:
-        """Nothing: the schedule is fixed."""
+        """Do nothing: the schedule is fixed."""

@@ -24,14 +24,14 @@ def skipped_depth(runtime: "Runtime", denoiser: nn.Module, timestep: object) -> 
         return 0
     runtime.noise_problem = problem
     runtime.warn_once(
-        f"agentsd does not reuse the UNet's prediction: {problem}. Its last layer runs on an earlier feature "
-        "instead, as Skipping(depth=1) says without this warning."
+        f"agentsd runs the last layer at skipped steps: {problem}. "
+        "Skipping(depth=1) does the same without this warning."
     )
     return depth
 
 
 def fresh_noise(runtime: "Runtime", timestep: object) -> str | None:
-    """Return why the steps of the run must be taken to add noise that an earlier prediction does not know."""
+    """Return why the steps of the run add fresh noise, or may add it; `None` if they do not."""
     run: Run | None = runtime.local.run
     scheduler = runtime.progress().scheduler()
     if run is None or scheduler is None or not isinstance(timestep, Tensor):

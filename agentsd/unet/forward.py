@@ -1,4 +1,4 @@
-"""The forward that a patched denoiser runs: from a cached feature if the step has one, else the whole denoiser."""
+"""The forward of a patched denoiser: from a cached feature at skipped steps, the whole denoiser at full steps."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for the denoiser's forward: start from the step's feature if it has one, else run the original.
+    """Replace the denoiser's forward: start from the step's feature if it has one, else run the original.
 
-    Installed as `functools.partial(scheduled_forward, unet, original)`, which copies and pickles with the UNet; a
-    closure would keep calling the UNet it was made for. `original` is `None` for the class's own forward.
+    Installed as `functools.partial(scheduled_forward, unet, original)`. A partial copies and pickles with the UNet; a
+    closure would keep calling the first UNet. `original` is `None` for the class's own forward.
     """
     runtime: Runtime | None = denoiser.__dict__.get(SITE)
     if runtime is None:

@@ -1,4 +1,4 @@
-"""Leaving out the unconditional half of a UNet call: then guidance adds nothing, and the step costs half.
+"""Leaving out the unconditional half of a UNet call: the step computes no guidance and costs half.
 
 Idea: Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
 Diffusion Models", NeurIPS 2024 (https://arxiv.org/abs/2404.07724).
@@ -39,7 +39,7 @@ _PER_SAMPLE = (
 def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> str | None:
     """Return why the unconditional half of a call cannot be left out; an empty text if the run has no guidance.
 
-    A pipeline tells how it was called last: whether this call is its own has to be seen by `is_twice`.
+    A pipeline says how it was called last. Only `is_twice` shows whether this call is one of its own.
 
     Args:
         denoiser: What is called.
@@ -51,21 +51,21 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
 
     Example:
         >>> guidance_obstacle(unet, [], 2)
-        'no pipeline is known that says whether it guides (a copied one is not): call agentsd.apply on it'
+        'no pipeline is known that says whether it guides: call agentsd.apply on the pipeline'
     """
     from diffusers import UNet2DConditionModel
 
     if not isinstance(denoiser, UNet2DConditionModel):
         return f"the samples of {type(denoiser).__name__} are not laid out as those of UNet2DConditionModel"
     states = {type(pipe).__name__: getattr(pipe, "do_classifier_free_guidance", None) for pipe in pipes}
-    told = {bool(state) for state in states.values() if state is not None}
-    if states and not told:
+    known = {bool(state) for state in states.values() if state is not None}
+    if states and not known:
         return f"{', '.join(states)} does not say whether it guides with a doubled batch"
-    if not told:
-        return "no pipeline is known that says whether it guides (a copied one is not): call agentsd.apply on it"
-    if told == {False}:
+    if not known:
+        return "no pipeline is known that says whether it guides: call agentsd.apply on the pipeline"
+    if known == {False}:
         return ""
-    if len(told) > 1 or None in states.values():
+    if len(known) > 1 or None in states.values():
         return f"pipelines on this UNet ({', '.join(states)}) differ in whether they guide"
     for pipe in pipes:
         if hasattr(pipe, "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
@@ -83,9 +83,10 @@ def runs_guided(runtime: "Runtime", denoiser: nn.Module, position: Position, arg
     batch = sample.shape[0]
     scheduler = runtime.progress().scheduler()
     pipes = [pipe for pipe in list(runtime.pipes) if scheduler is not None and pipe.scheduler is scheduler]
-    problem = BYPASSED if runtime.bypassed else guidance_obstacle(denoiser, pipes, batch)
+    run = runtime.local.run
+    foreign = None if run is None else run.foreign_code()
+    problem = BYPASSED if runtime.bypassed else foreign or guidance_obstacle(denoiser, pipes, batch)
     if problem is None:
-        run = runtime.local.run
         twice = {} if run is None else run.twice
         if batch not in twice:  # once in a run: comparing waits for the device
             twice[batch] = is_twice(sample)
@@ -93,12 +94,12 @@ def runs_guided(runtime: "Runtime", denoiser: nn.Module, position: Position, arg
             problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
     if problem:
         runtime.guidance_problem = problem
-        runtime.warn_once(f"agentsd cannot leave out guidance: {problem}; it is computed at every step instead.")
+        runtime.warn_once(f"agentsd does not leave out guidance: {problem}. It is computed at every step instead.")
     return problem is not None
 
 
 def is_twice(sample: Tensor) -> bool:
-    """Return whether the second half of the samples repeats the first, as guidance has it; waits for the device.
+    """Return whether the second half of the samples repeats the first, as guidance does; waits for the device.
 
     Example:
         >>> is_twice(torch.tensor([1.0, 2.0, 1.0, 2.0])), is_twice(torch.tensor([1.0, 2.0]))
@@ -109,13 +110,13 @@ def is_twice(sample: Tensor) -> bool:
 
 
 def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a UNet call for the second half of its samples, which diffusers makes conditional.
+    """Return the arguments of a UNet call for the second half of its samples; in diffusers it is the conditional half.
 
     Args:
         arguments: Arguments of the UNet's forward by name, with `sample` [2 B, C, h, w].
 
     Returns:
-        The same with every tensor that is per sample and has 2 B of them cut to the last B, also in lists and dicts.
+        The same arguments; tensors with an entry for each of the 2 B samples keep the last B, also in lists and dicts.
 
     Example:
         >>> half = conditional_half({"sample": torch.zeros(4, 4, 8, 8), "timestep": torch.tensor(9)})
@@ -127,7 +128,7 @@ def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_both_halves(output: Any) -> Any:
-    """Return a UNet's output with its samples twice, as if the unconditional half had been predicted alike.
+    """Return a UNet's output with its samples twice: the unconditional half equals the conditional one.
 
     Example:
         >>> for_both_halves((torch.zeros(1, 4, 8, 8),))[0].shape
@@ -141,7 +142,7 @@ def for_both_halves(output: Any) -> Any:
 def is_per_sample(path: str) -> bool:
     """Return whether an argument of the UNet's forward has an entry for each sample; `path` joins names by dots.
 
-    Of `cross_attention_kwargs` only GLIGEN's objects have one: masks of IP-Adapters have one for each picture given.
+    In `cross_attention_kwargs` only GLIGEN's objects have one. Masks of IP-Adapters have one for each given picture.
 
     Example:
         >>> is_per_sample("encoder_hidden_states"), is_per_sample("cross_attention_kwargs.ip_adapter_masks")

@@ -1,4 +1,4 @@
-"""The hooks of a patched denoiser: before and after its calls, at its transformer blocks, at the cached feature."""
+"""The hooks of a patched denoiser: around its calls, at its transformer blocks, and at the cached feature."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from agentsd.unet.slot import StepSlot
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
-KEEPER = "_agentsd_slot"  # on the module that sees the deep feature
+KEEPER = "_agentsd_slot"  # on the module whose input or output is the deep feature
 
 _NO_EXPORT = (
     "This denoiser is patched by agentsd. Its steps differ, and one trace or export cannot hold them all. "
@@ -30,7 +30,7 @@ def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Leave the block's input for its self-attention to rank by: the published ranking is before norm1."""
+    """Leave the block's input: the published ranking compares tokens before norm1."""
     site: Site | None = block.attn1.__dict__.get(SITE)
     if site is not None:
         if block.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -41,7 +41,7 @@ def on_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-    """Leave the deep feature of a full step: the input of the last up block, or the output of one of its layers."""
+    """Leave the deep feature of a full step: the input of the last up block or the output of one of its layers."""
     slot: StepSlot | None = module.__dict__.get(KEEPER)
     if slot is not None and slot.read().keep and slot.read().depth:
         if output is None:
@@ -74,7 +74,9 @@ def on_denoiser_call(
             runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
     fresh: dict[str, Any] = {}
     for controlnet in list(runtime.controls):
-        control: Control = controlnet.__dict__[CONTROL]
+        control: Control | None = controlnet.__dict__.get(CONTROL)
+        if control is None or control.denoiser() is not denoiser:  # taken over by a later patch
+            continue
         if runtime.slot.read().feature is None:
             fresh.update(control.at_full_step(kwargs))
         else:
@@ -84,7 +86,7 @@ def on_denoiser_call(
 
 @_outside_graphs
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Keep what the steps to come will reuse; called after an exception too."""
+    """Keep the feature for later skipped steps. Torch calls this after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
     runtime.end(output)
 

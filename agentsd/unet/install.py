@@ -1,4 +1,4 @@
-"""Putting hooks, processors and forward on a denoiser, and taking them off again without a trace."""
+"""Install hooks, processors and a forward on a denoiser, and remove them without a trace."""
 
 import functools
 from collections import Counter
@@ -25,14 +25,28 @@ _DEFAULTS = "set_default_attn_processor"
 
 
 def denoiser_of(target: Any) -> nn.Module:
-    """Return the module to patch: the pipeline's denoiser, or the module itself, out of its compiled wrapper."""
+    """Return the module to patch: the pipeline's denoiser, or the module itself, without what it is wrapped in."""
     module = target if isinstance(target, nn.Module) else denoiser_in(target)
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"target={type(target).__name__} must be a diffusers pipeline with a UNet or transformer, or a denoiser."
         )
-    compiled: nn.Module = getattr(module, "_orig_mod", module)
-    return compiled
+    return _unwrap(getattr(module, "_orig_mod", module))
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    """Return the denoiser inside a module of other code; the module itself if it is one, or holds none."""
+    if _has_blocks(module) or hasattr(module, "nets"):  # several ControlNets: `_nothing_found` has its own words
+        return module
+    inside = {name: part for name, part in module.named_modules() if _has_blocks(part)}
+    if len(inside) > 1:
+        names = ", ".join(inside)
+        raise ValueError(f"target={type(module).__name__} holds several denoisers ({names}); give the one to patch.")
+    return next(iter(inside.values()), module)
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "down_blocks", None), nn.ModuleList) and hasattr(module, "mid_block")
 
 
 def find(denoiser: nn.Module, schedule: Schedule) -> "tuple[list[Candidate], list[Skipped]]":
@@ -50,11 +64,11 @@ def find(denoiser: nn.Module, schedule: Schedule) -> "tuple[list[Candidate], lis
 
 
 def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]") -> Runtime:
-    """Put everything on a denoiser; if that fails half-way, take it off again."""
+    """Install everything on a denoiser; if one part fails, remove all of it."""
     from agentsd.unet import hooks  # it loads torch's compiler, which takes seconds
 
     schedule = runtime.schedule
-    setattr(denoiser, SITE, runtime)  # first: undoing a half-made patch needs it
+    setattr(denoiser, SITE, runtime)  # first: removing a half-installed patch needs it
     try:
         for layer, site in zip(candidates, runtime.sites, strict=True):
             setattr(layer.attn, SITE, site)
@@ -64,7 +78,7 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
         denoiser.register_forward_hook(hooks.after_denoiser_call, always_call=True)
         if hasattr(denoiser, _DEFAULTS):
             setattr(denoiser, _DEFAULTS, functools.partial(_set_default_processors, denoiser))
-        # With depth 0 too, should the scheduler turn out to draw fresh noise.
+        # With depth 0 too: the scheduler may turn out to add fresh noise.
         fixed = schedule.skips_steps and schedule.skipping.tolerance is None
         depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
         if depth:
@@ -72,11 +86,11 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
             setattr(module, hooks.KEEPER, runtime.slot)
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(hooks.on_deep_feature, with_kwargs=True)
-        if schedule.skips_steps or schedule.skips_guidance:
-            # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
-            # hook off: with enable_model_cpu_offload after every call of the pipeline.
-            name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
-            setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
+        # Also where the schedule skips nothing: our forward ends a call that KeyboardInterrupt leaves.
+        # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
+        # hook off: with enable_model_cpu_offload after every call of the pipeline.
+        name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
+        setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
     except BaseException:
         uninstall(denoiser)
         raise
@@ -84,7 +98,7 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
 
 
 def _set_default_processors(denoiser: Any) -> None:
-    """Stand for the denoiser's method, which refuses processors that diffusers does not know."""
+    """Replace the denoiser's method, which refuses processors that diffusers does not know."""
     for module in denoiser.modules():
         site = module.__dict__.get(SITE)
         if isinstance(site, Site) and isinstance(module.processor, AgentAttnProcessor):
@@ -96,7 +110,7 @@ def check_plan(denoiser: Any, plan: Plan) -> None:
     """Raise ValueError if a plan is of another architecture; warn if it is of another device or dtype."""
     if layer_digest(denoiser) != plan.architecture:
         raise ValueError(
-            f"plan was made for a UNet of other layers than this {type(denoiser).__name__}; make one for it with "
+            f"plan was measured on a UNet with other layers than this {type(denoiser).__name__}; measure this one with "
             "agentsd.plan."
         )
     here = [("dtype", plan.dtype, str(denoiser.dtype))]
@@ -124,10 +138,10 @@ def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
 
 
 def uninstall(denoiser: nn.Module) -> None:
-    """Take everything off a denoiser, and let go of what its calls have left."""
+    """Remove everything from a denoiser and release what its calls have left."""
     from agentsd.unet import hooks as ours
 
-    # Found by walking the module, not from saved handles, so that copies and unpickled models can be restored too.
+    # Found by walking the module, not from saved handles: copies and unpickled models can be restored too.
     for module in denoiser.modules():
         site = module.__dict__.get(SITE)
         if isinstance(site, Site):
@@ -158,5 +172,5 @@ def uninstall(denoiser: nn.Module) -> None:
     runtime: Runtime = denoiser.__dict__[SITE]
     for controlnet in list(runtime.controls):
         release(controlnet)
-    runtime.forget()  # a handle that is kept must not keep features
+    runtime.forget()  # a handle may live on; the features must not
     delattr(denoiser, SITE)

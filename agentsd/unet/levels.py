@@ -27,8 +27,8 @@ def step_levels(runtime: "Runtime", position: Position, sample: Tensor) -> dict[
     def pattern(height: int, width: int, stride: int) -> CellPattern:
         return runtime.choices.pattern(index, height, width, stride, sample.device)
 
-    def draw(height: int, width: int, stride: int) -> Tensor:
-        return runtime.choices.drawn(index, height, width, stride, sample.device)
+    def sample_of(height: int, width: int, stride: int) -> Tensor:
+        return runtime.choices.sampled(index, height, width, stride, sample.device)
 
     stages = sorted({site.level for site in runtime.sites})
     runtime.choices.make_room(position.total, len(stages))
@@ -38,14 +38,14 @@ def step_levels(runtime: "Runtime", position: Position, sample: Tensor) -> dict[
             continue
         height, width = grid_at(level, sample.shape[-2], sample.shape[-1])
         here = attention.at_downsample(downsample)
-        made = level_plan(height, width, here, sample.device, pattern=pattern, draw=draw)
+        made = level_plan(height, width, here, sample.device, pattern=pattern, sample=sample_of)
         if made is not None:
             levels[level] = made
     return levels
 
 
 def plan_mismatches(plan: Plan | None, sample: Tensor) -> list[str]:
-    """Return in what a call differs from the calls that a plan was made for.
+    """Return how a call differs from the calls that a plan was measured for.
 
     Example:
         >>> plan_mismatches(None, torch.zeros(1, 4, 8, 8))
@@ -55,12 +55,12 @@ def plan_mismatches(plan: Plan | None, sample: Tensor) -> list[str]:
     if plan is not None and tuple(sample.shape[-2:]) != plan.latent:
         height, width = plan.latent
         found.append(
-            f"agentsd runs a plan made for {height}x{width} latents on {sample.shape[-2]}x{sample.shape[-1]}; "
-            "what was faster there need not be here. Make a plan for this size."
+            f"agentsd runs a plan measured on {height}x{width} latents on {sample.shape[-2]}x{sample.shape[-1]}; "
+            "the fastest settings may differ. Make a plan for this size."
         )
     if plan is not None and sample.shape[0] != plan.batch:
         found.append(
-            f"agentsd runs a plan made for UNet calls of {plan.batch} samples on {sample.shape[0]} (pictures, "
-            "doubled by guidance); what was faster there need not be here. Make a plan with this batch."
+            f"agentsd runs a plan measured with {plan.batch} samples a UNet call on {sample.shape[0]} (pictures, "
+            "doubled by guidance); the fastest settings may differ. Make a plan with this batch."
         )
     return found

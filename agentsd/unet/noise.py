@@ -47,10 +47,10 @@ _NOISY = frozenset(
 
 
 def noise_source(scheduler: Any, eta: float = 0.0) -> str | None:
-    """Return why a scheduler's steps must be taken to add fresh noise, or `None` if they do not.
+    """Return why a scheduler's steps add fresh noise, or may add it; `None` if they do not.
 
-    An earlier prediction does not know that noise. A scheduler that is not known counts as noisy, and so does a
-    subclass of a known one with a step of its own.
+    An earlier prediction does not know that noise. An unknown scheduler counts as noisy, and so does a subclass that
+    overrides the step of a known one.
 
     Args:
         scheduler: The scheduler; `None` if none is known.

@@ -1,4 +1,4 @@
-"""Agent attention inside one diffusers `Attention` layer, and what a step tells its layers."""
+"""Agent attention inside one diffusers `Attention` layer, and what a step does with its layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agentsd.attention.agent import agent_attention
-from agentsd.attention.sampling import draw_tokens, pool_tokens, sample_tokens
+from agentsd.attention.sampling import choose_tokens, pool_tokens, sample_tokens
 from agentsd.attention.settings import Attention as Settings
 from agentsd.attention.settings import MergedTokens, PooledAgents, SampledKeys, TokenCounts
 from agentsd.attention.tokens import CellPattern, TokenMap, cell_pattern, rank_tokens
@@ -33,8 +33,8 @@ class LevelPlan:
     sample: Tensor | None = None  # for sampled keys: the tokens whose keys and values are used, int64 [n]
     merges: bool = field(init=False)  # whether tokens are merged before attention
     has_agents: bool = field(init=False)
-    # The numbers as the shape of an empty tensor, [merged tokens, tokens merged into agents, height, width, 0]: the
-    # compiler makes shapes dynamic, and numbers that hang on a module constants.
+    # The numbers as the shape of an empty tensor, [merged tokens, tokens merged into agents, height, width, 0]. The
+    # compiler treats shapes as dynamic, but numbers on a module as constants.
     shape: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ def level_plan(
     device: torch.device | None = None,
     *,
     pattern: Callable[[int, int, int], CellPattern] = cell_pattern,
-    draw: Callable[[int, int, int], Tensor] = draw_tokens,
+    sample: Callable[[int, int, int], Tensor] = choose_tokens,
 ) -> LevelPlan | None:
     """Return what settings do on a grid; `None` if attention stays stock there.
 
@@ -63,7 +63,7 @@ def level_plan(
         settings: Settings of the level.
         device: Where tokens will be; `None` is the CPU.
         pattern: Returns the cell pattern of a height, width and stride; by default it is not random.
-        draw: Returns the sampled tokens of a height, width and stride; by default they are not random.
+        sample: Returns the sampled tokens of a height, width and stride; by default they are not random.
 
     Example:
         >>> level_plan(8, 8, SampledKeys(stride=4)).sample.tolist()
@@ -72,17 +72,17 @@ def level_plan(
     counts = settings.count_tokens(height, width)
     if counts is None:
         return None
-    cells = sample = None
+    cells = sampled = None
     if isinstance(settings, MergedTokens):
         cells = pattern(height, width, settings.stride).to(device)
     elif isinstance(settings, SampledKeys):
-        sample = draw(height, width, settings.cell_stride(height, width)).to(device)
-    return LevelPlan(height, width, settings, counts, cells, sample)
+        sampled = sample(height, width, settings.cell_stride(height, width)).to(device)
+    return LevelPlan(height, width, settings, counts, cells, sampled)
 
 
 @dataclass
 class Site:
-    """One patched layer: where it is, what it had before, and where it reads its step. Lives on the module."""
+    """One patched layer: its place, its original processor, and the slot with its step. Kept on the module."""
 
     name: str
     level: int
@@ -92,10 +92,10 @@ class Site:
 
 
 class AgentAttnProcessor:
-    """Attention processor that computes agent attention when the step asks for it and else calls the original.
+    """Attention processor that computes agent attention when the step asks for it; else it calls the original.
 
-    It holds nothing: all it needs is on the layer (`attn._agentsd`). It must be constructible without arguments,
-    since IP-Adapter rebuilds the processors it finds; on a layer that is not patched it is stock attention.
+    It holds nothing: all it needs is on the layer (`attn._agentsd`). It takes no arguments, because IP-Adapter
+    constructs the processors that it finds anew. On a layer that is not patched it is stock attention.
 
     Example:
         >>> type(AgentAttnProcessor()).__name__
@@ -135,7 +135,7 @@ class AgentAttnProcessor:
 
 
 def original_processor(attn: Any) -> Any:
-    """Return the layer's processor; the stock one in the place of a left-over of ours, which would call itself."""
+    """Return the layer's processor; the stock one if it is a left-over of ours, which would call itself."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     return AttnProcessor2_0() if isinstance(attn.processor, AgentAttnProcessor) else attn.processor
@@ -148,7 +148,7 @@ def _problem(
         return "called as cross-attention: stock"
     if attention_mask is not None:
         return "called with an attention mask: stock"
-    # Not in a compiled graph, which would be of one size alone then.
+    # Not in a compiled graph: the check would tie it to one size.
     if not torch.compiler.is_compiling() and (
         hidden_states.ndim != 3 or hidden_states.shape[1] != plan.height * plan.width
     ):
@@ -179,7 +179,7 @@ def attend(attn: "Attention", tokens: Tensor, metric: Tensor | None, plan: Level
 
 
 class Cut(NamedTuple):
-    """What is left of a layer's tokens [B, N, C]: those kept [B, M, C], agents [B, n, C], sampled tokens [B, n, C]."""
+    """The tokens of a layer after cutting [B, N, C]: kept [B, M, C], agents [B, n, C] and sampled ones [B, n, C]."""
 
     kept: Tensor
     kept_map: TokenMap | None = None  # None if nothing is merged

@@ -55,20 +55,20 @@ class Progress:
         return found[0]
 
     def position(self, timestep: object) -> Position | None:
-        """Return where in its run a call stands, or `None` if that cannot be known; and remember its scheduler."""
+        """Return the position of a call in its run, or `None` if it cannot be known; remember its scheduler."""
         position = self._read(timestep)
         self.number = None if position is None else position.run
         if not isinstance(timestep, Tensor) or in_transform() or _stands_alone(timestep):
             return position
         if self.scheduler() is None and (self.number is None or self.number not in self._looked):
-            found = calling_scheduler(timestep)  # a pipeline that nobody gave to apply, or a loop of one's own
+            found = calling_scheduler(timestep)  # of a pipeline that apply does not know, or of a user's own loop
             if found is not None:
                 self._found.add(found)
                 position = self._read(timestep)
                 self.number = None if position is None else position.run
             self._looked = {self.number, *self._looked} & set(self.reader.runs)
         if self.scheduler() is None and self.reader.enters_late(self.number):
-            # It may be any part of a longer tensor, so its place says nothing.
+            # It may be any part of a longer tensor, and its index says nothing.
             self.number = None
             return self._read(float(timestep.flatten()[0]))
         return position
@@ -103,5 +103,5 @@ def _timesteps(schedulers: Iterable[Any]) -> list[Tensor]:
 
 
 def _stands_alone(timestep: Tensor) -> bool:
-    """Return whether a timestep is a view of nothing longer, so that no scheduler can be found by it."""
+    """Return whether a timestep is no view of a longer tensor; it leads to no scheduler then."""
     return timestep.untyped_storage().nbytes() <= timestep.element_size()

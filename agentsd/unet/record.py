@@ -10,17 +10,17 @@ from typing import Any
 
 from agentsd.unet.steps import Position
 
-_MOST_STEPS = 4096  # of one record; a loop that never ends must not grow it
+_MOST_STEPS = 4096  # in one record; an endless loop must not grow it
 
 
 @dataclass(frozen=True)
 class LastRun:
-    """What the steps of the last run were; a step with several calls counts once.
+    """The steps of the last run by kind; a step with several calls counts once.
 
     Attributes:
         full: Steps that ran the whole UNet.
         skipped: Skipped steps.
-        stock: Those of the full steps that ran exactly as without agentsd.
+        stock: Full steps that ran exactly as without agentsd; `full` counts them too.
         forced: Why steps ran the whole UNet although the schedule skips them: (reason, number of steps).
         full_seconds: Median time of a full step on a CPU; `None` elsewhere, where steps run on after they are started.
         skipped_seconds: The same of a skipped step.
@@ -79,7 +79,7 @@ class RunRecord:
         self._steps: dict[int, _Step] = {}
 
     def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
-        """Note what a call does.
+        """Record what a call does.
 
         Args:
             position: Step of the call; `None` if it belongs to no step that is known.

@@ -39,14 +39,14 @@ class Report:
         schedule: Schedule in force.
         layers: Patched layers in execution order.
         skipped: Layers left alone: (path, reason).
-        seed: Seed of the random cell patterns and of the agents that are sampled.
-        skipping_problem: Why a step ran the whole UNet where the schedule asked to reuse features, if one did.
-        noise_problem: Why a step ran the last layer where the schedule asked to reuse the prediction, if one did.
-        guidance_problem: Why guidance was computed where the schedule leaves it out, if it was.
+        seed: Seed of random cell patterns and sampled keys.
+        skipping_problem: Why a step was full although the schedule skips it; `None` if none was.
+        noise_problem: Why skipped steps ran the last layer although the schedule runs none; `None` if none did.
+        guidance_problem: Why guidance was computed although the schedule leaves it out; `None` if it was not.
         planned_stock: Levels that a plan leaves stock, by settings.
-        active: Whether the patch is in force; if not, the rest is what it was.
+        active: Whether the patch is in force; if not, the other fields show its last state.
         inactive_reason: Why it is not in force; `None` if it is.
-        last_run: What the steps of the last run were; `None` before the first.
+        last_run: The steps of the last run by kind; `None` before the first.
     """
 
     target: str
@@ -106,7 +106,7 @@ class Report:
             patched = f"skipping alone: the layers of {self.target} are not patched"
         lines = [f"agentsd on {self.target}: {patched}, seed {self.seed}"]
         if not self.active:
-            lines[0] += f"; NOT IN FORCE: {self.inactive_reason}; this is what it was"
+            lines[0] += f"; NOT IN FORCE: {self.inactive_reason}; this was its last state"
         skipping = self.schedule.skipping
         forecast = f", forecast {skipping.forecast:g}" if skipping.forecast else ""
         start = 0.0
@@ -189,7 +189,7 @@ def stays_stock(layer: LayerReport, attention: Attention, left_stock: frozenset[
 
 def _counts(layer: LayerReport, attention: Attention, left_stock: frozenset[int]) -> str:
     if layer.level in left_stock:
-        return "stock (the plan measured that these settings do not win here)"
+        return "stock (the plan measured no gain here)"
     if layer.downsample > attention.max_downsample:
         return f"stock (level /{layer.downsample} is coarser than max_downsample={attention.max_downsample})"
     if layer.grid is None:
@@ -199,7 +199,7 @@ def _counts(layer: LayerReport, attention: Attention, left_stock: frozenset[int]
     counts = here.count_tokens(height, width)
     if counts is None:
         fits = whole_cells(height, width, here.cell_stride(height, width)) > 0
-        reason = "is so small that nothing would be saved" if fits else f"holds no whole cell of stride {here.stride}"
+        reason = "is too small to save anything" if fits else f"holds no whole cell of stride {here.stride}"
         return f"stock (grid {height}x{width} {reason})"
     text = f"grid {height}x{width}, {counts.tokens} tokens"
     if isinstance(here, SampledKeys):

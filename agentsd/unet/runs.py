@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agentsd.schedule import Schedule
+from agentsd.unet.conditions import find_knobs
+from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.steps import Position
 
 MOST_BYTES = 2**29  # of the cached features of one run; one feature with its change is always kept
-MOST_CALLS = 64  # calls of one step that are told apart; the others are full
+MOST_CALLS = 64  # calls of one step that may skip; further calls are full
 REMEMBERED_RUNS = 4  # runs that may take turns on one denoiser in one thread
 IDLE_SECONDS = 600.0  # after which a run of another thread counts as interrupted
 
@@ -54,19 +56,18 @@ _Calls: TypeAlias = "list[tuple[Tensor | None, int]]"  # context and number of t
 class Run:
     """Cached features of one run, by call: some pipelines call several times a step, for guidance branches or views.
 
-    A call is known by its context, and among calls with one context by their order. At the first step, and wherever a
-    step has more calls with one context than the step before, such a call replaces the one before it: it may be a
-    stray one, made to warm up or to time the denoiser. Several calls with one context are told apart once two steps
-    had as many.
+    A call is identified by its context, and among calls with one context by their order. A step may have more calls
+    with one context than the step before. Such a call replaces the one before it: the earlier one may have been a stray
+    call that warms up or times the denoiser. Calls with one context are distinguished after two steps with as many.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.index = -1
-        self.call: int | None = None  # None: one too many to keep anything of
-        self.settled = True  # whether the call in progress is known to be the one of the step before
+        self.call: int | None = None  # None: one of too many
+        self.settled = True  # whether the call in progress surely continues one of the step before
         self.kept: dict[int, Cached] = {}
-        self.policies: dict[int, Any] = {}  # what decides, by call
+        self.policies: dict[int, Any] = {}  # they decide between full and skipped steps, by call
         self.conditions: dict[int, tuple[torch.Size, dict[str, Any]]] = {}  # of the last full step, by call
         self.outputs: dict[int, type[Any] | None] = {}  # what the denoiser returned its prediction in, by call
         self.guidance: float | None = None  # the scale that the caller names; None: not looked at
@@ -74,11 +75,20 @@ class Run:
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
-        self.foreign: str | None = None  # an attention processor of other code
-        self.knobs: list[Any] | None = None  # what scales adapters; None: not looked at
+        self.foreign: ForeignCode | None = None  # None: not looked at
+        self.knobs: list[Any] | None = None  # modules with the scales of adapters; None: not looked at
         self.touched = time.monotonic()
         self._steps: tuple[_Calls, _Calls, _Calls] = ([], [], [])  # the step in progress last
         self._calls = 0
+
+    def look_at(self, denoiser: nn.Module) -> None:
+        """Look once at what is inside the denoiser: adapters and code of others."""
+        if self.knobs is None:
+            self.knobs, self.foreign = find_knobs(denoiser), ForeignCode(denoiser)
+
+    def foreign_code(self) -> str | None:
+        """Return what other code inside the denoiser may need its layers at every step; `None` if nothing does."""
+        return None if self.foreign is None else self.foreign.find()
 
     def enter(self, index: int, context: Tensor | None) -> None:
         """Find out which call this is, of step `index`."""
@@ -100,7 +110,7 @@ class Run:
         self.settled = len(before) in (1, len(earlier))
         if len(now) < len(before):
             self.call = before[len(now)]
-            if self.call in now:  # it replaced another at the step before; now they are told apart
+            if self.call in now:  # it replaced another at the step before; now they are two
                 self.call = self._new_call()
         elif stray:
             self.call, self.settled = now[-1], False
@@ -145,7 +155,7 @@ class _Thread:
 
 
 class Runs:
-    """The runs in progress on a denoiser, by thread. A run of a thread that does not come back is dropped.
+    """The runs in progress on a denoiser, by thread. Runs of ended or idle threads are dropped.
 
     At most `REMEMBERED_RUNS` a thread, each with at most `MOST_BYTES` of cached features.
     """

@@ -1,4 +1,4 @@
-"""What a patched denoiser carries, and what happens at each of its calls: read the step, decide, keep features."""
+"""The state of a patched denoiser, and what happens at each call: read the step, decide, keep features."""
 
 import threading
 import weakref
@@ -14,7 +14,7 @@ from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
 from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.choices import Choices
-from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of, find_knobs
+from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
 from agentsd.unet.denoisers import Layout
 from agentsd.unet.depth import fresh_noise, guidance_scale, left_out, skipped_depth
@@ -24,8 +24,8 @@ from agentsd.unet.levels import plan_mismatches, step_levels
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
 from agentsd.unet.record import RunRecord
-from agentsd.unet.reuse import foreign_processor, obstacle
 from agentsd.unet.runs import Cached, Run, Runs, fits, halves
+from agentsd.unet.skipping import obstacle
 from agentsd.unet.slot import StepContext, StepSlot
 from agentsd.unet.steps import Position
 from agentsd.unet.transforms import in_transform, requires_gradient, trains
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped
 
 _GRADIENTS = "gradients are taken through the UNet, and a skipped step has none; call it under torch.no_grad()"
-_NO_RUN = "the timestep is a number, a copy or one of many in no order: its run cannot be told"
-_NOT_SETTLED = "the calls of this step cannot be told apart yet"
+_NO_RUN = "the timestep is a number, a copy or one of many in no order, so its run is unknown"
+_NOT_SETTLED = "the calls of this step are not identified yet"
 
 
 class Runtime:
-    """Everything a patched denoiser carries (on `denoiser._agentsd`); copies and pickles start with no run in progress.
+    """The state of a patched denoiser (`denoiser._agentsd`). Copies and pickles start with no run in progress.
 
-    Pipelines are held weakly and lost in a copy: the scheduler is then that of the function that calls the denoiser.
+    Pipelines are held weakly, and a copy has none: its scheduler is that of the function that calls the denoiser.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Runtime:
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that held this UNet when they were patched
         self.controls: weakref.WeakSet[Any] = weakref.WeakSet()  # their ControlNets
         self.local = threading.local()
         self.runs = Runs()
@@ -94,7 +94,8 @@ class Runtime:
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
         self.local.run = self.local.step = None
-        self.slot.write(StepContext())
+        copied = shallow_copy(denoiser)
+        self.slot.write(StepContext(), copied)
         arguments = self.layout.bind(args, kwargs)
         sample = arguments.get(self.layout.sample)
         if not isinstance(sample, Tensor):  # the denoiser's own error follows
@@ -110,6 +111,7 @@ class Runtime:
             return
         if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
             self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
+            self.local.run.look_at(denoiser)
         guided = runs_guided(self, denoiser, position, arguments)
         decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
         if self.schedule.skips_steps:
@@ -117,14 +119,14 @@ class Runtime:
                 depth = skipped_depth(self, denoiser, arguments.get("timestep"))
             given = arguments if guided else conditional_half(arguments)
             decision, feature = self._decide(denoiser, position, given, depth, guided=guided)
-        # The last step leaves its feature too, although nobody needs it: in a compiled graph it is as any full step.
+        # The last step leaves its feature too, although no step needs it: a compiled graph treats all full steps alike.
         keep = self.schedule.skips_steps and feature is None and self.local.run is not None
         levels = step_levels(self, position, sample) if feature is None or depth > 0 else {}
         stock = feature is None and guided and not levels
         reason = decision.why if decision.forced else None
         self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
         output = None if feature is None else self.local.run.outputs.get(self.local.run.call)
-        self.slot.write(StepContext(levels, feature, keep, depth, guided, output), shallow_copy(denoiser))
+        self.slot.write(StepContext(levels, feature, keep, depth, guided, output), copied)
 
     def end(self, output: Any) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call.
@@ -143,7 +145,7 @@ class Runtime:
         self.local.step = None
         if feature is None or run is None or step is None or failed or run.call is None or _is_last(step.position):
             return
-        if in_transform():  # what a transform computes is not to outlive it
+        if in_transform():  # tensors of a transform must not outlive it
             run.drop()
             return
         policy: Policy = run.policies[run.call]
@@ -168,21 +170,19 @@ class Runtime:
     def _decide(
         self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int, *, guided: bool
     ) -> tuple[Decision, Tensor | None]:
-        """Return whether the step is full, and what a skipped step starts from. This is the one place that decides."""
+        """Return whether the step is full, and the feature that a skipped step starts from. It decides alone."""
         run: Run | None = self.local.run
         sample: Tensor = arguments[self.layout.sample]
         if run is None:
             return self._forced(_NO_RUN)
-        if run.knobs is None:
-            run.knobs, run.foreign = find_knobs(denoiser), foreign_processor(denoiser)
         transformed = in_transform()
         run.enter(position.index, None if transformed else arguments.get("encoder_hidden_states"))
         if run.call is None:
-            return self._forced("a step has too many calls to tell them apart", quiet=True)
+            return self._forced("the step has too many calls", quiet=True)
         cached = run.kept.get(run.call)
         if self.schedule.skips_guidance and cached is not None and halves(sample.shape, cached.shape):
             cached = cached.conditional()  # guidance ends here
-        self.local.conditions = {} if transformed else conditions_of(arguments, self.layout, run.knobs)
+        self.local.conditions = {} if transformed else conditions_of(arguments, self.layout, run.knobs or [])
         changed = None if transformed else self._changed(run, sample)
         policy: Policy = run.policies.setdefault(run.call, self.policy())
         if _is_last(position):
@@ -219,7 +219,7 @@ class Runtime:
         return wanted, policy.forecast(step)
 
     def _changed(self, run: Run, sample: Tensor) -> str | None:
-        """Return which condition changed since the last full step of this call; what it left is forgotten then."""
+        """Return which condition changed since the last full step of this call; if one did, forget its feature."""
         shape, before = (None, {}) if run.call is None else run.conditions.get(run.call, (None, {}))
         if shape is None:
             return None
@@ -235,14 +235,12 @@ class Runtime:
     def _obstacle(self, denoiser: nn.Module, arguments: dict[str, Any], depth: int, run: Run) -> str | None:
         if in_transform():
             return "derivatives are taken through the UNet, and a skipped step has none"
-        if run.foreign is not None:
-            return f"attention processor {run.foreign} of other code may read the layers at every step"
         if torch.is_grad_enabled():
             if run.trains is None:
                 run.trains = trains(denoiser)
             if not denoiser.training and (run.trains or requires_gradient(arguments)):
                 return _GRADIENTS
-        problem = obstacle(denoiser, arguments, depth) or (BYPASSED if self.bypassed else None)
+        problem = obstacle(denoiser, arguments, depth) or run.foreign_code() or (BYPASSED if self.bypassed else None)
         return (
             fresh_noise(self, arguments.get("timestep"))
             if problem is None and depth == 0 and not self._adapts
@@ -252,7 +250,7 @@ class Runtime:
     def _forced(self, problem: str, *, quiet: bool = False) -> tuple[Decision, None]:
         if not quiet:
             self.skipping_problem = problem
-            self.warn_once(f"agentsd cannot reuse features: {problem}; the whole UNet runs instead.")
+            self.warn_once(f"agentsd does not skip steps: {problem}. They are full instead.")
         return Decision(True, problem, forced=True), None
 
     def progress(self) -> Progress:
@@ -267,7 +265,7 @@ class Runtime:
         return frozenset() if self.plan is None else self.plan.stock_levels(attention)
 
     def forget(self) -> None:
-        """Let go of what calls have left: the runs in progress, their features and choices, in every thread."""
+        """Forget what calls have left: runs in progress, their features and choices, in every thread."""
         self.local = threading.local()
         self.runs = Runs()
         self.choices.clear()
@@ -281,7 +279,7 @@ class Runtime:
         self.record = RunRecord()
 
     def warn_once(self, message: str) -> None:
-        """Warn at the user's line, unless this denoiser said the same before."""
+        """Warn at the user's line, once for each message."""
         if message not in self.warned:
             self.warned.add(message)
             warn_user(message)

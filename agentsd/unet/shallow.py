@@ -1,8 +1,8 @@
 """The outermost layers of a UNet, run on a cached feature of an earlier full step.
 
 Idea: Ma, Fang & Wang, "DeepCache: Accelerating Diffusion Models for Free", CVPR 2024 (https://arxiv.org/abs/2312.00858).
-What is left of a step is conv_in, the outermost layers and conv_out. With depth 0 nothing is left: the cached feature
-is the UNet's prediction.
+A skipped step runs conv_in, the outermost layers and conv_out. With depth 0 it runs nothing: the cached feature is the
+UNet's prediction.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def depth_under_noise(unet: nn.Module, depth: int) -> int:
-    """Return how many layers run at a reused step whose scheduler draws fresh noise: one in the place of none.
+    """Return how many layers run at a skipped step whose scheduler adds fresh noise: one instead of none.
 
     Example:
         >>> depth_under_noise(unet, 0), depth_under_noise(unet, 2)
@@ -52,13 +52,12 @@ def feature_hook_target(unet: nn.Module, depth: int) -> tuple[nn.Module, bool]:
 def shallow_pass(unet: "UNet2DConditionModel", feature: Tensor, depth: int, arguments: Mapping[str, Any]) -> Any:
     """Run the outermost layers of a UNet on a deep feature of an earlier step.
 
-    With `depth` = k: conv_in, the first k - 1 down layers (their outputs are the skips needed), the last k up layers,
-    and the output head, all by the UNet's own submodules. With k = 0 nothing runs.
+    With `depth` = k the UNet's own submodules run: conv_in, the first k - 1 down layers (they compute the skips), the
+    last k up layers and the output head. With k = 0 nothing runs.
 
     Args:
         unet: The UNet.
-        feature: What entered the k-th last up layer at an earlier full step, [B, C, h, w]; for k = 0 what the UNet
-            predicted.
+        feature: Input of the k-th last up layer at an earlier full step, [B, C, h, w]; for k = 0 the prediction.
         depth: k, from 0 to `max_depth(unet)`.
         arguments: Arguments of the UNet's forward by name.
 
@@ -67,7 +66,7 @@ def shallow_pass(unet: "UNet2DConditionModel", feature: Tensor, depth: int, argu
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-    # A copy for depth 0: the feature is kept for the steps to come, and what is returned is the caller's.
+    # A copy for depth 0: the feature is kept for later steps, and the caller may change the output.
     output = _outer_layers(unet, feature, depth, arguments) if depth else feature.clone()
     return (output,) if arguments.get("return_dict", True) is False else UNet2DConditionOutput(sample=output)
 

@@ -89,7 +89,7 @@ def _obstacle(attn: nn.Module) -> str | None:
         return f"{type(attn).__name__} is not diffusers' Attention"
     if attn.is_cross_attention:
         return "cross-attention"
-    # Ours: of a patch that is to be replaced, or left over by code that put back what it had found while patched.
+    # Ours: of a patch that is being replaced, or restored by code that found it while patched.
     if type(attn.processor) not in (*_STANDARD, AgentAttnProcessor):
         return f"processor {type(attn.processor).__name__} is not one of diffusers' standard ones"
     if any(getattr(attn, name, None) is not None for name in ("norm_q", "norm_k", "group_norm", "spatial_norm")):

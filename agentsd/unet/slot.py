@@ -1,4 +1,4 @@
-"""Where the denoiser's hooks leave what a step does, for its layers and its forward."""
+"""The step in progress: the denoiser's hooks write it, its layers and its forward read it."""
 
 import threading
 from collections import OrderedDict
@@ -21,7 +21,7 @@ class StepContext:
 
     Attributes:
         levels: Settings by level; a layer whose level is missing runs stock attention.
-        feature: What a skipped step starts from; `None` at a full step.
+        feature: Cached or forecast feature that a skipped step starts from; `None` at a full step.
         keep: Whether a full step leaves its feature.
         depth: How many layers run at a skipped step.
         guided: False where the unconditional half of the samples is left out.
@@ -53,7 +53,7 @@ class StepSlot:
         self.latest = _STOCK  # of any thread; stays after the call
 
     def recall(self, hidden_states: Tensor) -> None:
-        """Keep the step by the block's input, or, when autograd recomputes a checkpoint, set the step it had then.
+        """Remember the step by the block's input; when autograd recomputes a checkpoint, set the step of that time.
 
         The graph keeps that input alive until its backward, so its address identifies the call.
         """
@@ -67,14 +67,14 @@ class StepSlot:
             self._local.context = self._of_input.get(address, self.latest)
 
     def write(self, context: StepContext, denoiser: nn.Module | None = None) -> None:
-        """Set this thread's step; `denoiser` is what is called, if that is a shallow copy of what was patched."""
+        """Set this thread's step; `denoiser` is the called module if that is a shallow copy of the patched one."""
         self.clear()
         self._local.context = context
         self._local.denoiser = denoiser
         self.latest = context
 
     def clear(self) -> None:
-        """Forget this thread's step and all that it left: nothing of ours acts until the next call."""
+        """Forget this thread's step and what it left: nothing of ours acts until the next call."""
         self._local.context = _STOCK
         self._local.metric = None
         self._local.feature = None
@@ -84,7 +84,7 @@ class StepSlot:
             self.latest = _STOCK
 
     def forget(self) -> None:
-        """Let go of what was left, in every thread."""
+        """Forget what was left, in every thread."""
         self._local = threading.local()
         self._of_input.clear()
         self.latest = _STOCK

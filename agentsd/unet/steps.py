@@ -19,7 +19,7 @@ _REMEMBERED_RUNS = 8  # pipelines that may take turns in one thread
 
 @dataclass(frozen=True)
 class Position:
-    """Step `index` of a run of `total` steps; `run` is equal for calls of one run, `None` if no run can be told."""
+    """Step `index` of a run of `total` steps; `run` is equal for calls of one run, `None` if the run is unknown."""
 
     index: int
     total: int
@@ -29,20 +29,20 @@ class Position:
 @dataclass
 class _Run:
     number: int
-    timesteps: Tensor  # held, so that its memory, by which the run is known, cannot be handed to another tensor
+    timesteps: Tensor  # held: its address identifies the run, and must not go to another tensor
     start: int
-    known: bool  # the timesteps of a scheduler that is known, not those of someone's loop
+    known: bool  # whether a known scheduler has these timesteps
     last: int = -1
     values: list[float] | None = None
-    ordered: bool | None = None  # whether the values only fall, or only rise; None: not looked at
+    ordered: bool | None = None  # whether the values only fall or only rise; None: not looked at
 
 
 @dataclass
 class StepReader:
     """Turns the timestep argument of successive UNet calls into positions within their runs.
 
-    A run is all calls on one timesteps tensor (schedulers make a new one for every run) and starts at the first step
-    seen on it: image-to-image, which enters its schedule half-way, counts from where it enters.
+    A run is all calls on one timesteps tensor; schedulers create a new one for every run. It starts at the first step
+    seen: image-to-image enters its schedule half-way and counts from there.
 
     Example:
         >>> timesteps = torch.tensor([900, 600, 300])
@@ -56,15 +56,15 @@ class StepReader:
     _started: int = 0
 
     def read(self, timestep: object, timesteps: Iterable[Tensor], *, train_steps: int = 1000) -> Position | None:
-        """Return where in its run this call stands, or `None` if that cannot be known.
+        """Return the position of this call in its run, or `None` if it cannot be known.
 
         Tried in order: a view of one of `timesteps`; a view of some other tensor of steps; the value among
         `timesteps` (copied tensors, with a forward cursor); the value as a share of the `train_steps` of training.
 
         Args:
-            timestep: What the UNet was given: a tensor (scalar, or one value per sample) or a number.
+            timestep: The timestep that the UNet got: a tensor (scalar, or one value per sample) or a number.
             timesteps: The `timesteps` of the schedulers known to drive this UNet.
-            train_steps: Number of training timesteps, the scale of a bare number.
+            train_steps: Number of training timesteps; a bare number is a share of it.
 
         Returns:
             The position; `None` for samples at different timesteps (training) and for anything not a number.
@@ -109,7 +109,7 @@ class StepReader:
     def _in_a_loop(self, timestep: Tensor, size: int) -> Position | None:
         """Return the position in a tensor that no known scheduler has; `None` if its values are in no order.
 
-        Somebody's batch of random timesteps, for losses or classification, is a tensor of the same looks.
+        A batch of random timesteps, for losses or classification, looks the same otherwise.
         """
         position = self._position(timestep, int(timestep.storage_offset()), size, None)
         if position is None:
@@ -125,9 +125,12 @@ class StepReader:
     def _run(self, timesteps: Tensor, first: int, known: list[Tensor] | None) -> _Run:
         for run in self._runs:
             if shares_memory(run.timesteps, timesteps):
-                self._runs = [*(other for other in self._runs if other is not run), run]  # the least recent goes first
+                self._runs = [
+                    *(other for other in self._runs if other is not run),
+                    run,
+                ]  # the least recent stands first
                 return run
-        if known is not None:  # a run whose scheduler has other timesteps by now is over, ended or interrupted
+        if known is not None:  # a run is over once its scheduler has other timesteps
             self._runs = [
                 run for run in self._runs if not run.known or any(shares_memory(run.timesteps, one) for one in known)
             ]
@@ -141,7 +144,7 @@ class StepReader:
             return None
         run = self._run(timesteps, index, known)
         if index < run.last == total - 1:
-            run.start = index  # the run had ended: this is the next one on the same timesteps
+            run.start = index  # the run had ended: the next one has the same timesteps
         run.start, run.last = min(run.start, index), index
         return Position(index - run.start, total - run.start, run.number)
 
@@ -152,7 +155,7 @@ class StepReader:
             start = 0 if run is None else run.last
             if run is not None and values[start : start + 2] == [value, value]:
                 start += 1  # of equal steps in a row (Heun, PNDM) each call is the next
-            # Onwards from the last step, so that of equal steps further apart the later is found in its turn.
+            # From the last step onwards: of equal steps further apart, each is found in its turn.
             hits = [i for i in (*range(start, len(values)), *range(start)) if values[i] == value]
             if hits:
                 self._run(timesteps, hits[0], known).values = values

@@ -25,7 +25,7 @@ def summary(report: "Report") -> list[str]:
     """
     lines = [f"agentsd on {report.target}: {title(report.schedule)}"]
     if not report.active:
-        lines[0] += f"; NOT IN FORCE: {report.inactive_reason}; this is what it was"
+        lines[0] += f"; NOT IN FORCE: {report.inactive_reason}; this was its last state"
     lines.append(f"  steps: {steps_in_words(report.schedule)}")
     lines.append(f"  attention: {_attention(report)}")
     if report.schedule.skips_guidance:

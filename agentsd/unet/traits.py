@@ -1,4 +1,4 @@
-"""What matters of a UNet from outside: its device, its layers, whether it is offloaded or compiled."""
+"""Traits of a UNet: its device, its layers, whether it is offloaded or compiled."""
 
 import hashlib
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def device_label(device: torch.device) -> str:
-    """Return what tells devices apart whose times differ: the name of a GPU, else the kind.
+    """Return a label of a device by speed: the name of a GPU, else the kind.
 
     Example:
         >>> device_label(torch.device("cpu"))

@@ -22,7 +22,7 @@ def in_transform() -> bool:
 
 
 def outside_transforms(make: Callable[[], _T]) -> _T:
-    """Return what `make` returns outside every transform, so that it may use a generator and be kept.
+    """Return what `make` returns outside every transform, where it may use a generator and be kept.
 
     Example:
         >>> torch.func.vmap(lambda x: x + outside_transforms(lambda: torch.ones(1)))(torch.zeros(2, 1)).sum().item()

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from agentsd.bench.samples import digest_of
 from agentsd.cli.main import guard
 from agentsd.demo import MODEL_PATH
 from agentsd.demo.attributes import attribute_accuracy, load_classifier, matches, picture_scores
 from agentsd.demo.captions import held_out_scenes, parse_caption
+from agentsd.demo.checksums import digest_of
 from agentsd.demo.render import render_batch
 from agentsd.demo.training.pool import save_atomically
 from agentsd.pictures.loading import dtype_argument

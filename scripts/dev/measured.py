@@ -1,4 +1,4 @@
-"""Write agentsd/cli/measured.json, the figures that `python -m agentsd info` tells, from results/demo/front.jsonl."""
+"""Write agentsd/cli/measured.json, the figures that `python -m agentsd info` shows, from results/demo/arms.jsonl."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from agentsd.bench.rows import read_rows
 from agentsd.cli.info import MEASURED, read_measured, summarise
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE = "results/demo/front.jsonl"
+SOURCE = "results/demo/arms.jsonl"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     new = summarise(read_rows(ROOT / SOURCE), SOURCE)
     if not new["presets"]:
-        print(f"{SOURCE} has no row of a preset; run scripts/demo_front.py", file=sys.stderr)
+        print(f"{SOURCE} has no row of a preset", file=sys.stderr)
         return 1
     if args.check:
         if new != read_measured():

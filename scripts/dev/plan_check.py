@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Stand:
-    """A UNet and a scheduler's timesteps in the place of a pipeline: all that a patch looks at."""
+    """A UNet and a scheduler's timesteps: all that a patch needs of a pipeline."""
 
     def __init__(self, unet) -> None:
         self.unet = unet

@@ -1,30 +1,23 @@
-"""Draw the plots of docs/img from the committed result files: speed against quality, and cost against tokens."""
+"""Draw the plots of docs/img from the committed result files: UNet calls against likeness, and cost against tokens."""
 
 import argparse
-import re
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentsd.bench.arms import is_current, kind_of
+from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, by_combination
 from agentsd.bench.ratios import power_law
 from agentsd.bench.rows import Row, key_of, read_rows
 from agentsd.cli.main import guard
 
 ROOT = Path(__file__).resolve().parents[2]
-PANELS = (
-    ("psnr_db_median", "PSNR to the stock picture, dB"),
-    ("ssim_median", "SSIM to the stock picture"),
-    ("accuracy", "all objects right, share of pictures"),
-)
-OURS, FEWER, OTHER_OURS, PAPER = "#1f5fbf", "#777777", "#a9c4ea", "#5b4b9a"
-# Colours that stay apart for the colour-blind (Okabe and Ito), with a marker each.
-RIVALS = (
-    ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#e69f00", "v"), ("#56b4e9", "P"), ("#000000", "X"),
-    ("#999933", "<"),
-)  # fmt: skip
+# Colours that stay apart for the colour-blind (Okabe and Ito), each with a marker of its own.
+OURS, SOLVERS = ("#0072b2", "o"), ("#555555", "s")
+OTHERS = (("#d55e00", "^"), ("#009e73", "D"), ("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#000000", "<"))
 SETUP = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
+PIXELS = 8  # of a picture's side, for each token at the finest level
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,184 +27,129 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     made = 0
-    for name, source, draw in (
-        ("front", args.results / "demo" / "front.jsonl", front),
-        ("scaling", args.results / "scaling.jsonl", scaling),
-    ):
+    for name, draw in (("gauge", gauge), ("scaling", scaling)):
+        source = args.results / f"{name}.jsonl"
         rows = read_rows(source)
         if not rows:
             print(f"{source} has no rows: no {name}.png", file=sys.stderr)
             continue
-        figure = draw(rows)
         # Without the date and the versions the same results give the same file.
-        figure.savefig(args.output / f"{name}.png", dpi=150, metadata={"Software": None})
+        draw(rows).savefig(args.output / f"{name}.png", dpi=110, metadata={"Software": None})
         print(args.output / f"{name}.png")
         made += 1
     return 0 if made else 1
 
 
-def short(arm: str) -> str:
-    """The label of an arm: the name in brackets, where it has one."""
-    named = re.search(r"\((\w+)\)$", arm)
-    return named[1] if named else arm.removeprefix("preset ").removeprefix("stock, ")
-
-
-def pareto(points: Sequence[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
-    """The points that no other is both faster and better than, from the slowest to the fastest."""
-    front: list[tuple[float, float, Any]] = []
-    for point in sorted(points, key=lambda point: (-point[0], -point[1])):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    return front[::-1]
-
-
-def figure_of(columns: int, width: float, height: float) -> tuple[Any, Any]:
+def figure_of(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def front(rows: list[Row]) -> Any:
-    """Speed-up against three measures of quality: ours joined to a front, rivals with a marker each."""
-    figure, axes = figure_of(len(PANELS), 15, 5.2)
-    rows = [row for row in rows if is_current(row["arm"], row["settings"])]
-    rows = [{**row, "accuracy": row["attribute_accuracy"]["all"]} for row in rows]
-    rivals = dict(zip([row["arm"] for row in rows if kind_of(row["arm"]) == "rival"], RIVALS * 9, strict=False))
-    waiting = []
-    for ax, (field, title) in zip(axes, PANELS, strict=True):
-        labels, dots = [], []
-        known = [row for row in rows if row[field] is not None and row["arm"] != "stock A/A"]
-        ours = [(row["speedup"], row[field], row) for row in known if kind_of(row["arm"]) in ("ours", "preset")]
-        best = pareto(ours)
-        ax.plot([x for x, _, _ in best], [y for _, y, _ in best], color=OURS, linewidth=1.5, zorder=2)
-        fewer = sorted((row["speedup"], row[field]) for row in known if kind_of(row["arm"]) in ("fewer", "stock"))
-        ax.plot([x for x, _ in fewer], [y for _, y in fewer], color=FEWER, linewidth=1, linestyle=":", zorder=1)
-        for row in known:
-            kind, x, y = kind_of(row["arm"]), row["speedup"], row[field]
-            if kind == "stock" and field != "accuracy":
-                continue  # equal to itself: no information, and it would stretch the axis
-            on_front = any(row is other for _, _, other in best)
-            colour, marker = {
-                "stock": ("black", "*"),
-                "fewer": (FEWER, "o"),
-                "preset": (OURS, "o"),
-                "ours": (OURS if on_front else OTHER_OURS, "."),
-                "paper": (PAPER, "h"),
-            }.get(kind) or rivals[row["arm"]]
-            low, high = row["speedup_95"]
-            ax.errorbar(
-                x, y, xerr=[[max(x - low, 0)], [max(high - x, 0)]], color=colour, marker=marker, markersize=7,
-                linewidth=0.8, capsize=2, zorder=4 if kind in ("preset", "rival") else 3,
-            )  # fmt: skip
-            dots.append((x, y))
-            if kind != "ours":
-                bold = kind in ("preset", "stock")
-                labels.append((x, y, short(row["arm"]), colour, "bold" if bold else "normal"))
-        ax.set_xscale("log")
-        fastest = max(row["speedup_95"][1] for row in known)
-        slowest = min(row["speedup_95"][0] for row in known)
-        ax.set_xlim(slowest * 0.92, fastest * 1.25)
-        ticks = [tick for tick in (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if slowest * 0.92 < tick < fastest * 1.25]
-        ax.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-        ax.minorticks_off()
-        ax.margins(y=0.12)
+def family(arm: str) -> str:
+    """Who an arm of the gauge belongs to: agentsd, fewer steps, or the name of a rival."""
+    if arm in PRESETS_BY_TOLERANCE:
+        return "agentsd"
+    if arm.endswith(" steps"):
+        return "fewer steps of another solver"
+    return arm.partition("(")[2].rstrip(")") or arm.partition(" ")[0]
+
+
+def compared(arms: Mapping[str, Row]) -> bool:
+    """Whether a combination has skipped steps and something to compare them with."""
+    ours = arms.get("tolerance 0.03")
+    others = [arm for arm in arms if arm != "stock" and arm not in PRESETS_BY_TOLERANCE]
+    return ours is not None and ours["calls"] != ours["stock_calls"] and bool(others)
+
+
+def gauge(rows: list[Row]) -> Any:
+    """UNet calls against likeness to stock, a panel each combination: medians, with a line down to the worst 5%."""
+    shown = {name: arms for name, arms in by_combination(rows).items() if compared(arms)}
+    families = dict.fromkeys(family(arm) for arms in shown.values() for arm in arms if arm != "stock")
+    rivals = [name for name in families if name not in ("agentsd", "fewer steps of another solver")]
+    looks = dict(zip(rivals, OTHERS, strict=False))
+    looks |= {"agentsd": OURS, "fewer steps of another solver": SOLVERS}
+    columns = 2
+    figure, axes = figure_of(-(-len(shown) // columns), columns, 10, 3.1 * -(-len(shown) // columns) + 1)
+    for ax, (name, arms) in zip(axes, shown.items(), strict=False):
+        ours = []
+        for arm, row in arms.items():
+            if arm == "stock":
+                continue
+            who = family(arm)
+            colour, marker = looks[who]
+            values = sorted(row["psnr_stock"])
+            middle = statistics.median(values)
+            worst = statistics.mean(values[: max(1, round(0.05 * len(values)))])
+            calls = statistics.mean(row["calls"])
+            front = who == "agentsd"
+            ax.plot([calls, calls], [worst, middle], color=colour, linewidth=1, alpha=0.6, zorder=2)
+            ax.plot([calls], [worst], color=colour, marker="_", markersize=7, linestyle="", alpha=0.6, zorder=2)
+            ax.plot([calls], [middle], color=colour, marker=marker, markersize=8 if front else 6.5, linestyle="",
+                    zorder=4 if front else 3, label=who)  # fmt: skip
+            ours += [(calls, middle)] if front else []
+        ax.plot(*zip(*sorted(ours), strict=True), color=OURS[0], linewidth=1.6, zorder=3)
+        steps = arms["tolerance 0.03"]["stock_calls"][0]
+        ax.set_title(f"{name}: stock has {steps} calls", fontsize=10)
         ax.grid(alpha=0.25)
-        ax.set_title(title, fontsize=11)
-        ax.set_xlabel("speed-up over stock")
-        waiting.append((ax, labels, dots))
-    first = rows[0]
+        calls_shown = [statistics.mean(row["calls"]) for arm, row in arms.items() if arm != "stock"]
+        ax.set_xlim(min(calls_shown) - 1.5, max(calls_shown) + 1.5)
+        ax.margins(y=0.1)
+        ax.set_xlabel("UNet calls (mean)", fontsize=9)
+        ax.set_ylabel("PSNR to stock, dB", fontsize=9)
+    for ax in axes[len(shown) :]:
+        ax.remove()
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    order = [name for name in ("agentsd", "fewer steps of another solver", *rivals) if name in handles]
+    figure.legend([handles[name] for name in order], order, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        f"agentsd (blue) on the bundled demo model: {first['prompts']} prompts, {first['steps']} steps, "
-        f"{first['dtype']}, {first['device']}; bars: 95% interval; dotted: stock with fewer steps",
+        "Left and up is better. Points: median of 16 prompts; bars reach down to the worst 5%.\n"
+        "Bundled demo model under each process.",
         fontsize=10,
-    )
-    figure.draw_without_rendering()  # so that the layout is final before the labels look for room
-    figure.set_layout_engine("none")
-    for ax, labels, dots in waiting:
-        place_labels(figure, ax, labels, dots)
+    )  # fmt: skip
     return figure
-
-
-def place_labels(
-    figure: Any, ax: Any, labels: Sequence[tuple[float, float, str, str, str]], dots: Sequence[tuple[float, float]]
-) -> list[Any]:
-    """Write each label at the nearest place around its point that is free of labels and dots; return the texts."""
-    from matplotlib.text import Text
-
-    renderer = figure.canvas.get_renderer()
-    points = [ax.transData.transform(label[:2]) for label in labels]
-    marks = [ax.transData.transform(dot) for dot in dots]
-    taken: list[Any] = []
-    texts = []
-    inside = ax.get_window_extent(renderer)
-    # Above and below first: the intervals lie to the sides.
-    around = ((0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0), (-1, 0))
-    # The most crowded first: they have the fewest places.
-    crowd = sorted(range(len(labels)), key=lambda i: sum(abs(points[i] - other).max() < 60 for other in points))[::-1]
-    for index in crowd:
-        x, y, text, colour, weight = labels[index]
-        chosen = None
-        for radius in (8, 14, 22, 32, 44, 58, 74, 92):
-            for across, up in around:
-                note = ax.annotate(
-                    text, (x, y), (across * radius, up * radius), textcoords="offset points", color=colour,
-                    fontsize=8.5, fontweight=weight, zorder=6,
-                    ha={1: "left", -1: "right", 0: "center"}[across], va={1: "bottom", -1: "top", 0: "center"}[up],
-                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5} if radius > 14 else None,
-                )  # fmt: skip
-                # The box of the words alone: an annotation's own holds its arrow as well.
-                note.update_positions(renderer)
-                box = Text.get_window_extent(note, renderer).expanded(1.02, 1.1)
-                free = not any(box.overlaps(other) for other in taken) and not any(
-                    box.x0 - 5 < px < box.x1 + 5 and box.y0 - 5 < py < box.y1 + 5 for px, py in marks
-                )
-                fits = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-                if free and fits:
-                    chosen = note, box
-                    break
-                note.remove()
-            if chosen:
-                break
-        if chosen is None:
-            raise ValueError(f"label {text!r} finds no free place; make the figure larger or the labels fewer.")
-        texts.append(chosen[0])
-        taken.append(chosen[1])
-    return texts
 
 
 def scaling(rows: list[Row]) -> Any:
     """Cost of the finest level against the number of tokens, both logarithmic, with the fitted exponents."""
     rows = [row for row in rows if row.get("levels", 1) == 1]
     rows = [row for row in rows if key_of(row, SETUP) == key_of(rows[-1], SETUP)]
-    cells = {(row["arm"], row["grid"]): row for row in rows}
-    figure, (ax,) = figure_of(1, 7.5, 5)
-    for index, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+    cells = {(row["arm"], row["grid"]): row["milliseconds"] for row in rows}
+    figure, (ax,) = figure_of(1, 1, 8.5, 5.2)
+    last = max(grid for _, grid in cells)
+    looks = iter(OTHERS * 9)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
         grids = sorted(grid for name, grid in cells if name == arm)
-        tokens = [grid**2 for grid in grids]
-        costs = [cells[arm, grid]["milliseconds"] for grid in grids]
-        colour, marker = RIVALS[index % len(RIVALS)]
+        costs = [cells[arm, grid] for grid in grids]
         if arm == "stock":
-            colour, marker = "black", "*"
-        elif arm.startswith("sampled"):  # what the presets have
-            colour, marker = OURS, "o"
-        power = f", N^{power_law(tokens, costs):.2f}" if len(tokens) > 1 else ""
-        ax.plot(tokens, costs, color=colour, marker=marker, label=arm + power)
+            colour, marker = SOLVERS
+        elif arm.startswith("key/value sampling"):
+            colour, marker = OURS
+        else:
+            colour, marker = next(looks)
+        power = f", N^{power_law([grid**2 for grid in grids], costs):.2f}" if len(grids) > 1 else ""
+        gain = ""
+        if arm != "stock" and ("stock", last) in cells and (arm, last) in cells:
+            gain = f", {cells['stock', last] / cells[arm, last]:.1f}x faster at {last * PIXELS} px"
+        ax.plot([grid**2 for grid in grids], costs, color=colour, marker=marker, label=arm + power + gain)
     ticks = sorted({grid for _, grid in cells})
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xticks([grid**2 for grid in ticks], [f"{grid}x{grid}" for grid in ticks])
+    ax.set_xticks([grid**2 for grid in ticks], [f"{grid**2}\n{grid * PIXELS} px" for grid in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.25)
     first = rows[-1]
-    ax.set_xlabel("tokens")
+    ax.set_xlabel("tokens, and the side of the picture")
     ax.set_ylabel("milliseconds")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=8.5)
     ax.set_title(
-        f"Self-attention of the finest level alone: layers timed {first['layers']}, {first['architecture']}, batch "
-        f"{first['batch']},\n{first['dtype']}, {first['device']}",
+        f"Self-attention at the finest level (layers timed: {first['layers']}, {first['architecture']}, batch "
+        f"{first['batch']}, {first['dtype']})\n{first['device']}",
         fontsize=10,
     )
     return figure

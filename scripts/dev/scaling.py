@@ -38,14 +38,14 @@ ARMS: dict[str, Attention | None] = {
     "pooled agents, stride 4": PooledAgents(stride=4),
     "pooled agents, stride 8": PooledAgents(stride=8),
     "pooled agents, at most 256": PooledAgents(stride=4, max_agents=256),
-    "sampled agents, at most 256": SampledKeys(stride=4, max_keys=256),
+    "key/value sampling, at most 256": SampledKeys(stride=4, max_keys=256),
 }
-# What tells arms apart where coarser levels run too.
+# Arms that differ where coarser levels run too.
 ARMS_OF_ALL: dict[str, Attention | None] = {
     STOCK: None,
-    "sampled agents, at most 256": ARMS["sampled agents, at most 256"],
-    "sampled agents, at most 256, two levels": SampledKeys(stride=4, max_keys=256, max_downsample=2),
-    "sampled agents, at most 1024, two levels": SampledKeys(stride=4, max_keys=1024, max_downsample=2),
+    "key/value sampling, at most 256": ARMS["key/value sampling, at most 256"],
+    "key/value sampling, at most 256, two levels": SampledKeys(stride=4, max_keys=256, max_downsample=2),
+    "key/value sampling, at most 1024, two levels": SampledKeys(stride=4, max_keys=1024, max_downsample=2),
 }
 
 

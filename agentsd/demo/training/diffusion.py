@@ -136,7 +136,7 @@ class Trainer:
         self.progress: dict[str, Any] = {}
 
     def save(self) -> None:
-        """Write the checkpoint so that a crash leaves the old one or the new one, never a part."""
+        """Write the checkpoint whole: a crash leaves the old one or the new one, never a part."""
         if self.checkpoint is None:
             return
         state = {

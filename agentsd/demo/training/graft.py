@@ -1,4 +1,4 @@
-"""Growing a UNet by an outer level, so that what it learnt on a coarse grid serves on one twice as fine."""
+"""Growing a UNet by an outer level: what it learnt on a coarse grid then serves on one twice as fine."""
 
 from __future__ import annotations
 

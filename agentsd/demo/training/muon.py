@@ -48,7 +48,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for parameters of two or more dimensions, convolutions flattened over their inputs.
 
-    The update's root mean square matches Adam's (a factor 0.2 times the root of the longer side), so that learning
+    The update's root mean square matches Adam's (a factor 0.2 times the root of the longer side), and learning
     rates compare.
 
     Args:

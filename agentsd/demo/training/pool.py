@@ -1,4 +1,4 @@
-"""The training pool: latents and thumbnails of rendered scenes, computed once, and batches drawn from it."""
+"""The training pool: latents and thumbnails of rendered scenes, computed once, and random batches of it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def thumbnails(pictures: npt.NDArray[np.uint8], side: int = THUMBNAIL) -> npt.ND
 
 
 def save_atomically(path: pathlib.Path, array: npt.NDArray[np.generic]) -> None:
-    """Write an array as .npy so that a reader sees the old file or the new one, never a part."""
+    """Write an array as .npy whole: a reader sees the old file or the new one, never a part."""
     with whole_file(path) as file:
         np.save(file, array)
 
@@ -65,7 +65,7 @@ def build_pool(vae: AutoencoderKL, number: int, folder: pathlib.Path, *, seed: i
     Args:
         vae: The normalised autoencoder.
         number: Scenes; rounded up to whole chunks.
-        folder: Where the chunks lie; existing ones are reused.
+        folder: Where the chunks lie; existing ones are kept.
         seed: Seed of the scenes.
         chunk: Scenes a file.
 
@@ -112,7 +112,7 @@ def draw_batch(
     noise: float = 1.0,
     dropout: float = 0.1,
 ) -> Batch:
-    """Draw the batch of a step; it depends on the arguments alone, so that resuming needs no generator state.
+    """Draw the batch of a step; it depends on the arguments alone, and resuming needs no generator state.
 
     Args:
         pool: The pool.
@@ -120,7 +120,7 @@ def draw_batch(
         size: Pictures in the batch.
         grid: Side of the latents, by average pooling.
         seed: Seed of the run.
-        focus: Share of timesteps drawn from ``FOCUS`` instead of from all.
+        focus: Share of timesteps from ``FOCUS`` instead of from all.
         noise: Standard deviation of the noise; a half is what is left of unit noise after pooling 2 x 2.
         dropout: Share of captions replaced by the empty one, for classifier-free guidance.
 

@@ -20,7 +20,7 @@ class Stage:
         minutes: Compute time to fill when ``steps`` is 0; the first steps are timed to set the number.
         ema: Decay of the averaged weights, approached from below at the start of the stage.
         warmup: Steps of rising learning rate.
-        focus: Share of timesteps drawn from ``agentsd.demo.training.pool.FOCUS`` instead of from all.
+        focus: Share of timesteps from ``agentsd.demo.training.pool.FOCUS`` instead of from all.
         noise: Standard deviation of the noise.
     """
 
@@ -51,7 +51,7 @@ class Stage:
         return rise * (0.525 + 0.475 * math.cos(math.pi * min(fall, 1.0)))
 
 
-# What the bundled weights went through, to within a few steps: README.md of the model folder tells the whole story.
+# The training of the bundled weights, to within a few steps; README.md of the model folder has the details.
 STAGES = (
     Stage("A", grid=16, batch=32, steps=1700, lr=8e-4),
     Stage("B", grid=32, batch=16, steps=470, lr=8e-4, ema=0.996, focus=0.4),

@@ -61,7 +61,7 @@ def _record(folder: pathlib.Path, **numbers: float) -> None:
 
 
 def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Put a complete folder in the place of another by two renames on one file system."""
+    """Replace a folder by a complete one by two renames on one file system."""
     retired = target.with_name(target.name + ".old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():

@@ -1,4 +1,4 @@
-"""Why a denoiser, or one of its calls, cannot skip layers and start from a cached feature."""
+"""Why a denoiser, or one of its calls, cannot skip steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +12,11 @@ from agentsd.unet.shallow import max_depth
 from agentsd.unet.traits import loads_weights_late
 
 
-def why_not_reuse(denoiser: nn.Module, depth: int) -> str | None:
-    """Return why a denoiser cannot reuse features at a depth, or `None` if it can.
+def why_not_skip(denoiser: nn.Module, depth: int) -> str | None:
+    """Return why a denoiser cannot skip steps at a depth, or `None` if it can.
 
     Example:
-        >>> why_not_reuse(unet, 0) is None
+        >>> why_not_skip(unet, 0) is None
         True
     """
     from diffusers import UNet2DConditionModel
@@ -46,24 +46,8 @@ def other_cache(denoiser: nn.Module) -> str | None:
     return None if config is None else type(config).__name__.removesuffix("Config")
 
 
-def foreign_processor(unet: nn.Module) -> str | None:
-    """Return the name of an attention processor of other code, which may read or change the layers at every step.
-
-    Example:
-        >>> foreign_processor(unet) is None
-        True
-    """
-    for module in unet.modules():
-        processor = module.__dict__.get("processor")
-        if processor is None:
-            processor = module.__dict__.get("_modules", {}).get("processor")
-        if processor is not None and type(processor).__module__.partition(".")[0] not in ("diffusers", "agentsd"):
-            return type(processor).__name__
-    return None
-
-
 def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
-    """Return why a call cannot start from a feature of an earlier step, or `None` if it can.
+    """Return why a call cannot start from a cached feature, or `None` if it can.
 
     Args:
         unet: The UNet.
@@ -72,7 +56,7 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
     """
     cache = other_cache(unet)
     if cache is not None:
-        return f"{cache} is enabled and reuses them itself"
+        return f"{cache} is enabled and skips layers itself"
     if torch.is_grad_enabled() and unet.training:
         return "the UNet is being trained"
     return _obstacle_to_layers(unet, arguments) if depth else None
@@ -81,7 +65,7 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
 def _obstacle_to_layers(unet: Any, arguments: Mapping[str, Any]) -> str | None:
     given = {name for name, value in arguments.items() if value is not None}
     if any(loads_weights_late(block) for block in (unet.down_blocks[0], unet.up_blocks[-1])):
-        return "group offloading brings in the weights of whole blocks, and only when a whole block runs"
+        return "group offloading loads the weights of a block only when the whole block runs"
     if "attention_mask" in given:
         return "attention_mask was given"
     if "gligen" in (arguments.get("cross_attention_kwargs") or {}):
@@ -101,8 +85,8 @@ def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tup
     Args:
         denoiser: What is to be patched.
         schedule: What `as_schedule` returned.
-        asked: Whether the user wrote the schedule. If it is a preset, a ControlNet or a denoiser with another cache
-            gets it without skipped steps, and the report says so.
+        asked: Whether the user wrote the schedule. A preset loses its skipped steps on a ControlNet or a denoiser with
+            another cache, and the report says so.
 
     Raises:
         ValueError: If the user wrote the schedule and the denoiser cannot skip steps as it says.
@@ -113,26 +97,26 @@ def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tup
     """
     refused = None
     if schedule.skips_steps and not asked:
-        problem = why_not_reuse(denoiser, schedule.skipping.depth)
+        problem = why_not_skip(denoiser, schedule.skipping.depth)
         if problem is not None:
             refused = f"{problem}; the preset skips no steps"
         elif (cache := other_cache(denoiser)) is not None:
             refused = f"{cache} is enabled and skips steps itself; the preset skips none"
         if refused is not None:
-            schedule = schedule.with_reuse(1)
+            schedule = schedule.with_skipping(1)
     check_skipping(denoiser, schedule)
     return schedule, refused
 
 
 def check_skipping(denoiser: nn.Module, schedule: Schedule) -> None:
     """Raise ValueError if a denoiser cannot skip steps as its schedule says."""
-    problem = why_not_reuse(denoiser, schedule.skipping.depth) if schedule.skips_steps else None
+    problem = why_not_skip(denoiser, schedule.skipping.depth) if schedule.skips_steps else None
     if problem is not None:
-        raise ValueError(f"steps cannot be skipped: {problem}. Lower depth, or use schedule.with_reuse(1).")
+        raise ValueError(f"steps cannot be skipped: {problem}. Lower depth, or use schedule.with_skipping(1).")
     cache = other_cache(denoiser) if schedule.skips_steps else None
     if cache is not None:
         raise ValueError(
             f"steps cannot be skipped on top of {cache}, which is enabled on this {type(denoiser).__name__} and skips "
-            "steps itself; use schedule.with_reuse(1), or switch it off first (DeepCache: the helper's disable(); "
+            "steps itself; use schedule.with_skipping(1), or switch it off first (DeepCache: the helper's disable(); "
             "diffusers: disable_cache())."
         )

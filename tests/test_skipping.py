@@ -1,4 +1,4 @@
-"""Feature reuse: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
+"""Skipped steps: equal to DeepCache and to an explicit account, in every kind of call, and exactly undone."""
 
 import copy
 import gc
@@ -20,23 +20,23 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     UNet2DConditionModel,
 )
-from probe import COPY, calm
+from probe import COPY, calm, may_miss_steps
 from tiny import draw, make_one_level_unet, make_tiny_pipe, make_tiny_unet
 
 import agentsd
 from agentsd import Phase, PooledAgents, Schedule, Skipping
-from agentsd.unet.reuse import obstacle
 from agentsd.unet.runs import Cached
 from agentsd.unet.shallow import max_depth
+from agentsd.unet.skipping import obstacle
 from agentsd.unet.steps import Position
 
-# Layers of a down block (an up block has one more) and how deep steps that reuse go; Stable Diffusion has two.
+# Layers of a down block (an up block has one more) and how many layers run at skipped steps; Stable Diffusion has two.
 DEPTHS = pytest.mark.parametrize(("layers", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)])
 DEPTHS_AND_NONE = pytest.mark.parametrize(("layers", "depth"), [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)])
 POOL = PooledAgents(stride=4)
 
 
-def reuse(interval, depth=1, config=None):
+def every(interval, depth=1, config=None):
     return Schedule((Phase(1.0, config, interval),), skipping=Skipping(depth=depth, forecast=0.0, last_full=False))
 
 
@@ -45,7 +45,10 @@ class Calls:
 
     def __init__(self, unet):
         self.full = self.all = 0
-        self.handles = [unet.mid_block.register_forward_hook(self._full), unet.register_forward_hook(self._any)]
+        self.handles = [
+            unet.mid_block.register_forward_hook(may_miss_steps(self._full)),
+            unet.register_forward_hook(self._any),
+        ]
 
     def _full(self, *_):
         self.full += 1
@@ -80,7 +83,7 @@ def test_equals_deepcache(interval, layers, depth, guidance):
     helper.enable()
     expected = steps()
     helper.disable()
-    with agentsd.apply(pipe, reuse(interval, depth)):
+    with agentsd.apply(pipe, every(interval, depth)):
         ours = steps()
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(ours[-1], steps()[-1], atol=1e-3)
@@ -90,7 +93,7 @@ def test_equals_deepcache(interval, layers, depth, guidance):
 def test_whole_unet_runs_every_third_call(scheduler):
     pipe = make_tiny_pipe()
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    with agentsd.apply(pipe, reuse(3)), Calls(pipe.unet) as calls:
+    with agentsd.apply(pipe, every(3)), Calls(pipe.unet) as calls:
         draw(pipe, steps=10)
         assert calls.full == -(-calls.all // 3)
         draw(pipe, steps=10)
@@ -109,7 +112,7 @@ def test_forecast_follows_the_last_change(forecast, last_full, guidance):
         unet = pipe.unet
         runtime = unet._agentsd
         unet.up_blocks[-1].attentions[-2].register_forward_hook(
-            lambda *call: kept.__setitem__(len(kept) + len(started), call[-1][0].clone())
+            may_miss_steps(lambda *call: kept.__setitem__(len(kept) + len(started), call[-1][0].clone()))
         )
 
         def look(*_):
@@ -121,9 +124,9 @@ def test_forecast_follows_the_last_change(forecast, last_full, guidance):
         draw(pipe, steps=7, guidance_scale=guidance)
     # Full: 0, 1, 4, and the last if asked; the others continue the change between the two full steps before them.
     assert sorted(kept) == [0, 1, 4, 6][: 4 if last_full else 3]
-    reusing = [(2, 1, 0), (3, 1, 0), (5, 4, 1), (6, 4, 1)][: 3 if last_full else 4]
-    assert sorted(started) == [index for index, _, _ in reusing]
-    for index, last, before in reusing:
+    skipped = [(2, 1, 0), (3, 1, 0), (5, 4, 1), (6, 4, 1)][: 3 if last_full else 4]
+    assert sorted(started) == [index for index, _, _ in skipped]
+    for index, last, before in skipped:
         share = (index / 7) ** ((index - last + last - before) / 2 / (forecast * 7))
         expected = kept[last] + share * (index - last) / (last - before) * (kept[last] - kept[before])
         torch.testing.assert_close(started[index], expected, atol=1e-5, rtol=1e-5)
@@ -138,7 +141,7 @@ def test_forecast_starts_anew_in_every_run():
         assert not other.equal(first)
 
 
-def test_what_has_not_changed_yet_is_reused_as_it_is():
+def test_what_has_not_changed_yet_is_used_as_it_is():
     feature, slope = torch.randn(2, 3), torch.randn(2, 3)
     schedule = Schedule.constant(None, every=4, skipping=Skipping(depth=1, forecast=1.0, last_full=False))
     weight = schedule.forecast_at(7, 8, gap=2, distance=3)
@@ -166,7 +169,7 @@ def test_forecast_must_be_a_share(forecast):
 @DEPTHS_AND_NONE
 @pytest.mark.parametrize("keywords", [False, True])
 def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
-    """With the same input at every step nothing is lost: what is reused is what would have been computed."""
+    """With the same input at every step nothing is lost: the cached feature equals the one that would be computed."""
     unet = make_tiny_unet(layers_per_block=layers)
     sample, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 32)
 
@@ -177,7 +180,7 @@ def test_a_step_on_its_own_feature_is_the_full_step(layers, depth, keywords):
 
     with torch.no_grad():
         stock = unet(sample, 500, context).sample
-        with agentsd.apply(unet, reuse(3, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, every(3, depth)), Calls(unet) as calls:
             outputs = [call(t) for t in torch.tensor([500, 500, 500])]
             assert (calls.full, calls.all) == (1, 3)
     assert torch.equal(outputs[0], stock)
@@ -192,7 +195,7 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
     samples = torch.randn(5, 2, 4, 16, 16)
     layers = []
     for module in (unet.conv_in, unet.time_embedding, unet.conv_out):
-        module.register_forward_hook(lambda *_: layers.append(1))
+        module.register_forward_hook(may_miss_steps(lambda *_: layers.append(1)))
     schedule = Schedule((Phase(1.0, POOL, 2),), skipping=Skipping(forecast=0.3, last_full=False))
 
     def run():
@@ -217,11 +220,11 @@ def test_at_depth_zero_nothing_runs_and_the_prediction_is_forecast(return_dict):
 def test_a_prediction_that_the_caller_changes_is_not_the_one_kept():
     unet = make_tiny_unet()
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, reuse(3, 0)):
+    with torch.no_grad(), agentsd.apply(unet, every(3, 0)):
         scheduler = calm(900, 600, 300)
         first, *others = [unet(sample, t, context).sample for t in scheduler.timesteps]
         expected = first.clone()
-        with agentsd.apply(unet, reuse(3, 0)):
+        with agentsd.apply(unet, every(3, 0)):
             for t in scheduler.timesteps:
                 output = unet(sample, t, context).sample
                 assert torch.equal(output, expected)
@@ -244,7 +247,7 @@ def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
     pictures = {}
     for depth in (0, 1):
-        with agentsd.apply(pipe, reuse(3, depth)) as patch, warnings.catch_warnings(record=True) as caught:
+        with agentsd.apply(pipe, every(3, depth)) as patch, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             pictures[depth] = draw(pipe, steps=6)
             told = [str(warning.message) for warning in caught if "agentsd" in str(warning.message)]
@@ -258,13 +261,13 @@ def test_fresh_noise_is_seen_by_the_last_layer(scheduler, changes, noisy):
 def test_a_scheduler_that_is_swapped_is_seen_and_one_that_nobody_named_too():
     pipe = make_tiny_pipe()
     calm, noisy = (kind.from_config(pipe.scheduler.config) for kind in (EulerDiscreteScheduler, LCMScheduler))
-    with agentsd.apply(pipe.unet, reuse(3, 0)) as patch:
+    with agentsd.apply(pipe.unet, every(3, 0)) as patch:
         for known in (False, True):
             for pipe.scheduler in (calm, noisy):
                 if known:
                     patch.attach(pipe)
                 layers = []
-                hook = pipe.unet.conv_out.register_forward_hook(lambda *_, seen=layers: seen.append(1))
+                hook = pipe.unet.conv_out.register_forward_hook(may_miss_steps(lambda *_, seen=layers: seen.append(1)))
                 draw(pipe, steps=6)
                 hook.remove()
                 assert len(layers) == (6 if pipe.scheduler is noisy else 2)
@@ -276,9 +279,9 @@ def test_where_no_layer_can_run_alone_fresh_noise_makes_every_step_whole():
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     assert max_depth(pipe.unet) == 0
     layers = []
-    pipe.unet.conv_out.register_forward_hook(lambda *_: layers.append(1))
-    with agentsd.apply(pipe, reuse(3, 0)) as patch:
-        with pytest.warns(UserWarning, match="cannot reuse features: LCMScheduler adds fresh noise"):
+    pipe.unet.conv_out.register_forward_hook(may_miss_steps(lambda *_: layers.append(1)))
+    with agentsd.apply(pipe, every(3, 0)) as patch:
+        with pytest.warns(UserWarning, match="does not skip steps: LCMScheduler adds fresh noise"):
             draw(pipe, steps=6)
         assert len(layers) == 6
         assert "steps not skipped: LCMScheduler adds fresh noise" in str(patch.report())
@@ -291,29 +294,29 @@ def test_depth_zero_wants_nothing_of_the_last_up_block():
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
     )
     assert max_depth(unet) == 0
-    with agentsd.apply(unet, reuse(2, 0)) as patch:
+    with agentsd.apply(unet, every(2, 0)) as patch:
         assert patch.schedule.skips_steps
     with pytest.raises(ValueError, match=r"depth=1 must be at most 0 for this UNet2DConditionModel"):
-        agentsd.apply(unet, reuse(2, 1))
+        agentsd.apply(unet, every(2, 1))
 
 
-def test_a_controlnet_has_no_prediction_to_reuse():
+def test_a_controlnet_has_no_prediction_to_skip():
     net = ControlNetModel.from_unet(make_tiny_unet())
     with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is a ControlNet, which predicts"):
-        agentsd.apply(net, reuse(2, 0))
+        agentsd.apply(net, every(2, 0))
     with agentsd.apply(net, "balanced") as patch:
         assert not patch.schedule.skips_steps
         said = "ControlNetModel is a ControlNet, which predicts no noise; the preset skips no steps"
         assert f"steps not skipped: {said}" in str(patch.report())
 
 
-def test_agents_and_reuse_together_change_the_layers_that_run():
+def test_agents_and_skipping_together_change_the_layers_that_run():
     pipe = make_tiny_pipe()
     pictures = {}
-    for name, schedule in {"reuse": reuse(3), "both": reuse(3, config=POOL)}.items():
+    for name, schedule in {"skipping": every(3), "both": every(3, config=POOL)}.items():
         with agentsd.apply(pipe, schedule):
             pictures[name] = draw(pipe, steps=6)
-    assert not torch.allclose(pictures["reuse"], pictures["both"], atol=1e-4)
+    assert not torch.allclose(pictures["skipping"], pictures["both"], atol=1e-4)
 
 
 def test_whole_steps_count_from_the_last_one_across_phases():
@@ -336,11 +339,11 @@ def test_nothing_leaks_between_runs_sizes_and_strengths():
             generator=torch.Generator().manual_seed(0),
         ).images  # fmt: skip
 
-    with agentsd.apply(pipe, reuse(3)):
+    with agentsd.apply(pipe, every(3)):
         alone = draw(pipe, steps=7)
-    with agentsd.apply(pipe, reuse(3)):
+    with agentsd.apply(pipe, every(3)):
         half_alone = half(img2img)
-    with agentsd.apply(pipe, reuse(3)), Calls(pipe.unet) as calls:
+    with agentsd.apply(pipe, every(3)), Calls(pipe.unet) as calls:
         draw(pipe, steps=5, height=48, width=32)
         pipe.unet(torch.randn(1, 4, 8, 8), 5, torch.randn(1, 77, 32))
         assert torch.equal(half(img2img), half_alone)
@@ -368,10 +371,10 @@ def test_two_pipes_take_turns_on_one_unet(depth):
     def steps(which):
         return [unet(inputs[which], t, context).sample for t in runs[which]]
 
-    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)):
+    with torch.no_grad(), agentsd.apply(unet, every(2, depth)):
         apart = [steps(0), steps(1)]
     runs = [run.clone() for run in runs]
-    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)):
+    with torch.no_grad(), agentsd.apply(unet, every(2, depth)):
         turns = [[unet(inputs[i], runs[i][k], context).sample for i in range(2)] for k in range(4)]
     for k in range(4):
         for i in range(2):
@@ -380,11 +383,11 @@ def test_two_pipes_take_turns_on_one_unet(depth):
 
 @pytest.mark.parametrize("depth", [0, 1])
 def test_one_call_per_guidance_branch(depth):
-    """Modular pipelines call the UNet for each guidance branch; every branch must reuse its own feature."""
+    """Modular pipelines call the UNet for each guidance branch; every branch must use its own feature."""
     unet = make_tiny_unet()
     sample = torch.randn(1, 4, 16, 16)
     contexts = torch.randn(2, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, every(2, depth)), Calls(unet) as calls:
         together = [unet(sample.expand(2, -1, -1, -1), t, contexts).sample for t in torch.tensor([900, 600, 300])]
         apart = [[unet(sample, t, contexts[i : i + 1]).sample for i in range(2)] for t in torch.tensor([900, 600, 300])]
         assert (calls.full, calls.all) == (2 + 4, 3 + 6)
@@ -401,7 +404,7 @@ def test_one_call_per_view_with_one_context():
     def run(views):
         return [[unet(view, t, context).sample for view in views] for t in timesteps.clone()]
 
-    with torch.no_grad(), agentsd.apply(unet, reuse(3)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, every(3)), Calls(unet) as calls:
         alone = [run([view]) for view in views]
         assert calls.full == 3 * 2
         together = run(views)
@@ -420,9 +423,9 @@ def test_a_call_to_warm_up_on_the_first_timestep_leaves_no_feature_to_the_run(sa
     timesteps = torch.tensor([900, 700, 500, 300])
     with torch.no_grad():
         stock = [unet(sample, t, context).sample for t in timesteps]
-        with agentsd.apply(unet, reuse(3)):
+        with agentsd.apply(unet, every(3)):
             alone = [unet(sample, t, context).sample for t in timesteps.clone()]
-        with agentsd.apply(unet, reuse(3)):
+        with agentsd.apply(unet, every(3)):
             unet(other, timesteps[0], context if same_context else torch.randn(1, 77, 32))
             outputs = [unet(sample, t, context).sample for t in timesteps]
     assert torch.equal(outputs[0], stock[0])
@@ -439,17 +442,17 @@ def test_timesteps_in_no_order_are_no_run():
     timesteps = torch.tensor([100, 900, 500, 300, 700, 200])
     with torch.no_grad():
         stock = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
-        with agentsd.apply(unet, reuse(3)) as patch:
-            with pytest.warns(UserWarning, match="cannot reuse .* the timestep is .* one of many in no order"):
+        with agentsd.apply(unet, every(3)) as patch:
+            with pytest.warns(UserWarning, match="does not skip .* the timestep is .* one of many in no order"):
                 outputs = [unet(sample, t, context).sample for sample, t in zip(samples, timesteps, strict=True)]
-            assert "its run cannot be told" in str(patch.report())
+            assert "its run is unknown" in str(patch.report())
     assert all(map(torch.equal, outputs, stock))
 
 
 def test_a_bare_number_is_reported():
     unet = make_tiny_unet()
-    with torch.no_grad(), agentsd.apply(unet, reuse(3)) as patch:
-        with pytest.warns(UserWarning, match="cannot reuse features: the timestep is a number"):
+    with torch.no_grad(), agentsd.apply(unet, every(3)) as patch:
+        with pytest.warns(UserWarning, match="does not skip steps: the timestep is a number"):
             unet(torch.randn(1, 4, 16, 16), 900, torch.randn(1, 77, 32))
         assert "the timestep is a number" in str(patch.report())
 
@@ -466,7 +469,7 @@ def test_gradients_taken_through_the_unet_are_those_of_stock():
         return found
 
     stock = gradients()
-    with agentsd.apply(unet, reuse(3)) as patch:
+    with agentsd.apply(unet, every(3)) as patch:
         with pytest.warns(UserWarning, match="gradients are taken through the UNet"):
             patched = gradients()
         assert "gradients are taken through the UNet" in str(patch.report())
@@ -485,7 +488,7 @@ class TestMemory:
     @pytest.mark.parametrize("steps", [4, *(pytest.param(more, marks=pytest.mark.slow) for more in (5, 6))])
     def test_none_after_a_run(self, steps, tiny_pipe):
         before = self.held()
-        patch = agentsd.apply(tiny_pipe, reuse(3))
+        patch = agentsd.apply(tiny_pipe, every(3))
         seen = []
         draw(tiny_pipe, steps=steps, callback_on_step_end=lambda *call: seen.append(self.held()) or call[3])
         assert max(seen) > before  # else nothing is watched here
@@ -498,7 +501,7 @@ class TestMemory:
             return rest[-1]
 
         before = self.held()
-        patch = agentsd.apply(tiny_pipe, reuse(3))
+        patch = agentsd.apply(tiny_pipe, every(3))
         for _ in range(4):
             draw(tiny_pipe, steps=6, callback_on_step_end=interrupt)
         assert self.held() <= before + 1
@@ -518,7 +521,7 @@ def test_controlnet_residuals_reach_the_layers_that_run(layers, depth):
     }
     with torch.no_grad():
         stock = unet(sample, 500, context, **residuals).sample
-        with agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, every(2, depth)), Calls(unet) as calls:
             outputs = [unet(sample, t, context, **residuals).sample for t in torch.tensor([500, 500])]
             assert calls.full == 1
     torch.testing.assert_close(outputs[1], stock)
@@ -531,7 +534,7 @@ def test_adapter_residuals_reach_the_layers_that_run(layers, depth):
     residuals = [torch.randn(1, 16, 16, 16), torch.randn(1, 32, 8, 8), torch.randn(1, 32, 4, 4)]
     with torch.no_grad():
         stock = unet(sample, 500, context, down_intrablock_additional_residuals=list(residuals)).sample
-        with agentsd.apply(unet, reuse(2, depth)), Calls(unet) as calls:
+        with agentsd.apply(unet, every(2, depth)), Calls(unet) as calls:
             outputs = [
                 unet(sample, t, context, down_intrablock_additional_residuals=list(residuals)).sample
                 for t in torch.tensor([500, 500])
@@ -540,7 +543,7 @@ def test_adapter_residuals_reach_the_layers_that_run(layers, depth):
     torch.testing.assert_close(outputs[1], stock)
 
 
-def test_calls_that_cannot_reuse_run_the_whole_unet_and_are_reported():
+def test_calls_that_cannot_skip_run_the_whole_unet_and_are_reported():
     unet = make_tiny_unet()
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
     reason = "adapter residuals came by the deprecated argument"
@@ -548,7 +551,7 @@ def test_calls_that_cannot_reuse_run_the_whole_unet_and_are_reported():
     def residuals():
         return [torch.zeros(1, 16, 16, 16), torch.zeros(1, 32, 8, 8), torch.zeros(1, 32, 4, 4)]
 
-    with torch.no_grad(), agentsd.apply(unet, reuse(2)) as patch, Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, every(2)) as patch, Calls(unet) as calls:
         timesteps = torch.tensor([600, 300])
         unet(sample, timesteps[0], context)
         with pytest.warns(UserWarning, match=reason):
@@ -590,7 +593,7 @@ def test_training_and_freeu_on_the_last_block_are_obstacles():
 def test_batch_that_changes_within_a_run_runs_the_whole_unet():
     unet = make_tiny_unet()
     context = torch.randn(2, 77, 32)
-    with torch.no_grad(), agentsd.apply(unet, reuse(3)), Calls(unet) as calls:
+    with torch.no_grad(), agentsd.apply(unet, every(3)), Calls(unet) as calls:
         timesteps = torch.tensor([600, 300, 100])
         unet(torch.randn(2, 4, 16, 16), timesteps[0], context)
         with pytest.warns(UserWarning, match="the batch or picture size changed"):
@@ -599,7 +602,7 @@ def test_batch_that_changes_within_a_run_runs_the_whole_unet():
         assert calls.full == 2
 
 
-def test_lora_scale_holds_in_reuse_steps():
+def test_lora_scale_holds_in_skipped_steps():
     peft = pytest.importorskip("peft")
     pipe = make_tiny_pipe()
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "a")
@@ -610,7 +613,7 @@ def test_lora_scale_holds_in_reuse_steps():
         helper.enable()
         expected = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
         helper.disable()
-        with agentsd.apply(pipe, reuse(3)):
+        with agentsd.apply(pipe, every(3)):
             pictures[scale] = draw(pipe, steps=4, cross_attention_kwargs={"scale": scale})
         torch.testing.assert_close(pictures[scale], expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(pictures[0.3], pictures[1.0], atol=1e-4)
@@ -620,7 +623,7 @@ def test_undo_is_exact():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
     keys = {name: set(module.__dict__) for name, module in pipe.unet.named_modules()}
-    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(3))
+    patch = agentsd.apply(pipe, agentsd.preset().with_skipping(3))
     assert not torch.equal(draw(pipe), stock)
     patch.remove()
     assert torch.equal(draw(pipe), stock)
@@ -632,7 +635,7 @@ def test_undo_is_exact():
 def test_copies_run_their_own_weights():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    agentsd.apply(pipe, agentsd.preset().with_reuse(2))
+    agentsd.apply(pipe, agentsd.preset().with_skipping(2))
     patched = draw(pipe)
     for twin in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
         assert torch.equal(draw(twin), patched)
@@ -653,10 +656,10 @@ def draw_unet(unet):
     return torch.stack(outputs)
 
 
-def test_disabled_patch_does_not_reuse():
+def test_disabled_patch_skips_nothing():
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    with agentsd.apply(pipe, agentsd.preset().with_reuse(2)) as patch, patch.disabled():
+    with agentsd.apply(pipe, agentsd.preset().with_skipping(2)) as patch, patch.disabled():
         assert torch.equal(draw(pipe), stock)
 
 
@@ -665,7 +668,7 @@ def test_accelerate_hook_on_top_survives_undo():
 
     pipe = make_tiny_pipe()
     stock = draw(pipe)
-    patch = agentsd.apply(pipe, agentsd.preset().with_reuse(2))
+    patch = agentsd.apply(pipe, agentsd.preset().with_skipping(2))
     patched = draw(pipe)
     cpu_offload_with_hook(pipe.unet, execution_device="cpu")
     assert torch.equal(draw(pipe), patched)
@@ -676,7 +679,7 @@ def test_accelerate_hook_on_top_survives_undo():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda unet: agentsd.preset().with_reuse(0), r"every=0 must be an integer of at least 1"),
+        (lambda unet: agentsd.preset().with_skipping(0), r"every=0 must be an integer of at least 1"),
         (
             lambda unet: agentsd.apply(unet, Schedule.constant(None, 3, skipping=Skipping(depth=3))),
             r"depth=3 must be at most 2",
@@ -699,6 +702,6 @@ def test_sdxl_like_unet_without_attention_at_the_finest_level():
     sample, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 32)
     with torch.no_grad():
         stock = unet(sample, 500, context).sample
-        with agentsd.apply(unet, reuse(2, 2)):
+        with agentsd.apply(unet, every(2, 2)):
             outputs = [unet(sample, t, context).sample for t in torch.tensor([500, 500])]
     torch.testing.assert_close(outputs[1], stock)
