@@ -13,6 +13,8 @@ from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
 from agentsd.unet.activity import warn_if_running
+from agentsd.unet.controlnets import release, take_control
+from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
 from agentsd.unet.processor import SITE
 from agentsd.unet.report import Report
@@ -150,13 +152,14 @@ def apply(
     ratio: float | None = None,
     seed: int = 0,
 ) -> Patch:
-    """Patch a pipeline's UNet in place: its calls then follow a schedule.
+    """Patch a pipeline's denoiser in place: its calls then follow a schedule.
 
     The schedule applies at every call of the pipeline. The pipeline's loop and callbacks stay untouched.
     Applying again replaces the earlier patch.
 
     Args:
-        target: A diffusers pipeline with a UNet, or the UNet (or ControlNet) itself, compiled or not.
+        target: A diffusers pipeline, or its denoiser (or a ControlNet) itself, compiled or not. Steps can be skipped in
+            all of them. Attention can change in the UNets of SD 1.x, 2.x, SDXL and kin.
         schedule: The name of a preset (`agentsd.PRESETS`), a `Schedule`, settings of self-attention for every step
             (`MergedTokens`, `PooledAgents`, `SampledKeys`), or the `Plan` that `agentsd.plan` returned.
         tolerance: The relative error of the final latent that you accept, in (0, 1]; it replaces the preset's. Smaller
@@ -171,7 +174,7 @@ def apply(
     Raises:
         ValueError: If arguments contradict each other or are out of range, nothing in the target can be patched, or the
             plan was measured on another architecture.
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
 
     Example:
         >>> patch = agentsd.apply(pipe, "paper")
@@ -185,10 +188,10 @@ def apply(
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
-    pipes = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
-    users = list(pipes)
+    users = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
+    pipes = list(users)
     chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
-    candidates, skipped = find(denoiser)  # before the earlier patch goes: what is refused leaves it in place
+    candidates, skipped = find(denoiser, chosen)  # before the earlier patch goes: what is refused leaves it in place
     if plan is not None:
         check_plan(denoiser, plan)
         refused = plan.skipping_problem
@@ -198,37 +201,38 @@ def apply(
         users += [user for user in earlier.users if holds(user, denoiser)]
         warn_if_running(earlier.activity, "agentsd.apply replaces", denoiser)
         uninstall(denoiser)
-    runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, plan), candidates)
+    runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, layout_of(denoiser), plan), candidates)
     runtime.skipping_problem = refused
     if refused is not None and not chosen.attentions:
         warn_user(
             f"agentsd has nothing to do here: {refused}, and its attention is stock. The preset 'gentle' skips none."
         )
-    for pipe in pipes:
-        runtime.pipes.add(pipe)
+    runtime.pipes.update(pipes)
     for user in users:
         runtime.users.add(user)
+        if chosen.skipping.tolerance is not None:
+            runtime.controls.update(take_control(user, denoiser))
         _PATCHED.setdefault(user, weakref.WeakSet()).add(denoiser)
     return Patch(denoiser, runtime)
 
 
 def remove(target: Any) -> None:
-    """Restore a pipeline's UNet (or the UNet given) exactly; does nothing if it is not patched.
+    """Restore a pipeline's denoiser (or the one given) exactly; does nothing if it is not patched.
 
-    A UNet that the pipeline held when it was patched, and no longer holds, is restored too.
+    A denoiser that the pipeline held when it was patched, and no longer holds, is restored too.
 
     Args:
         target: What was given to `apply`, or a copy of it.
 
     Raises:
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
     """
-    former = _patched_through(target)
-    for denoiser in former:
+    release(getattr(target, "controlnet", None))
+    for denoiser in (former := _patched_through(target)):
         runtime = denoiser.__dict__.get(SITE)
         if runtime is not None and target in runtime.users:
             _take_off(denoiser)
-    if former and getattr(target, "unet", None) is None:
+    if former and denoiser_in(target) is None:
         return
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
@@ -241,7 +245,7 @@ def _take_off(denoiser: nn.Module) -> None:
 
 
 def report(target: Any) -> Report:
-    """Return what is patched on a pipeline's UNet (or on the UNet given).
+    """Return what is patched on a pipeline's denoiser (or on the one given).
 
     Args:
         target: What was given to `apply`, or a copy of it.
@@ -251,7 +255,7 @@ def report(target: Any) -> Report:
 
     Raises:
         ValueError: If the target is not patched.
-        TypeError: If the target is neither a pipeline with a UNet nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module.
     """
     denoiser = denoiser_of(target)
     runtime = denoiser.__dict__.get(SITE)

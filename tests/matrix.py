@@ -1,4 +1,4 @@
-"""The pipelines that are supported and those that are refused: what the tests run and docs/pipelines.md lists."""
+"""The pipelines whose attention can change, and those where it cannot: for the tests and docs/pipelines.md."""
 
 import inspect
 from collections.abc import Callable
@@ -10,11 +10,8 @@ from diffusers import (
     AutoencoderKLTemporalDecoder,
     ControlNetModel,
     EulerDiscreteScheduler,
-    FluxTransformer2DModel,
     LCMScheduler,
     MotionAdapter,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
     T2IAdapter,
     UNetSpatioTemporalConditionModel,
 )
@@ -27,8 +24,8 @@ from tiny import (
     make_sdxl_pipe,
     make_tiny_pipe,
     make_tiny_unet,
-    make_vae,
 )
+from tiny_denoisers import table as skipping_table
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 GENERATOR = torch.Generator().manual_seed(9)
@@ -50,7 +47,7 @@ class Kind:
         build: Makes a tiny one; returns it with the arguments of a call.
         finest: Stages that hold the finest patched layers.
         grid: Token grid of those layers, for latents of 16 x 16.
-        skipping: Whether steps can be skipped.
+        skipping: Whether skipped steps can run the last layers (`depth=1`); whole steps can always be skipped.
         steps: Steps of a run.
         calls: UNet calls of a run; `None` stands for one a step.
         warns: The warning that a run gives, as a pattern.
@@ -76,7 +73,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Refused:
-    """A pipeline or model that is refused, with the pattern of its error."""
+    """A pipeline or model whose attention cannot change, with the pattern of its error."""
 
     name: str
     build: Callable[[], object]
@@ -335,8 +332,8 @@ KINDS = (
         "ControlNet",
         "StableDiffusionControlNetPipeline",
         controlnet,
-        note="the ControlNet stays stock; `agentsd.apply(pipe.controlnet)` patches its attention too. It runs at "
-        "every step, which bounds the gain of skipped steps",
+        note="the ControlNet rests at skipped steps under a tolerance; `agentsd.apply(pipe.controlnet)` changes its "
+        "attention too",
     ),
     Kind("ControlNet, guess mode", "StableDiffusionControlNetPipeline", controlnet_guess_mode),
     Kind("T2I-Adapter", "StableDiffusionAdapterPipeline", t2i_adapter),
@@ -396,34 +393,6 @@ KINDS = (
 # Refused
 
 
-def stable_diffusion_3():
-    transformer = SD3Transformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
-        caption_projection_dim=16, pooled_projection_dim=16, out_channels=4, in_channels=4, patch_size=1,
-    )  # fmt: skip
-    names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3",
-             "tokenizer_3")  # fmt: skip
-    return diffusers.StableDiffusion3Pipeline(transformer=transformer, **dict.fromkeys(names))
-
-
-def flux():
-    transformer = FluxTransformer2DModel(
-        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
-    )  # fmt: skip
-    names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    return diffusers.FluxPipeline(transformer=transformer, **dict.fromkeys(names))
-
-
-def pixart():
-    transformer = PixArtTransformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
-        patch_size=2, cross_attention_dim=16, caption_channels=16, norm_num_groups=1,
-    )  # fmt: skip
-    names = ("scheduler", "text_encoder", "tokenizer")
-    return diffusers.PixArtSigmaPipeline(transformer=transformer, vae=make_vae(), **dict.fromkeys(names))
-
-
 def kandinsky_like():
     return make_tiny_unet(
         down_block_types=("SimpleCrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
@@ -462,20 +431,9 @@ def already_tomesd():
     return tomesd.apply_patch(make_tiny_pipe())
 
 
-TRANSFORMER = "a transformer; agentsd patches pipelines with a UNet"
-JOINT = "its transformer attends over text and image tokens together"
-MIXES = f"{TRANSFORMER}.* This one attends over text and image tokens together"
 NOTHING = "has no self-attention layer that agentsd can patch. Found: "
 
 REFUSED = (
-    Refused("SD 3", stable_diffusion_3, f"denoises with SD3Transformer2DModel, {MIXES}", JOINT),
-    Refused("FLUX", flux, f"denoises with FluxTransformer2DModel, {MIXES}", f"{JOINT}, with rotary positions"),
-    Refused(
-        "PixArt",
-        pixart,
-        f"denoises with PixArtTransformer2DModel, {TRANSFORMER}.* All its blocks have one grid",
-        "a transformer of one grid without levels; not measured",
-    ),
     Refused(
         "Kandinsky 2, DeepFloyd IF, unCLIP",
         kandinsky_like,
@@ -511,5 +469,11 @@ def table() -> str:
         level = kind.level or SAMPLE // kind.grid[0]
         skipping = "yes" if kind.skipping else "no"
         lines.append(f"| {kind.name} | {pipeline} | latent /{level} | {skipping} | {kind.note} |")
-    lines += ["", "| refused | why |", "|---|---|", *(f"| {refused.name} | {refused.why} |" for refused in REFUSED)]
+    lines += [
+        "",
+        skipping_table(),
+        "| attention stays stock | why |",
+        "|---|---|",
+        *(f"| {refused.name} | {refused.why} |" for refused in REFUSED),
+    ]
     return "\n".join(lines) + "\n"

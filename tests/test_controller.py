@@ -139,7 +139,9 @@ def test_what_cannot_be_read_is_said():
         config = type("C", (), {"prediction_type": "flow"})
         timesteps = torch.arange(3)
 
-    assert noise_levels(Mine()) == "Mine predicts 'flow', which is none of epsilon, v_prediction, sample"
+    assert (
+        noise_levels(Mine()) == "Mine predicts 'flow', which is none of epsilon, v_prediction, sample, flow_prediction"
+    )
 
 
 def count_calls(pipe):

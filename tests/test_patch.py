@@ -79,9 +79,9 @@ class TestAnotherUNet:
         assert not patch.active
         report = patch.report()
         assert not report.active
-        assert report.inactive_reason == "StableDiffusionPipeline runs another UNet now; call agentsd.apply again"
-        assert "NOT IN FORCE: StableDiffusionPipeline runs another UNet now" in str(report)
-        assert "runs another UNet now" in repr(patch)
+        assert report.inactive_reason == "StableDiffusionPipeline runs another denoiser now; call agentsd.apply again"
+        assert "NOT IN FORCE: StableDiffusionPipeline runs another denoiser now" in str(report)
+        assert "runs another denoiser now" in repr(patch)
         with pytest.raises(ValueError, match=r"runs another UNet2DConditionModel than the one that was patched"):
             agentsd.report(tiny_pipe)
         tiny_pipe.unet = first

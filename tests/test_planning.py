@@ -191,7 +191,7 @@ def test_unets_that_want_more_inputs_are_planned(changes, quick):
 def test_a_controlnet_is_planned(quick):
     plan = agentsd.plan(controlnet()[0].controlnet, height=128, width=128, cache=False)
     assert not plan.schedule.skips_steps
-    assert "steps not skipped: ControlNetModel is no UNet2DConditionModel" in str(plan)
+    assert "steps not skipped: ControlNetModel is a ControlNet, which predicts no noise" in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
         said = preset.report().skipping_problem
     with agentsd.apply(net, plan) as patch:
         assert patch.report().skipping_problem == said
-    assert said == "ControlNetModel is no UNet2DConditionModel; the preset skips no steps"
-    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is no"):
+    assert said == "ControlNetModel is a ControlNet, which predicts no noise; the preset skips no steps"
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is a ControlNet"):
         agentsd.plan(net, agentsd.preset("fast"), cache=False, height=128, width=128)
 
 

@@ -1,5 +1,7 @@
 """The demo model under other processes: the conversion agrees with its formula."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,12 +33,32 @@ def test_predictions_agree_with_the_model_at_equal_noise(own, process):
         torch.testing.assert_close(found, velocity.float(), atol=2e-3, rtol=2e-3)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_velocity_of_flow_matching_is_noise_less_picture(own, share):
+    pipe = demo_pipeline("flow")
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 4, 16, 16, generator=generator)  # (1 - share) x0 + share n
+    context = torch.randn(1, 77, own.text_encoder.config.hidden_size, generator=generator)
+    ours = log_snr_of(own.scheduler)
+    asked = 2 * math.log((1 - share) / share)
+    low = int((ours > asked).sum()) - 1
+    step = low + float((ours[low] - asked) / (ours[low] - ours[low + 1]))
+    scale = math.hypot(1 - share, share)
+    alpha, sigma = (1 - share) / scale, share / scale
+    with torch.no_grad():
+        velocity = own.unet(sample / scale, step, context).sample
+        found = pipe.unet(sample, torch.tensor(1000 * share), context).sample
+    picture, noise = alpha * sample / scale - sigma * velocity, sigma * sample / scale + alpha * velocity
+    torch.testing.assert_close((1 - share) * picture + share * noise, sample, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, noise - picture, atol=2e-3, rtol=2e-3)
+
+
 def test_the_processes_differ_from_the_models_own(own):
     for process in set(PROCESSES) - {"own"}:
-        signal = demo_pipeline(process).scheduler.alphas_cumprod
-        assert (signal - own.scheduler.alphas_cumprod).abs().max() > 0.05
+        ours, theirs = log_snr_of(own.scheduler), log_snr_of(demo_pipeline(process).scheduler)
+        assert (ours - theirs[: len(ours)]).abs().max() > 0.05
 
 
 def test_unknown_processes_are_refused():
-    with pytest.raises(ValueError, match="process='sd3' is unknown; choose one of own, sd15, sd21-v, sdxl, zero-snr"):
+    with pytest.raises(ValueError, match=r"process='sd3' is unknown; choose one of own, sd15, .* zero-snr, flow"):
         demo_pipeline("sd3")

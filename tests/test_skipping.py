@@ -302,11 +302,12 @@ def test_depth_zero_wants_nothing_of_the_last_up_block():
 
 def test_a_controlnet_has_no_prediction_to_skip():
     net = ControlNetModel.from_unet(make_tiny_unet())
-    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is no UNet2DConditionModel"):
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: ControlNetModel is a ControlNet, which predicts"):
         agentsd.apply(net, every(2, 0))
     with agentsd.apply(net, "balanced") as patch:
         assert not patch.schedule.skips_steps
-        assert "steps not skipped: ControlNetModel is no UNet2DConditionModel; the preset skips" in str(patch.report())
+        said = "ControlNetModel is a ControlNet, which predicts no noise; the preset skips no steps"
+        assert f"steps not skipped: {said}" in str(patch.report())
 
 
 def test_agents_and_skipping_together_change_the_layers_that_run():

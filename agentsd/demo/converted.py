@@ -22,7 +22,8 @@ class ConvertedUNet(UNet2DConditionModel):  # type: ignore[misc]
         Args:
             asked: Log signal-to-noise ratio of the timesteps that callers name, [T], falling.
             model: The same of the timesteps that the weights were trained with, [T'], falling.
-            kind: What callers expect: `"epsilon"` or `"v_prediction"`.
+            kind: What callers expect: `"epsilon"`, `"v_prediction"` or `"flow_prediction"`. Samples of the last are
+                `(1 - s) x0 + s n`, and the velocity is `n - x0`.
         """
         self.kind = kind
         # The timestep of the model for each asked one, by interpolation.
@@ -39,11 +40,16 @@ class ConvertedUNet(UNet2DConditionModel):  # type: ignore[misc]
         time = torch.as_tensor(timestep, device=sample.device).float().clamp(0, len(self.model_steps) - 1)
         step, log_snr = (_at(table, time) for table in (self.model_steps, self.log_snr))
         return_dict = kwargs.pop("return_dict", True)
+        wide = log_snr.reshape(-1, *(1,) * (sample.ndim - 1))
+        alpha, sigma = torch.sigmoid(wide).sqrt(), torch.sigmoid(-wide).sqrt()
+        if self.kind == "flow_prediction":
+            sample = (sample * (alpha + sigma)).to(sample.dtype)  # of variance 1
         velocity = super().forward(sample, step, *args, return_dict=False, **kwargs)[0]
         if self.kind == "epsilon":
-            wide = log_snr.reshape(-1, *(1,) * (sample.ndim - 1))
-            alpha, sigma = torch.sigmoid(wide).sqrt(), torch.sigmoid(-wide).sqrt()
             velocity = (alpha * velocity.float() + sigma * sample.float()).to(velocity.dtype)
+        elif self.kind == "flow_prediction":
+            noise_less_picture = (alpha + sigma) * velocity.float() + (sigma - alpha) * sample.float()
+            velocity = noise_less_picture.to(velocity.dtype)
         return UNet2DConditionOutput(sample=velocity) if return_dict else (velocity,)
 
 

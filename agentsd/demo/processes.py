@@ -8,6 +8,9 @@ returns the other kind of prediction.
 A sample at signal-to-noise ratio `alpha^2 / sigma^2` is the same for every variance-preserving process. The conversion
 therefore looks up the timestep of the demo model with the same ratio, runs the UNet there, and converts the velocity
 `v`: `eps = alpha v + sigma x` and `x0 = alpha x - sigma v` (Salimans & Ho, ICLR 2022, https://arxiv.org/abs/2202.00512).
+
+Flow matching (Liu et al., ICLR 2023, https://arxiv.org/abs/2209.03003) mixes `(1 - s) x0 + s n` and predicts `n - x0`.
+Its samples are those of a variance-preserving process times `1 / (alpha + sigma)`, at `s = sigma / (alpha + sigma)`.
 """
 
 from __future__ import annotations
@@ -55,6 +58,8 @@ PROCESSES: MappingProxyType[str, tuple[str, Mapping[str, Any]]] = MappingProxyTy
                 "clip_sample": False,
             },
         ),
+        # Rectified flow, as SD 3 and FLUX; stable-diffusion-3-medium has the shift.
+        "flow": ("FlowMatchScheduler", {"shift": 3.0}),
     }
 )
 
@@ -78,16 +83,30 @@ def demo_pipeline(process: str = "own", **load: Any) -> StableDiffusionPipeline:
     """
     if process not in PROCESSES:
         raise ValueError(f"process={process!r} is unknown; choose one of {', '.join(PROCESSES)}.")
-    import diffusers
+    from diffusers import StableDiffusionPipeline
 
-    pipe: StableDiffusionPipeline = diffusers.StableDiffusionPipeline.from_pretrained(model_path(), **load)
+    pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(model_path(), **load)
     pipe.set_progress_bar_config(disable=True)
     if process != "own":
         kind, config = PROCESSES[process]
-        scheduler = getattr(diffusers, kind)(**config)
+        scheduler = scheduler_class(kind)(**config)
         pipe.unet = convert(pipe.unet, log_snr_of(pipe.scheduler), scheduler)
         pipe.scheduler = scheduler
     return pipe
+
+
+def scheduler_class(name: str) -> Any:
+    """Return a scheduler class: one of diffusers, or `FlowMatchScheduler`, which `StableDiffusionPipeline` can drive.
+
+    Example:
+        >>> scheduler_class("FlowMatchScheduler").__bases__[0].__name__
+        'FlowMatchEulerDiscreteScheduler'
+    """
+    import diffusers
+
+    from agentsd.demo.flow import FlowMatchScheduler
+
+    return FlowMatchScheduler if name == "FlowMatchScheduler" else getattr(diffusers, name)
 
 
 def log_snr_of(scheduler: Any) -> Tensor:
@@ -100,6 +119,10 @@ def log_snr_of(scheduler: Any) -> Tensor:
         >>> bool((log_snr_of(DDIMScheduler()).diff() < 0).all())
         True
     """
+    if not hasattr(scheduler, "alphas_cumprod"):  # flow matching: timestep 1000 s, of 0 to 1000
+        steps = scheduler.config.num_train_timesteps
+        share = (torch.arange(steps + 1, dtype=torch.float64) / steps).clamp(1e-4, 1 - 1e-4)
+        return 2 * (torch.log1p(-share) - torch.log(share))
     alphas = scheduler.alphas_cumprod.double().clamp(1e-8, 1 - 1e-8)
     return torch.log(alphas) - torch.log1p(-alphas)
 
@@ -110,7 +133,7 @@ def convert(unet: UNet2DConditionModel, model: Tensor, scheduler: Any) -> UNet2D
     Args:
         unet: A UNet that predicts velocities.
         model: `log_snr_of` the process that it was trained with, [T].
-        scheduler: The process that it is asked in; `epsilon` or `v_prediction`.
+        scheduler: The process that it is asked in; `epsilon`, `v_prediction` or flow matching.
 
     Returns:
         A UNet of a subclass of `UNet2DConditionModel`.
@@ -120,8 +143,8 @@ def convert(unet: UNet2DConditionModel, model: Tensor, scheduler: Any) -> UNet2D
     """
     from agentsd.demo.converted import ConvertedUNet
 
-    kind = scheduler.config.prediction_type
-    if kind not in ("epsilon", "v_prediction"):
+    kind = getattr(scheduler.config, "prediction_type", "flow_prediction")
+    if kind not in ("epsilon", "v_prediction", "flow_prediction"):
         raise ValueError(f"prediction_type={kind!r} is not converted; take 'epsilon' or 'v_prediction'.")
     converted = ConvertedUNet.from_config(unet.config)
     converted.load_state_dict(unet.state_dict(), assign=True)

@@ -22,11 +22,12 @@ from agentsd.schedule import Schedule
 from agentsd.schedule.text import attention_object
 from agentsd.system.numbers import is_whole
 from agentsd.system.timing import interleave
+from agentsd.unet.denoisers import denoiser_in
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.noise import noise_source
 from agentsd.unet.processor import SITE, attend, level_plan
 from agentsd.unet.shallow import depth_under_noise, shallow_pass
-from agentsd.unet.skipping import caches_already, fit_skipping
+from agentsd.unet.skipping import fit_skipping, other_cache
 from agentsd.unet.traits import device_label, is_compiled, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
@@ -117,16 +118,15 @@ def _check_speedup(target_speedup: object, steps: object) -> None:
 def _check_target(target: Any, unet: Any) -> None:
     if SITE in unet.__dict__:
         raise ValueError("target is patched, so stock cannot be timed; call agentsd.remove(target) first.")
-    if caches_already(unet):
-        raise ValueError(
-            "DeepCache is enabled on the target, so stock cannot be timed; call the helper's disable() first."
-        )
+    cache = other_cache(unet)
+    if cache is not None:
+        raise ValueError(f"{cache} is enabled on the target, so stock cannot be timed; switch it off first.")
     if is_offloaded(unet):
         raise ValueError(
             "target is offloaded: its weights are not on the device, and its layers cannot be timed one by one; "
             "call agentsd.plan before offloading is enabled, and agentsd.apply with the plan after."
         )
-    if is_compiled(target if isinstance(target, nn.Module) else target.unet):
+    if is_compiled(target if isinstance(target, nn.Module) else denoiser_in(target)):
         raise ValueError(
             "target is compiled, which joins layers with what surrounds them, and they cannot be timed one by one; "
             "call agentsd.plan before it is compiled (its times are those without the compiler), or apply a preset."

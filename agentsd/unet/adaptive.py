@@ -1,6 +1,7 @@
 """Skipping by noise levels: the policy that asks a controller, and guidance applied to its errors."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -8,9 +9,11 @@ from torch import Tensor
 from agentsd.schedule import Skipping
 from agentsd.unet.controller import FEWEST_CALLS, MOST_SKIPPED, Controller
 from agentsd.unet.decisions import Decision, Step
+from agentsd.unet.denoisers import latent_part
 from agentsd.unet.guidance import is_twice
 from agentsd.unet.listed import ListedController
 from agentsd.unet.noise_levels import noise_levels
+from agentsd.unet.steps import Position
 
 _OTHER_RUN = (
     "full steps are listed for {listed} calls from noise level {highest:.3g}, but this run has {calls} calls from "
@@ -56,6 +59,13 @@ class WithinTolerance:
             return Decision(full, "a full step of the list" if full else "the list skips it")
         return Decision(full, "the tolerance needs a full step" if full else "the forecast is within the tolerance")
 
+    def will_skip(self, position: Position, left_out: int) -> bool:
+        """Return whether the step at a position will be skipped, unless something changes before its call."""
+        controller = self.controller
+        if not isinstance(controller, Controller):
+            return False
+        return not controller.needs_full(controller.calls - (position.total - left_out) + position.index)
+
     def forecast(self, step: Step) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step."""
         if not isinstance(self.controller, Controller):
@@ -65,23 +75,26 @@ class WithinTolerance:
     def observe(self, step: Step, feature: Tensor) -> None:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
-            guide = guidance_of(step.pipes, step.sample, step.twice) if step.guided else None
+            latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
+            guide = guidance_of(step.pipes, latent, step.twice, told=step.guidance) if step.guided else None
             self.controller.observe(self._index(self.controller, step), step.sample, feature, guide=guide)
 
     @staticmethod
     def _index(controller: Controller, step: Step) -> int:
-        return controller.calls - step.position.total + step.position.index
+        return controller.calls - (step.position.total - step.left_out) + step.position.index
 
     def _start(self, step: Step) -> Controller | str:
         if step.scheduler is None or not step.pipes:
             return _NO_PIPELINE
         listed = self.skipping.listed
-        left = step.position.total - step.position.index
+        left = step.position.total - step.left_out - step.position.index
         if listed is None and left < FEWEST_CALLS:
             return f"the run has {left} steps, and agentsd skips none below {FEWEST_CALLS}"
         levels = noise_levels(step.scheduler)
         if isinstance(levels, str):
             return levels
+        if step.left_out:  # the last call that is made must be full
+            levels = replace(levels, sigmas=levels.sigmas[: -step.left_out])
         if listed is not None:
             if listed.fits(levels.sigmas):
                 return ListedController(levels, listed, noisy=step.noisy)
@@ -92,10 +105,13 @@ class WithinTolerance:
             tolerance=self.skipping.tolerance or 0.0,
             max_skipped=MOST_SKIPPED if self.skipping.max_skipped is None else self.skipping.max_skipped,
             noisy=step.noisy,
+            sign=step.sign,
         )
 
 
-def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) -> Callable[[Tensor], Tensor] | None:
+def guidance_of(
+    pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool], *, told: float = 1.0
+) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
     `u + g (c - u)`, with the unconditional half `u`, the conditional half `c` and the guidance scale `g`. A call
@@ -103,19 +119,18 @@ def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) ->
 
     Args:
         pipes: Pipelines that may be making the call.
-        sample: What enters the UNet, [B, C, h, w].
-        twice: By batch, whether the second half repeats the first. Filled here once: looking waits for the device.
+        sample: The latent that enters the denoiser, [B, ...].
+        twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
+        told: The scale of pipelines that do not say it themselves; 1 is no guidance.
 
     Example:
         >>> import torch
         >>> guidance_of([], torch.zeros(2, 4, 8, 8), {}) is None
         True
     """
-    scales = [
-        float(getattr(pipe, "guidance_scale", 1.0))
-        for pipe in pipes
-        if getattr(pipe, "do_classifier_free_guidance", False)
-    ]
+    scales = [_scale_of(pipe) for pipe in pipes if getattr(pipe, "do_classifier_free_guidance", False)]
+    if told != 1.0:
+        scales.append(told)
     if not scales:
         return None
     scale, batch = max(scales), sample.shape[0]
@@ -125,3 +140,8 @@ def guidance_of(pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool]) ->
         return lambda error: scale * error
     half = batch // 2
     return lambda error: error[:half] + scale * (error[half:] - error[:half])
+
+
+def _scale_of(pipe: Any) -> float:
+    scale = getattr(pipe, "guidance_scale", 1.0)
+    return float(scale.max() if isinstance(scale, Tensor) else scale)  # Stable Video Diffusion: one for each frame

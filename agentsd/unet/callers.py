@@ -5,8 +5,9 @@ functions iterates over these timesteps and holds it. These functions are search
 """
 
 import inspect
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,6 +59,71 @@ def is_ours_or_torch(frame: FrameType) -> bool:
         False
     """
     return frame.f_code.co_filename.startswith((_OURS, _TORCH))
+def calling_step(known: Iterable[Any]) -> tuple[Tensor, Any] | None:
+    """Return the step that a running loop over a scheduler's timesteps is at, and the scheduler.
+
+    Pipelines of transformers scale the timestep, so what the denoiser gets is no view of the scheduler's timesteps
+    any more. The loop's own variable still is one. Finding it does not wait for the device.
+
+    Args:
+        known: Schedulers that are looked at before those that the running functions hold.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(4)
+        >>> t = pipe.scheduler.timesteps[1]
+        >>> calling_step([])[1] is pipe.scheduler
+        True
+    """
+    known = list(known)
+    for names in _frames():
+        steps = [value for value in (names.get("t"), *names.values()) if isinstance(value, Tensor) and value.ndim == 0]
+        if not steps:
+            continue
+        held = (one for value in names.values() for one in _schedulers(value))
+        for scheduler in itertools.chain(known, held):
+            for step in steps:
+                if _steps_of(scheduler, step):
+                    return step, scheduler
+    return None
+
+
+def calling_guidance(scheduler: Any) -> float | None:
+    """Return the guidance scale of the function that iterates over a scheduler's timesteps; `None` if it names none.
+
+    Some pipelines keep it in local variables alone. A scale that the denoiser takes as an argument guides nothing.
+
+    Example:
+        >>> do_true_cfg, true_cfg_scale = True, 4.0
+        >>> calling_guidance(pipe.scheduler)
+        4.0
+    """
+    for names in _frames():
+        if not any(one is scheduler for value in names.values() for one in _schedulers(value)):
+            continue
+        for guides, scale in (("do_true_cfg", "true_cfg_scale"), ("do_classifier_free_guidance", "guidance_scale")):
+            if isinstance(names.get(guides), bool) and isinstance(names.get(scale), int | float):
+                return float(names[scale]) if names[guides] else 1.0
+    return None
+
+
+def steps_left_out(scheduler: Any) -> int:
+    """Return how many of a scheduler's last steps the running loop leaves out, as SDXL's `denoising_end` does.
+
+    Example:
+        >>> pipe.scheduler.set_timesteps(10)
+        >>> timesteps = pipe.scheduler.timesteps[:8]
+        >>> steps_left_out(pipe.scheduler)
+        2
+    """
+    whole = getattr(scheduler, "timesteps", None)
+    for names in _frames():
+        looped = names.get("timesteps")
+        if not isinstance(whole, Tensor) or not isinstance(looped, Tensor) or looped.ndim != 1:
+            continue
+        if shares_memory(looped, whole):
+            end = whole.storage_offset() + whole.shape[0]
+            return max(end - looped.storage_offset() - looped.shape[0], 0)
+    return 0
 
 
 def _frames() -> Iterator[dict[str, Any]]:

@@ -6,41 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agentsd.unet.denoisers import Layout
 from agentsd.unet.guidance import is_per_sample
 
 # A ControlNet looks at the sample, so its residuals differ at every step: what counts is whether they are there, and
-# by how much their size jumps.
-_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+# by how much the size of the first one jumps.
 _JUMP = 4.0
-_OTHERS = (
-    "encoder_hidden_states",
-    "class_labels",
-    "timestep_cond",
-    "attention_mask",
-    "cross_attention_kwargs",
-    "added_cond_kwargs",
-    "down_intrablock_additional_residuals",
-    "encoder_attention_mask",
-)
+_RESIDUAL = "the first of "
 
 
-def conditions_of(arguments: Mapping[str, Any], knobs: list[Any]) -> dict[str, Any]:
+def conditions_of(arguments: Mapping[str, Any], layout: Layout, knobs: list[Any]) -> dict[str, Any]:
     """Return all conditions of a call by path; tensors with their version, since they may be changed in place.
 
+    Everything but the sample, the timestep and a ControlNet's residuals counts as a condition.
+
     Args:
-        arguments: Arguments of the UNet's forward by name.
+        arguments: Arguments of the denoiser's forward by name.
+        layout: How the denoiser is called.
         knobs: What `find_knobs` found.
 
     Example:
-        >>> list(conditions_of({"sample": 1, "added_cond_kwargs": {"time_ids": torch.ones(1)}}, []))
+        >>> list(conditions_of({"sample": 1, "added_cond_kwargs": {"time_ids": torch.ones(1)}}, Layout(), []))
         ['added_cond_kwargs.time_ids', 'adapter scales']
     """
     found: dict[str, Any] = {}
-    for name in _OTHERS:
-        _flatten(name, arguments.get(name), found)
-    residual = arguments.get(_RESIDUALS[1])
-    if isinstance(residual, Tensor):
-        found[_RESIDUALS[1]] = (residual.detach(), None)
+    for name, value in arguments.items():
+        if name not in (layout.sample, "timestep", *layout.residuals):
+            _flatten(name, value, found)
+    for name in layout.residuals:
+        value = arguments.get(name)
+        residual = value[0] if isinstance(value, list | tuple) and value else value
+        if isinstance(residual, Tensor):
+            found[_RESIDUAL + name] = (residual.detach(), None)
+            break
     found["adapter scales"] = [_reading(knob) for knob in knobs]
     return found
 
@@ -64,7 +62,7 @@ def changed_condition(before: Mapping[str, Any], now: Mapping[str, Any]) -> str 
         (old, old_version), (new, new_version) = one, other
         if old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
             return path
-        if path == _RESIDUALS[1]:
+        if path.startswith(_RESIDUAL):
             sizes = torch.stack([old.float().norm(), new.float().norm()])
             doubts.append((path, (sizes.max() > _JUMP * sizes.min())))
         elif old.data_ptr() == new.data_ptr() and old.stride() == new.stride():

@@ -1,9 +1,10 @@
 """Which steps can be skipped within a tolerance, decided from the errors seen at full steps.
 
-At each full step the controller compares the UNet's prediction with what its forecast would have been. That is the
+At each full step the controller compares the denoiser's prediction with what its forecast would have been. That is the
 error `e` of the forecast at the distance that was just covered. An error of the predicted noise moves the final latent
 by `|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: along the sampling path,
-`d(x / alpha) = eps d(sigma)`. The controller adds these costs over the steps that it skips. It asks for a full step
+`d(x / alpha) = eps d(sigma)`. Flow matching is the same with other names: `sigma = s / (1 - s)`, and the noise follows
+from the velocity. The controller adds these costs over the steps that it skips. It asks for a full step
 before their sum passes its bound.
 
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
@@ -19,6 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from agentsd.unet.denoisers import latent_part
 from agentsd.unet.noise_levels import NoiseLevels
 
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
@@ -39,6 +41,7 @@ class _Seen:
 
     value: Tensor
     time: float
+    rest: tuple[int, Tensor] | None = None  # what was predicted beside it, and on which axis
 
 
 class Controller:
@@ -50,6 +53,7 @@ class Controller:
         max_skipped: Most skipped steps in a row.
         noisy: Whether the solver adds fresh noise. The forecast is then that of the denoised picture, which does not
             depend on the fresh noise.
+        sign: -1 where the scheduler sees the negated prediction.
 
     Example:
         >>> controller = Controller(NoiseLevels((4.0, 3.0, 2.0, 1.0, 0.5, 0.0), "epsilon"), tolerance=0.1)
@@ -65,9 +69,16 @@ class Controller:
     measures = True  # whether full steps show the forecast's error
 
     def __init__(
-        self, levels: NoiseLevels, *, tolerance: float, max_skipped: int = MOST_SKIPPED, noisy: bool = False
+        self,
+        levels: NoiseLevels,
+        *,
+        tolerance: float,
+        max_skipped: int = MOST_SKIPPED,
+        noisy: bool = False,
+        sign: int = 1,
     ) -> None:
         self.levels = levels
+        self.sign = sign
         self.bound = _COST_PER_TOLERANCE * tolerance
         self.max_skipped = max_skipped
         self.noisy = noisy
@@ -75,6 +86,7 @@ class Controller:
         self.skipped = 0  # in a row
         self.cost = 0.0  # of the steps skipped in a row
         self._seen: list[_Seen] = []
+        self._shape: torch.Size | None = None  # of the samples
         self._full_steps = 0
         self._measured: Callable[[], float] | None = None
         self._error = math.inf
@@ -82,13 +94,13 @@ class Controller:
 
     @property
     def calls(self) -> int:
-        """UNet calls of the whole schedule."""
+        """Calls of the whole schedule."""
         return len(self.levels.sigmas) - 1
 
     @property
     def nbytes(self) -> int:
         """Bytes of the predictions that are held: two at most."""
-        return sum(seen.value.nbytes for seen in self._seen)
+        return sum(seen.value.nbytes + (0 if seen.rest is None else seen.rest[1].nbytes) for seen in self._seen)
 
     def needs_full(self, index: int) -> bool:
         """Return whether call `index` must be a full step. Waits for the device at the first call after a full step."""
@@ -99,12 +111,8 @@ class Controller:
         return self.cost + self._cost(index) > self.bound
 
     def fits(self, sample: Tensor) -> bool:
-        """Return whether a sample has the batch, size and device of the full steps before."""
-        if not self._seen:
-            return True
-        value = self._seen[-1].value
-        alike = value.shape[0] == sample.shape[0] and value.shape[-2:] == sample.shape[-2:]
-        return alike and value.device == sample.device
+        """Return whether a sample has the shape and device of the full steps before."""
+        return self._shape is None or (self._shape == sample.shape and self._seen[-1].value.device == sample.device)
 
     def observe(
         self, index: int, sample: Tensor, prediction: Tensor, *, guide: Callable[[Tensor], Tensor] | None = None
@@ -113,10 +121,12 @@ class Controller:
 
         Args:
             index: Number of the call.
-            sample: What entered the UNet, [B, C, h, w]; further channels (inpainting) are left out.
-            prediction: What the UNet predicted, [B, C, h, w].
+            sample: What entered the denoiser, [B, ...]; what a condition adds to it (inpainting) is left out.
+            prediction: What the denoiser predicted, [B, ...]; a predicted variance is no part of the error.
             guide: Combines the samples of a call into guided ones, where errors are measured.
         """
+        self._shape = sample.shape
+        sample, prediction, rest = latent_part(sample.detach(), prediction.detach())
         value = self._value(index, sample, prediction)
         time = self.times[index]
         again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
@@ -129,7 +139,7 @@ class Controller:
             # The picture with the largest error decides for its whole batch.
             error = difference.flatten(1).square().mean(1).sqrt().max() * scale
             self._measured = _later(error)
-        fresh = _Seen(value, time)
+        fresh = _Seen(value, time, None if rest is None else (rest[0], rest[1].clone()))
         self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
         self._full_steps += 1
         self.skipped, self.cost = 0, 0.0
@@ -142,10 +152,10 @@ class Controller:
 
         Args:
             index: Number of the call.
-            sample: What entered the UNet, [B, C, h, w].
+            sample: What entered the denoiser, [B, ...].
 
         Returns:
-            The prediction, [B, C, h, w].
+            The prediction, in the shape of those before.
         """
         self.cost += self._cost(index)
         self.skipped += 1
@@ -171,26 +181,38 @@ class Controller:
 
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise of a prediction, or the denoised picture for a noisy solver; float32."""
-        alpha, sigma = _scales(self.levels.sigmas[index])
-        prediction = prediction.detach().float()
-        sample = sample.detach()[:, : prediction.shape[1]].float()
+        alpha, sigma = self._scales(index)
+        prediction, sample = self.sign * prediction.float(), sample.float()
         if self.levels.kind == "epsilon":
             noise = prediction.clone()  # the original may be memory of a CUDA graph
         elif self.levels.kind == "v_prediction":
             noise = alpha * prediction + sigma * sample
+        elif self.levels.kind == "flow_prediction":
+            noise = sample + alpha * prediction
         else:
             noise = (sample - alpha * prediction) / sigma
         return (sample - sigma * noise) / alpha if self.noisy else noise
 
     def _prediction(self, index: int, sample: Tensor, value: Tensor) -> Tensor:
-        alpha, sigma = _scales(self.levels.sigmas[index])
-        given = sample.detach()[:, : value.shape[1]].float()
+        alpha, sigma = self._scales(index)
+        given = latent_part(sample.detach(), value)[0].float()
         noise = (given - alpha * value) / sigma if self.noisy else value
         if self.levels.kind == "v_prediction":
             noise = (noise - sigma * given) / alpha
+        elif self.levels.kind == "flow_prediction":
+            noise = (noise - given) / alpha
         elif self.levels.kind == "sample":
             noise = (given - sigma * noise) / alpha
-        return noise.to(sample.dtype)
+        prediction = (self.sign * noise).to(sample.dtype)
+        rest = self._seen[-1].rest
+        return prediction if rest is None else torch.cat([prediction, rest[1].to(prediction.dtype)], rest[0])
+
+    def _scales(self, index: int) -> tuple[float, float]:
+        """Return the factors of picture and noise in a sample at a call, neither of them 0."""
+        sigma = self.levels.sigmas[index]
+        flow = self.levels.kind == "flow_prediction"
+        alpha = max(1 / (1 + sigma) if flow else 1 / math.sqrt(1 + sigma * sigma), 1e-4)
+        return alpha, max(sigma * alpha, 1e-4)
 
 
 def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
@@ -199,12 +221,6 @@ def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
     if any(later >= earlier for earlier, later in pairwise(late)):
         return tuple(float(index) for index in range(len(sigmas) - 1))
     return tuple(-math.log(max(sigma, _SMALLEST)) for sigma in sigmas[:-1])
-
-
-def _scales(sigma: float) -> tuple[float, float]:
-    """Return `alpha` and `sigma` of a variance-preserving sample at a noise level, neither of them 0."""
-    alpha = max(1 / math.sqrt(1 + sigma * sigma), 1e-4)
-    return alpha, max(sigma * alpha, 1e-4)
 
 
 def _later(error: Tensor) -> Callable[[], float]:

@@ -25,13 +25,16 @@ class Step:
 
     Attributes:
         position: The step within its run.
-        sample: The latent that enters the denoiser, [B, C, h, w].
-        cached: Feature of the last full step; `None` if there is none.
+        sample: The latent that enters the denoiser, [B, ...].
+        cached: What the last full step of this call left; `None` if there is none.
         scheduler: The scheduler of the run; `None` if it is not known.
         noisy: Whether its steps add fresh noise.
         pipes: The pipelines with this scheduler that were given to `apply`.
-        twice: By batch, whether guidance repeats the samples. Filled at the first look, which waits for the device.
-        guided: Whether the call computes guidance, if the run has any.
+        twice: By batch, whether guidance repeats the samples; filled by who looks, since that waits for the device.
+        guided: Whether the call holds both halves of guidance, where there are any.
+        guidance: The guidance scale, where the pipelines do not say it themselves.
+        sign: -1 where the scheduler sees the negated prediction.
+        left_out: Steps at the end of the scheduler's list that are not run.
     """
 
     position: Position
@@ -42,6 +45,9 @@ class Step:
     pipes: tuple[Any, ...] = ()
     twice: dict[int, bool] = field(default_factory=dict)
     guided: bool = True
+    guidance: float = 1.0
+    sign: int = 1
+    left_out: int = 0
 
 
 class Policy(Protocol):

@@ -1,10 +1,10 @@
-"""How many layers run at a skipped step, and whether the scheduler adds fresh noise, which no forecast can know."""
+"""What a run asks of skipped steps: how many layers run, whether the scheduler adds noise, how strongly it guides."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from agentsd.unet.callers import calling_eta
+from agentsd.unet.callers import calling_eta, calling_guidance, steps_left_out
 from agentsd.unet.noise import noise_source, takes_eta
 from agentsd.unet.runs import Run
 from agentsd.unet.shallow import depth_under_noise
@@ -39,3 +39,24 @@ def fresh_noise(runtime: "Runtime", timestep: object) -> str | None:
     if run.eta is None:
         run.eta = calling_eta(timestep, scheduler) if takes_eta(scheduler) else 0.0
     return noise_source(scheduler, run.eta)
+
+
+def guidance_scale(runtime: "Runtime", pipes: tuple[Any, ...]) -> float:
+    """Return the guidance scale of a run whose pipelines do not say it themselves; 1 if it is not known."""
+    run: Run | None = runtime.local.run
+    if run is None or any(hasattr(pipe, "do_classifier_free_guidance") for pipe in pipes):
+        return 1.0
+    if run.guidance is None:  # once in a run
+        found = calling_guidance(runtime.progress().scheduler())
+        run.guidance = 1.0 if found is None else found
+    return run.guidance
+
+
+def left_out(runtime: "Runtime") -> int:
+    """Return how many steps at the end of the scheduler's list the run leaves out."""
+    run: Run | None = runtime.local.run
+    if run is None:
+        return 0
+    if run.left_out is None:  # once in a run
+        run.left_out = steps_left_out(runtime.progress().scheduler())
+    return run.left_out

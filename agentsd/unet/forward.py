@@ -1,12 +1,12 @@
-"""The forward of a patched UNet: from a cached feature at skipped steps, the whole UNet at full steps."""
+"""The forward of a patched denoiser: from a cached feature at skipped steps, the whole denoiser at full steps."""
 
 import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from agentsd.unet.denoisers import Layout
 from agentsd.unet.guidance import conditional_half, for_both_halves
 from agentsd.unet.processor import SITE
 from agentsd.unet.shallow import shallow_pass
@@ -16,29 +16,8 @@ if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
 
-# Arguments of UNet2DConditionModel.forward after `sample` and `timestep`, by position.
-_FORWARD = (
-    "encoder_hidden_states",
-    "class_labels",
-    "timestep_cond",
-    "attention_mask",
-    "cross_attention_kwargs",
-    "added_cond_kwargs",
-    "down_block_additional_residuals",
-    "mid_block_additional_residual",
-    "down_intrablock_additional_residuals",
-    "encoder_attention_mask",
-    "return_dict",
-)
-
-
-def bind_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a UNet call by name."""
-    return {**dict(zip(("sample", "timestep", *_FORWARD), args, strict=False)), **kwargs}
-
-
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Replace the UNet's forward: start from the step's feature if it has one, else run the original.
+    """Replace the denoiser's forward: start from the step's feature if it has one, else run the original.
 
     Installed as `functools.partial(scheduled_forward, unet, original)`. A partial copies and pickles with the UNet; a
     closure would keep calling the first UNet. `original` is `None` for the class's own forward.
@@ -51,9 +30,9 @@ def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any
     if slot.denoiser is not None:  # a shallow copy, whose forward is that of the patched denoiser
         denoiser, original = slot.denoiser, None
     if torch.compiler.is_compiling():
-        return _run(slot, denoiser, original, args, kwargs)
+        return _run(runtime.layout, slot, denoiser, original, args, kwargs)
     try:
-        return _run(slot, denoiser, original, args, kwargs)
+        return _run(runtime.layout, slot, denoiser, original, args, kwargs)
     except BaseException:  # torch calls no hook after KeyboardInterrupt
         slot.clear()
         raise
@@ -73,12 +52,18 @@ def shallow_copy(denoiser: nn.Module) -> nn.Module | None:
     return None
 
 
-def _run(slot: StepSlot, denoiser: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(
+    layout: Layout, slot: StepSlot, denoiser: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     context = slot.read()
     if not context.guided:
-        args, kwargs = (), conditional_half(bind_arguments(args, kwargs))
-    if context.feature is not None:
-        output = shallow_pass(denoiser, context.feature, context.depth, bind_arguments(args, kwargs))
+        args, kwargs = (), conditional_half(layout.bind(args, kwargs))
+    if context.feature is not None and context.depth:
+        output = shallow_pass(denoiser, context.feature, context.depth, layout.bind(args, kwargs))
+    elif context.feature is not None:
+        # A copy: the feature is kept for the steps to come, and what is returned is the caller's.
+        copy = context.feature.clone()
+        output = (copy,) if context.output is None else context.output(sample=copy)
     else:
         output = _whole(denoiser, original, args, kwargs)
     if context.keep and context.depth == 0:

@@ -5,10 +5,17 @@ Diffusion Models", NeurIPS 2024 (https://arxiv.org/abs/2404.07724).
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from agentsd.unet.steps import Position
+
+if TYPE_CHECKING:
+    from agentsd.unet.runtime import Runtime
+
+BYPASSED = "other code has replaced the denoiser's forward since agentsd.apply; call it again"
 
 # Arguments of UNet2DConditionModel.forward with an entry for each sample.
 _PER_SAMPLE = (
@@ -66,6 +73,29 @@ def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> 
     if batch % 2:
         return f"a call with {batch} samples has no halves"
     return None
+
+
+def runs_guided(runtime: "Runtime", denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> bool:
+    """Return whether a call runs with all its samples, and not with the conditional half alone."""
+    if runtime.schedule.is_guided(position.index, position.total):
+        return True
+    sample: Tensor = arguments[runtime.layout.sample]
+    batch = sample.shape[0]
+    scheduler = runtime.progress().scheduler()
+    pipes = [pipe for pipe in list(runtime.pipes) if scheduler is not None and pipe.scheduler is scheduler]
+    run = runtime.local.run
+    foreign = None if run is None else run.foreign_code()
+    problem = BYPASSED if runtime.bypassed else foreign or guidance_obstacle(denoiser, pipes, batch)
+    if problem is None:
+        twice = {} if run is None else run.twice
+        if batch not in twice:  # once in a run: comparing waits for the device
+            twice[batch] = is_twice(sample)
+        if not twice[batch]:
+            problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
+    if problem:
+        runtime.guidance_problem = problem
+        runtime.warn_once(f"agentsd does not leave out guidance: {problem}. It is computed at every step instead.")
+    return problem is not None
 
 
 def is_twice(sample: Tensor) -> bool:

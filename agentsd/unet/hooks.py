@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from agentsd.unet.controlnets import CONTROL, Control
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.slot import StepSlot
 
@@ -21,10 +22,10 @@ _NO_EXPORT = (
 )
 
 
-def _outside_graphs(hook: Callable[..., None]) -> Callable[..., None]:
+def _outside_graphs(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Keep a root hook out of compiled graphs; left to the compiler it would break `fullgraph=True`."""
     reason = {"reason": _NO_EXPORT} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
-    disabled: Callable[..., None] = torch.compiler.disable(hook, **reason)
+    disabled: Callable[..., Any] = torch.compiler.disable(hook, **reason)
     return disabled
 
 
@@ -49,8 +50,14 @@ def on_deep_feature(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 @_outside_graphs
-def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Read the step from the timestep, set it for the layers, and warn once if other code took the layers."""
+def on_denoiser_call(
+    denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Read the step from the timestep, set it for the layers, and say once if the layers are no longer ours.
+
+    Returns:
+        The arguments with residuals of this step, where a ControlNet rested although the step is full.
+    """
     if torch._C._get_tracing_state() is not None or getattr(torch.compiler, "is_exporting", bool)():
         raise RuntimeError(_NO_EXPORT)
     runtime: Runtime = denoiser.__dict__[SITE]
@@ -65,13 +72,23 @@ def on_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     for site in runtime.sites:
         if site.problem is not None:
             runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
+    fresh: dict[str, Any] = {}
+    for controlnet in list(runtime.controls):
+        control: Control | None = controlnet.__dict__.get(CONTROL)
+        if control is None or control.denoiser() is not denoiser:  # taken over by a later patch
+            continue
+        if runtime.slot.read().feature is None:
+            fresh.update(control.at_full_step(kwargs))
+        else:
+            control.at_skipped_step()
+    return (args, {**kwargs, **fresh}) if fresh else None
 
 
 @_outside_graphs
 def after_denoiser_call(denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Keep the feature for later skipped steps. Torch calls this after an exception too."""
     runtime: Runtime = denoiser.__dict__[SITE]
-    runtime.end(failed=output is None)
+    runtime.end(output)
 
 
 HOOKS = (on_block_call, on_deep_feature, on_denoiser_call, after_denoiser_call)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from agentsd.planning.plans import Plan
+from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
+from agentsd.unet.controlnets import release
+from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.forward import scheduled_forward
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.runtime import Runtime
@@ -22,16 +25,12 @@ _DEFAULTS = "set_default_attn_processor"
 
 
 def denoiser_of(target: Any) -> nn.Module:
-    """Return the module to patch: the pipeline's UNet or the module itself, without what it is wrapped in."""
-    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    transformer = getattr(target, "transformer", None)
-    if module is None and transformer is not None:
-        raise ValueError(
-            f"{type(target).__name__} denoises with {type(transformer).__name__}, a transformer; agentsd patches "
-            f"pipelines with a UNet (SD 1.x, 2.x, SDXL and kin). {_why_not_a_transformer(transformer)}"
-        )
+    """Return the module to patch: the pipeline's denoiser, or the module itself, without what it is wrapped in."""
+    module = target if isinstance(target, nn.Module) else denoiser_in(target)
     if not isinstance(module, nn.Module):
-        raise TypeError(f"target={type(target).__name__} must be a diffusers pipeline with a UNet, or the UNet itself.")
+        raise TypeError(
+            f"target={type(target).__name__} must be a diffusers pipeline with a UNet or transformer, or a denoiser."
+        )
     return _unwrap(getattr(module, "_orig_mod", module))
 
 
@@ -50,19 +49,16 @@ def _has_blocks(module: nn.Module) -> bool:
     return isinstance(getattr(module, "down_blocks", None), nn.ModuleList) and hasattr(module, "mid_block")
 
 
-def _why_not_a_transformer(transformer: Any) -> str:
-    modules = transformer.modules() if isinstance(transformer, nn.Module) else ()
-    if any(getattr(module, "added_kv_proj_dim", None) for module in modules):
-        return "This one attends over text and image tokens together: merging and agents would mix the two."
-    return "All its blocks have one grid, so it has no deeper levels, and agents were never measured on its pictures."
+def find(denoiser: nn.Module, schedule: Schedule) -> "tuple[list[Candidate], list[Skipped]]":
+    """Return the layers to patch and the others.
 
-
-def find(denoiser: nn.Module) -> "tuple[list[Candidate], list[Skipped]]":
-    """Return the layers to patch and the others; raises ValueError if there is nothing to patch."""
+    Raises:
+        ValueError: If the schedule changes attention and there is no layer to patch, or it does nothing at all there.
+    """
     from agentsd.unet.sites import find_sites
 
     candidates, skipped = find_sites(denoiser)
-    if not candidates:
+    if not candidates and (schedule.attentions or not schedule.skips_steps):
         raise ValueError(_nothing_found(denoiser, [layer.reason for layer in skipped]))
     return candidates, skipped
 
@@ -132,10 +128,12 @@ def _nothing_found(denoiser: nn.Module, reasons: list[str]) -> str:
     if hasattr(denoiser, "nets"):
         return f"{type(denoiser).__name__} holds several ControlNets; call agentsd.apply for each of its `.nets`."
     found = "; ".join(f"{count} layers: {reason}" for reason, count in Counter(reasons).items())
+    skips = layout_of(denoiser).obstacle is None
     return (
         f"{type(denoiser).__name__} has no self-attention layer that agentsd can patch. "
         f"Found: {found or 'no attention layer at all'}. "
-        "Supported: diffusers UNets whose levels hold Transformer2DModel (SD 1.x, 2.x, SDXL and kin)."
+        "Attention changes in diffusers UNets whose levels hold Transformer2DModel (SD 1.x, 2.x, SDXL and kin)."
+        + (" Steps can be skipped here: use a preset with a tolerance, such as 'balanced'." if skips else "")
     )
 
 
@@ -172,5 +170,7 @@ def uninstall(denoiser: nn.Module) -> None:
             else:
                 setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
     runtime: Runtime = denoiser.__dict__[SITE]
+    for controlnet in list(runtime.controls):
+        release(controlnet)
     runtime.forget()  # a handle may live on; the features must not
     delattr(denoiser, SITE)

@@ -6,16 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("epsilon", "v_prediction", "sample")
+KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
+
+_HIGHEST = 1e4  # stands for samples without any signal
 
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """What a scheduler does at each UNet call of a run.
+    """What a scheduler does at each call of a run.
 
     Args:
         sigmas: Noise over signal at each call, and after the last: one more entry than there are calls.
-        kind: What the UNet predicts: `"epsilon"`, `"v_prediction"` or `"sample"`.
+        kind: What the denoiser predicts: `"epsilon"`, `"v_prediction"`, `"sample"` or `"flow_prediction"`.
     """
 
     sigmas: tuple[float, ...]
@@ -26,7 +28,8 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
     """Return the noise levels of the run that a scheduler is set to; a text if agentsd cannot read them.
 
     `sigma = sqrt(1 - a) / sqrt(a)` with the share `a` of signal power (`alphas_cumprod`), where the scheduler does not
-    list its sigmas. Samples must be variance preserving when they enter the UNet.
+    list its sigmas. Samples must be variance preserving when they enter the denoiser. Flow matching mixes
+    `(1 - s) x0 + s n` instead, and lists `s`: then `sigma = s / (1 - s)`.
 
     Args:
         scheduler: A diffusers scheduler after `set_timesteps`.
@@ -43,7 +46,7 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
     """
     name = type(scheduler).__name__
     config = getattr(scheduler, "config", None)
-    kind = getattr(config, "prediction_type", None)
+    kind = getattr(config, "prediction_type", "flow_prediction" if _matches_flow(scheduler) else None)
     if kind not in KINDS:
         return f"{name} predicts {kind!r}, which is none of {', '.join(KINDS)}"
     if name.startswith("EDM"):
@@ -54,6 +57,10 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
     sigmas = getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, Tensor) and len(sigmas) == len(timesteps) + 1:
         levels = sigmas.double().cpu()
+        if kind == "flow_prediction":
+            levels = levels / (1 - levels)
+    elif kind == "flow_prediction":
+        return f"{name} lists no sigmas"
     else:
         signal = getattr(scheduler, "alphas_cumprod", None)
         if not isinstance(signal, Tensor):
@@ -62,6 +69,8 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
         places = timesteps.double().cpu().round().long().clamp(0, len(signal) - 1)
         share = signal[places].clamp(1e-8, 1 - 1e-8)
         levels = torch.cat([((1 - share) / share).sqrt(), torch.zeros(1, dtype=torch.float64)])
-    if not bool(torch.isfinite(levels).all()):
-        levels = levels.clamp(max=1e4)
-    return NoiseLevels(tuple(levels.tolist()), str(kind))
+    return NoiseLevels(tuple(levels.clamp(max=_HIGHEST).tolist()), str(kind))
+
+
+def _matches_flow(scheduler: Any) -> bool:
+    return any(one.__name__.startswith("FlowMatch") for one in type(scheduler).__mro__)

@@ -1,11 +1,12 @@
 """Where a thread's calls stand in their runs, and which scheduler drives them."""
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
-from agentsd.unet.callers import calling_scheduler
+from agentsd.unet.callers import calling_scheduler, calling_step
 from agentsd.unet.steps import Position, StepReader, shares_memory
 from agentsd.unet.transforms import in_transform
 
@@ -32,6 +33,27 @@ class Progress:
         self._found: weakref.WeakSet[Any] = weakref.WeakSet()  # schedulers of pipelines that are not known
         self._looked: set[int | None] = set()  # runs whose scheduler was looked for
 
+    def step_of(self, timestep: object) -> object:
+        """Return the step of the scheduler that a timestep was computed from; the timestep itself if none is found.
+
+        Example:
+            >>> pipe.scheduler.set_timesteps(2)
+            >>> t = pipe.scheduler.timesteps[1]
+            >>> Progress([pipe]).step_of(t / 1000) is t
+            True
+        """
+        if in_transform():
+            return timestep
+        schedulers = self._schedulers()
+        if isinstance(timestep, Tensor) and any(shares_memory(timestep, steps) for steps in _timesteps(schedulers)):
+            return timestep
+        found = calling_step(schedulers)
+        if found is None:
+            return timestep
+        if not any(found[1] is one for one in schedulers):
+            self._found.add(found[1])
+        return found[0]
+
     def position(self, timestep: object) -> Position | None:
         """Return the position of a call in its run, or `None` if it cannot be known; remember its scheduler."""
         position = self._read(timestep)
@@ -53,7 +75,7 @@ class Progress:
 
     def _read(self, timestep: object) -> Position | None:
         schedulers = self._schedulers()
-        timesteps = [steps for one in schedulers if isinstance(steps := getattr(one, "timesteps", None), Tensor)]
+        timesteps = _timesteps(schedulers)
         trained = next((int(getattr(one.config, "num_train_timesteps", 1000)) for one in schedulers), 1000)
         position: Position | None = self.reader.read(timestep, timesteps, train_steps=trained)
         return position
@@ -74,6 +96,10 @@ class Progress:
             if isinstance(timesteps, Tensor) and shares_memory(timesteps, mine):
                 return scheduler
         return None
+
+
+def _timesteps(schedulers: Iterable[Any]) -> list[Tensor]:
+    return [steps for one in schedulers if isinstance(steps := getattr(one, "timesteps", None), Tensor)]
 
 
 def _stands_alone(timestep: Tensor) -> bool:

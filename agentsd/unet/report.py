@@ -101,7 +101,10 @@ class Report:
             ...     "down_blocks.0.attentions.0" in patch.report().details()
             True
         """
-        lines = [f"agentsd on {self.target}: {len(self.layers)} self-attention layers patched, seed {self.seed}"]
+        patched = f"{len(self.layers)} self-attention layers patched"
+        if not self.layers:
+            patched = f"skipping alone: the layers of {self.target} are not patched"
+        lines = [f"agentsd on {self.target}: {patched}, seed {self.seed}"]
         if not self.active:
             lines[0] += f"; NOT IN FORCE: {self.inactive_reason}; this was its last state"
         skipping = self.schedule.skipping

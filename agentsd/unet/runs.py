@@ -3,7 +3,7 @@
 import threading
 import time
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -22,12 +22,13 @@ IDLE_SECONDS = 600.0  # after which a run of another thread counts as interrupte
 
 @dataclass(frozen=True)
 class Cached:
-    """The feature of full step `index`, and its change since the full step `gap` steps before."""
+    """The feature of full step `index` for samples of a shape, and its change since the step `gap` steps before."""
 
     feature: Tensor
     index: int
     change: Tensor | None = None
     gap: int = 1
+    shape: torch.Size = field(default_factory=torch.Size)
 
     @property
     def nbytes(self) -> int:
@@ -37,7 +38,8 @@ class Cached:
     def conditional(self) -> "Cached":
         """Return what was kept for the second half of the samples."""
         half = self.feature.shape[0] // 2
-        return replace(self, feature=self.feature[half:], change=None if self.change is None else self.change[half:])
+        change = None if self.change is None else self.change[half:]
+        return replace(self, feature=self.feature[half:], change=change, shape=torch.Size((half, *self.shape[1:])))
 
     def at(self, position: Position, schedule: Schedule) -> Tensor:
         """Return what to start a step from."""
@@ -68,6 +70,9 @@ class Run:
         self.kept: dict[int, Cached] = {}
         self.policies: dict[int, Any] = {}  # they decide between full and skipped steps, by call
         self.conditions: dict[int, tuple[torch.Size, dict[str, Any]]] = {}  # of the last full step, by call
+        self.outputs: dict[int, type[Any] | None] = {}  # what the denoiser returned its prediction in, by call
+        self.guidance: float | None = None  # the scale that the caller names; None: not looked at
+        self.left_out: int | None = None  # last steps that the loop leaves out; None: not looked at
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
         self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
@@ -198,18 +203,14 @@ class Runs:
                 self._of_thread[thread] = [run for run in runs if run.touched >= oldest]
 
 
-def fits(feature: Tensor, sample: Tensor) -> bool:
-    """Return whether a feature has the batch, size and device of a sample."""
-    return (
-        feature.shape[0] == sample.shape[0]
-        and feature.shape[-2:] == sample.shape[-2:]
-        and feature.device == sample.device
-    )
+def fits(cached: Cached, sample: Tensor) -> bool:
+    """Return whether a feature is one of a sample's shape and device."""
+    return cached.shape == sample.shape and cached.feature.device == sample.device
 
 
-def halves(feature: Tensor, sample: Tensor) -> bool:
-    """Return whether a feature has the size of a sample and half its batch."""
-    return 2 * feature.shape[0] == sample.shape[0] and feature.shape[-2:] == sample.shape[-2:]
+def halves(one: torch.Size, other: torch.Size) -> bool:
+    """Return whether two shapes differ in their batch alone, and the first has half of it."""
+    return 2 * one[0] == other[0] and one[1:] == other[1:]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -12,9 +12,10 @@ from agentsd.schedule import Schedule
 from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
-from agentsd.unet.depth import fresh_noise, skipped_depth
-from agentsd.unet.forward import bind_arguments, shallow_copy
-from agentsd.unet.guidance import conditional_half, guidance_obstacle, is_twice
+from agentsd.unet.denoisers import Layout
+from agentsd.unet.depth import fresh_noise, guidance_scale, left_out, skipped_depth
+from agentsd.unet.forward import shallow_copy
+from agentsd.unet.guidance import BYPASSED, conditional_half, runs_guided
 from agentsd.unet.levels import plan_mismatches, step_levels
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _GRADIENTS = "gradients are taken through the UNet, and a skipped step has none; call it under torch.no_grad()"
 _NO_RUN = "the timestep is a number, a copy or one of many in no order, so its run is unknown"
 _NOT_SETTLED = "the calls of this step are not identified yet"
-_BYPASSED = "other code has replaced the UNet's forward since agentsd.apply; call it again"
 
 
 class Runtime(State):
@@ -46,14 +46,16 @@ class Runtime(State):
         seed: int,
         layers: "list[Candidate]",
         skipped: "list[Skipped]",
+        layout: Layout,
         plan: Plan | None = None,
     ) -> None:
         super().__init__(schedule, seed)
+        self.layout = layout
         self.slot = StepSlot()
         self.attentions = [layer.attn for layer in layers]
         self.sites = [Site(layer.name, layer.level, original_processor(layer.attn), self.slot) for layer in layers]
         self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
-        self.finest = min(site.level for site in self.sites)
+        self.finest = min((site.level for site in self.sites), default=0)
         self.plan = plan
         self.depth = 0  # of the layer that leaves its feature; 0: none does
         self.sample: tuple[int, int] | None = None
@@ -67,13 +69,15 @@ class Runtime(State):
         self.local.run = self.local.step = self.local.position = None
         copied = shallow_copy(denoiser)
         self.slot.write(StepContext(), copied)
-        arguments = bind_arguments(args, kwargs)
-        sample = arguments.get("sample")
-        if sample is None:  # the UNet's own error follows
+        arguments = self.layout.bind(args, kwargs)
+        sample = arguments.get(self.layout.sample)
+        if not isinstance(sample, Tensor):  # the denoiser's own error follows
             return
         self.sample = (sample.shape[-2], sample.shape[-1])
         for mismatch in plan_mismatches(self.plan, sample):
             self.warn_once(mismatch)
+        if self.layout.scales_time:
+            arguments["timestep"] = self.progress().step_of(arguments.get("timestep"))
         position = self.progress().position(arguments.get("timestep"))
         if position is None or not self.enabled:
             self.record.note(position, skipped=False, stock=True)
@@ -85,7 +89,7 @@ class Runtime(State):
                 going_on = self.progress().reader.runs
                 self.local.run = self.runs.at(position.run, position.index, going_on, self.schedule)
                 self.local.run.look_at(denoiser)
-        guided = self._guided(denoiser, position, arguments)
+        guided = runs_guided(self, denoiser, position, arguments)
         decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
         if self.schedule.skips_steps:
             if not self._adapts:
@@ -98,10 +102,16 @@ class Runtime(State):
         stock = feature is None and guided and not levels
         reason = decision.why if decision.forced else None
         self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
-        self.slot.write(StepContext(levels, feature, keep, depth, guided), copied)
+        output = None if feature is None else self.local.run.outputs.get(self.local.run.call)
+        self.slot.write(StepContext(levels, feature, keep, depth, guided, output), copied)
 
-    def end(self, *, failed: bool) -> None:
-        """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call."""
+    def end(self, output: Any) -> None:
+        """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call.
+
+        Args:
+            output: What the denoiser returned; `None` of a failed call.
+        """
+        failed = output is None
         context, feature = self.slot.read(), self.slot.take_feature()
         if context.needs_forward and not failed:
             self.bypassed = not self.slot.forward_ran
@@ -119,11 +129,12 @@ class Runtime(State):
             return
         policy: Policy = run.policies[run.call]
         run.conditions[run.call] = (step.sample.shape, self.local.conditions)
+        run.outputs[run.call] = None if isinstance(output, tuple) else type(output)
         if not policy.keeps:
             # A copy: the original may be a view of a larger tensor, or memory of a CUDA graph.
-            fresh = Cached(feature.detach().clone(), run.index)
+            fresh = Cached(feature.detach().clone(), run.index, shape=step.sample.shape)
             before = run.kept.get(run.call)
-            alike = before is not None and before.index < fresh.index and fits(before.feature, fresh.feature)
+            alike = before is not None and before.index < fresh.index and fits(before, step.sample)
             if self.schedule.skipping.forecast and before is not None and alike and run.settled:
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
@@ -140,7 +151,7 @@ class Runtime(State):
     ) -> tuple[Decision, Tensor | None]:
         """Return whether the step is full, and the feature that a skipped step starts from. It decides alone."""
         run: Run | None = self.local.run
-        sample: Tensor = arguments["sample"]
+        sample: Tensor = arguments[self.layout.sample]
         if run is None:
             return self._forced(_NO_RUN)
         transformed = in_transform()
@@ -148,9 +159,9 @@ class Runtime(State):
         if run.call is None:
             return self._forced("the step has too many calls", quiet=True)
         cached = run.kept.get(run.call)
-        if self.schedule.skips_guidance and cached is not None and halves(sample, cached.feature):
+        if self.schedule.skips_guidance and cached is not None and halves(sample.shape, cached.shape):
             cached = cached.conditional()  # guidance ends here
-        self.local.conditions = {} if transformed else conditions_of(arguments, run.knobs or [])
+        self.local.conditions = {} if transformed else conditions_of(arguments, self.layout, run.knobs or [])
         changed = None if transformed else self._changed(run, sample)
         policy: Policy = run.policies.setdefault(run.call, self.policy())
         if _is_last(position):
@@ -158,7 +169,8 @@ class Runtime(State):
         scheduler = self.progress().scheduler()
         pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
         noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
-        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided)
+        told = (guidance_scale(self, pipes), self.layout.sign, left_out(self))
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *told)
         problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
         if policy.keeps and (problem is not None or not run.settled):
             run.drop()
@@ -175,8 +187,8 @@ class Runtime(State):
             problem = self._obstacle(denoiser, arguments, depth, run)
         if problem is None and changed is not None:
             problem = f"{changed} changed within the run"
-        if problem is None and cached is not None and not fits(cached.feature, sample):
-            if self.schedule.skips_guidance and halves(cached.feature, sample):
+        if problem is None and cached is not None and not fits(cached, sample):
+            if self.schedule.skips_guidance and halves(cached.shape, sample.shape):
                 return self._forced("guidance starts, and half of the samples has no cached feature", quiet=True)
             problem = "the batch or picture size changed within the run"
         if problem is not None:
@@ -207,7 +219,7 @@ class Runtime(State):
                 run.trains = trains(denoiser)
             if not denoiser.training and (run.trains or requires_gradient(arguments)):
                 return _GRADIENTS
-        problem = obstacle(denoiser, arguments, depth) or run.foreign_code() or (_BYPASSED if self.bypassed else None)
+        problem = obstacle(denoiser, arguments, depth) or run.foreign_code() or (BYPASSED if self.bypassed else None)
         return (
             fresh_noise(self, arguments.get("timestep"))
             if problem is None and depth == 0 and not self._adapts
@@ -226,28 +238,6 @@ class Runtime(State):
         if progress is None:
             progress = self.local.progress = Progress(self.pipes)
         return progress
-
-    def _guided(self, denoiser: nn.Module, position: Position, arguments: dict[str, Any]) -> bool:
-        """Return whether this call runs with all its samples, and not with the conditional half alone."""
-        if self.schedule.is_guided(position.index, position.total):
-            return True
-        sample: Tensor = arguments["sample"]
-        batch = sample.shape[0]
-        scheduler = self.progress().scheduler()
-        pipes = [pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler]
-        run: Run | None = self.local.run
-        foreign = None if run is None else run.foreign_code()
-        problem = _BYPASSED if self.bypassed else foreign or guidance_obstacle(denoiser, pipes, batch)
-        if problem is None:
-            twice = {} if run is None else run.twice
-            if batch not in twice:  # once in a run: comparing waits for the device
-                twice[batch] = is_twice(sample)
-            if not twice[batch]:
-                problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
-        if problem:
-            self.guidance_problem = problem
-            self.warn_once(f"agentsd does not leave out guidance: {problem}. It is computed at every step instead.")
-        return problem is not None
 
     def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""

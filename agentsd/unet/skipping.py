@@ -1,4 +1,4 @@
-"""Why a UNet, or one of its calls, cannot skip steps."""
+"""Why a denoiser, or one of its calls, cannot skip steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from agentsd.schedule import Schedule
+from agentsd.unet.denoisers import layout_of
 from agentsd.unet.shallow import max_depth
 from agentsd.unet.traits import loads_weights_late
 
@@ -20,18 +21,29 @@ def why_not_skip(denoiser: nn.Module, depth: int) -> str | None:
     """
     from diffusers import UNet2DConditionModel
 
+    problem = layout_of(denoiser).obstacle
+    if problem is not None or depth == 0:
+        return problem
     name = type(denoiser).__name__
     if not isinstance(denoiser, UNet2DConditionModel):
-        return f"{name} is no UNet2DConditionModel"
+        return f"depth={depth} runs the last layers of a UNet2DConditionModel, and {name} is none"
     most = max_depth(denoiser)
     if depth > most:
         return f"depth={depth} must be at most {most} for this {name}, the number of layers in its last up block"
     return None
 
 
-def caches_already(unet: nn.Module) -> bool:
-    """Return whether DeepCache is enabled on a UNet: its cached features would pass for fresh ones here."""
-    return str(getattr(unet.__dict__.get("forward"), "__module__", "")).startswith("DeepCache")
+def other_cache(denoiser: nn.Module) -> str | None:
+    """Return what else caches the features of a denoiser, whose cached ones would be kept here as fresh ones.
+
+    Example:
+        >>> other_cache(unet) is None
+        True
+    """
+    if str(getattr(denoiser.__dict__.get("forward"), "__module__", "")).startswith("DeepCache"):
+        return "DeepCache"
+    config = denoiser.__dict__.get("_cache_config")  # of diffusers' CacheMixin.enable_cache
+    return None if config is None else type(config).__name__.removesuffix("Config")
 
 
 def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
@@ -42,8 +54,9 @@ def obstacle(unet: Any, arguments: Mapping[str, Any], depth: int) -> str | None:
         arguments: Arguments of its forward by name.
         depth: How many layers would run.
     """
-    if caches_already(unet):
-        return "DeepCache is enabled and skips layers itself"
+    cache = other_cache(unet)
+    if cache is not None:
+        return f"{cache} is enabled and skips layers itself"
     if torch.is_grad_enabled() and unet.training:
         return "the UNet is being trained"
     return _obstacle_to_layers(unet, arguments) if depth else None
@@ -72,8 +85,8 @@ def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tup
     Args:
         denoiser: What is to be patched.
         schedule: What `as_schedule` returned.
-        asked: Whether the user wrote the schedule. A preset loses its skipped steps on a ControlNet, a video UNet or a
-            UNet with DeepCache, and the report says so.
+        asked: Whether the user wrote the schedule. A preset loses its skipped steps on a ControlNet or a denoiser with
+            another cache, and the report says so.
 
     Raises:
         ValueError: If the user wrote the schedule and the denoiser cannot skip steps as it says.
@@ -87,8 +100,8 @@ def fit_skipping(denoiser: nn.Module, schedule: Schedule, *, asked: bool) -> tup
         problem = why_not_skip(denoiser, schedule.skipping.depth)
         if problem is not None:
             refused = f"{problem}; the preset skips no steps"
-        elif caches_already(denoiser):
-            refused = "DeepCache is enabled and skips steps itself; the preset skips none"
+        elif (cache := other_cache(denoiser)) is not None:
+            refused = f"{cache} is enabled and skips steps itself; the preset skips none"
         if refused is not None:
             schedule = schedule.with_skipping(1)
     check_skipping(denoiser, schedule)
@@ -100,8 +113,10 @@ def check_skipping(denoiser: nn.Module, schedule: Schedule) -> None:
     problem = why_not_skip(denoiser, schedule.skipping.depth) if schedule.skips_steps else None
     if problem is not None:
         raise ValueError(f"steps cannot be skipped: {problem}. Lower depth, or use schedule.with_skipping(1).")
-    if schedule.skips_steps and caches_already(denoiser):
+    cache = other_cache(denoiser) if schedule.skips_steps else None
+    if cache is not None:
         raise ValueError(
-            "steps cannot be skipped on top of DeepCache, which is enabled on this UNet and skips steps itself; "
-            "use schedule.with_skipping(1), or call the helper's disable() first."
+            f"steps cannot be skipped on top of {cache}, which is enabled on this {type(denoiser).__name__} and skips "
+            "steps itself; use schedule.with_skipping(1), or switch it off first (DeepCache: the helper's disable(); "
+            "diffusers: disable_cache())."
         )

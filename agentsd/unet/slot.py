@@ -25,6 +25,7 @@ class StepContext:
         keep: Whether a full step leaves its feature.
         depth: How many layers run at a skipped step.
         guided: False where the unconditional half of the samples is left out.
+        output: What a skipped step without layers returns its prediction in; `None` is a tuple.
     """
 
     levels: "Mapping[int, LevelPlan]" = field(default_factory=dict)
@@ -32,6 +33,7 @@ class StepContext:
     keep: bool = False
     depth: int = 1
     guided: bool = True
+    output: type[Any] | None = None
 
     @property
     def needs_forward(self) -> bool:

@@ -28,7 +28,8 @@ class State(HasBlocks):
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that held this denoiser when they were patched
+        self.controls: weakref.WeakSet[Any] = weakref.WeakSet()  # their ControlNets
         self.key = object()
         self.activity = Activity()
         self.local = threading.local()
@@ -38,7 +39,7 @@ class State(HasBlocks):
         self.bypassed = False  # whether the last call that needed our forward ran another one
 
     def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "users", "key", "activity", "local", "runs", "choices", "warned", "bypassed"}
+        volatile = {"pipes", "users", "controls", "key", "activity", "local", "runs", "choices", "warned", "bypassed"}
         return {key: value for key, value in self.__dict__.items() if key not in volatile}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

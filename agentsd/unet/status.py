@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from agentsd.attention.cells import grid_at
+from agentsd.unet.denoisers import denoiser_in
 from agentsd.unet.inforce import InForce
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
@@ -30,7 +31,7 @@ def why_inactive(denoiser: nn.Module, runtime: Runtime) -> str | None:
     users = list(runtime.users)
     if users and not any(holds(user, denoiser) for user in users):
         names = ", ".join(sorted({type(user).__name__ for user in users}))
-        return f"{names} runs another UNet now; call agentsd.apply again"
+        return f"{names} runs another denoiser now; call agentsd.apply again"
     return None
 
 
@@ -41,7 +42,7 @@ def holds(pipe: Any, denoiser: nn.Module) -> bool:
         >>> holds(pipe, pipe.unet), holds(pipe, torch.nn.Linear(1, 1))
         (True, False)
     """
-    module = getattr(pipe, "unet", None)
+    module = denoiser_in(pipe)
     return module is denoiser or (isinstance(module, nn.Module) and any(part is denoiser for part in module.modules()))
 
 

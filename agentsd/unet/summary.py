@@ -91,7 +91,7 @@ def _attention(report: "Report") -> str:
     from agentsd.unet.report import attention_in_words, stays_stock
 
     schedule, planned = report.schedule, dict(report.planned_stock)
-    unpatched = "" if report.layers else f" (the layers of {report.target} are not patched)"
+    unpatched = "" if report.layers else f" (skipping alone: the layers of {report.target} are not patched)"
     if not schedule.attentions:
         return f"stock{unpatched}"
     changed = [

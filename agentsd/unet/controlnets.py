@@ -1,0 +1,160 @@
+"""A pipeline's ControlNet, which need not run where the denoiser's next call will be skipped.
+
+The pipeline calls the ControlNet first. Whether the denoiser's call of the same step will be skipped is known by then:
+the controller decides from full steps alone. At such a step the ControlNet returns its last residuals, and nobody
+reads them. Should the denoiser's call be full after all, the ControlNet runs then, and its residuals are put in.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from agentsd.unet.adaptive import WithinTolerance
+from agentsd.unet.conditions import changed_condition, conditions_of
+from agentsd.unet.denoisers import Layout, layout_of
+from agentsd.unet.processor import SITE
+
+if TYPE_CHECKING:
+    from agentsd.unet.runtime import Runtime
+
+CONTROL = "_agentsd_control"
+_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+
+
+@dataclass
+class _Held:
+    """What the ControlNet returned at a full step, for which run and conditions."""
+
+    run: int | None
+    conditions: dict[str, Any]
+    shape: torch.Size
+    residuals: Any
+    direct: bool = False  # whether the denoiser got these very tensors, and not something made from them
+    repeat: Callable[[], Any] | None = None  # runs the call that was left out
+
+
+class Control:
+    """What a ControlNet carries while its pipeline's denoiser skips steps; a copy has lost it and runs at every step.
+
+    Args:
+        denoiser: The patched denoiser.
+        layout: How the ControlNet is called.
+    """
+
+    def __init__(self, denoiser: nn.Module | None = None, layout: Layout | None = None) -> None:
+        self.denoiser = (lambda: None) if denoiser is None else weakref.ref(denoiser)
+        self.layout = Layout() if layout is None else layout
+        self.local = threading.local()
+        self.left_out = 0  # calls
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Control":
+        return Control()
+
+    def __reduce__(self) -> tuple[type["Control"], tuple[()]]:
+        return Control, ()
+
+    def call(self, whole: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the residuals of a call: the last ones where the denoiser will be skipped, else new ones."""
+        denoiser = self.denoiser()
+        runtime = None if denoiser is None else denoiser.__dict__.get(SITE)
+        arguments = self.layout.bind(args, kwargs)
+        sample = arguments.get("sample")
+        held: _Held | None = getattr(self.local, "held", None)
+        self.local.held = None
+        if runtime is None or not isinstance(sample, Tensor) or torch.is_grad_enabled():
+            return whole()
+        skipped, number = _outlook(runtime, arguments.get("timestep"))
+        conditions = conditions_of(arguments, self.layout, [])
+        fits = held is not None and held.direct and held.run == number and held.shape == sample.shape
+        if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
+            held.repeat = whole
+            self.local.held = held
+            self.left_out += 1
+            return held.residuals
+        residuals = whole()
+        self.local.held = _Held(number, conditions, sample.shape, residuals)
+        return residuals
+
+    def at_full_step(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return residuals of this step for a full call of the denoiser, if it was given older ones.
+
+        Args:
+            arguments: Arguments of the denoiser's call that were given by name.
+        """
+        held: _Held | None = getattr(self.local, "held", None)
+        if held is None:
+            return {}
+        if held.repeat is None:
+            held.direct = isinstance(held.residuals, tuple) and arguments.get(_RESIDUALS[1]) is held.residuals[1]
+            return {}
+        held.residuals, held.repeat = held.repeat(), None
+        return dict(zip(_RESIDUALS, held.residuals, strict=True))
+
+    def at_skipped_step(self) -> None:
+        """Let go of the call that was left out."""
+        held: _Held | None = getattr(self.local, "held", None)
+        if held is not None:
+            held.repeat = None
+
+
+def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
+    """Return whether the denoiser's call at a timestep, still to come, will be skipped, and the number of its run."""
+    progress = runtime.progress()
+    position = progress.position(timestep)
+    if position is None or position.run is None or not getattr(runtime.local, "enabled", True):
+        return False, None
+    run = runtime.runs.at(position.run, position.index, progress.reader.runs)
+    policies = list(run.policies.values())
+    if len(policies) != 1 or run.index != position.index - 1:
+        return False, position.run
+    policy = policies[0]
+    return isinstance(policy, WithinTolerance) and policy.will_skip(position, run.left_out or 0), position.run
+
+
+def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Stand in for a ControlNet's forward, as `functools.partial(controlled_forward, controlnet, original)`."""
+    whole = functools.partial(type(controlnet).forward, controlnet) if original is None else original
+    control: Control | None = controlnet.__dict__.get(CONTROL)
+    if control is None or torch.compiler.is_compiling():
+        return whole(*args, **kwargs)
+    return control.call(functools.partial(whole, *args, **kwargs), args, kwargs)
+
+
+def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
+    """Let a pipeline's ControlNet rest at skipped steps; return it, or nothing if there is none that can."""
+    controlnet = getattr(pipe, "controlnet", None)
+    if not isinstance(controlnet, nn.Module) or hasattr(controlnet, "_orig_mod"):
+        return ()
+    release(controlnet)
+    layout = layout_of(controlnet)
+    if "sample" not in layout.names or "timestep" not in layout.names:
+        return ()
+    setattr(controlnet, CONTROL, Control(denoiser, layout))
+    # accelerate keeps the forward that it wraps under `_old_forward`.
+    name = "_old_forward" if "_old_forward" in controlnet.__dict__ else "forward"
+    setattr(controlnet, name, functools.partial(controlled_forward, controlnet, controlnet.__dict__.get(name)))
+    return (controlnet,)
+
+
+def release(controlnet: Any) -> None:
+    """Give a ControlNet its own forward back."""
+    if not isinstance(controlnet, nn.Module) or CONTROL not in controlnet.__dict__:
+        return
+    delattr(controlnet, CONTROL)
+    for name in ("forward", "_old_forward"):
+        forward = controlnet.__dict__.get(name)
+        if isinstance(forward, functools.partial) and forward.func is controlled_forward:
+            original = forward.args[1]
+            if original is not None:
+                setattr(controlnet, name, original)
+            elif name == "forward":
+                del controlnet.forward
+            else:
+                setattr(controlnet, name, MethodType(type(controlnet).forward, controlnet))

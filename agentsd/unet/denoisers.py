@@ -1,0 +1,117 @@
+"""How diffusers' denoisers are called: which argument is the sample, and what else differs between them.
+
+Skipping whole steps needs no layer of a denoiser. It needs the sample, the timestep and the prediction. Their names
+are read from the signature of `forward`; the table below holds what a signature does not say.
+"""
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+_SAMPLES = ("sample", "hidden_states")  # names of the sample in the denoisers of diffusers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a denoiser is called.
+
+    Attributes:
+        names: Arguments of its forward, in their order.
+        sample: Name of the latent that is denoised.
+        sign: -1 where pipelines negate the prediction before the scheduler sees it.
+        scales_time: Whether pipelines may give it another number than the scheduler's timestep.
+        residuals: Arguments that a ControlNet fills anew at every step.
+        obstacle: Why its whole steps cannot be skipped; `None` if they can.
+    """
+
+    names: tuple[str, ...] = ()
+    sample: str = "sample"
+    sign: int = 1
+    scales_time: bool = True
+    residuals: tuple[str, ...] = ()
+    obstacle: str | None = None
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name, wherever they stood.
+
+        Example:
+            >>> Layout(("sample", "timestep")).bind((1,), {"timestep": 2})
+            {'sample': 1, 'timestep': 2}
+        """
+        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+
+
+_UNET = Layout(scales_time=False, residuals=("mid_block_additional_residual", "down_block_additional_residuals"))
+_CONTROL = Layout(residuals=("controlnet_block_samples", "controlnet_single_block_samples"))
+_LISTS = "its samples are lists, not one tensor"
+
+# What the signature of a class does not say.
+_TABLE = {
+    "UNet2DConditionModel": _UNET,
+    "UNetMotionModel": _UNET,
+    "SD3Transformer2DModel": Layout(residuals=("block_controlnet_hidden_states",)),
+    "FluxTransformer2DModel": _CONTROL,
+    "QwenImageTransformer2DModel": _CONTROL,
+    "SanaTransformer2DModel": _CONTROL,
+    "HunyuanDiT2DModel": Layout(residuals=("controlnet_block_samples",)),
+    "Lumina2Transformer2DModel": Layout(sign=-1),
+    "LuminaNextDiT2DModel": Layout(sign=-1),
+    "HiDreamImageTransformer2DModel": Layout(sign=-1),
+    "ZImageTransformer2DModel": Layout(obstacle=_LISTS),
+}
+
+
+def layout_of(denoiser: nn.Module) -> Layout:
+    """Return how a denoiser is called: its own entry of the table, or what the signature of its forward says.
+
+    Example:
+        >>> layout_of(unet).names[:3]
+        ('sample', 'timestep', 'encoder_hidden_states')
+        >>> layout_of(torch.nn.Linear(2, 2)).obstacle
+        "Linear.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
+    """
+    kind = type(denoiser)
+    names = tuple(inspect.signature(kind.forward).parameters)[1:]
+    known = next((_TABLE[one.__name__] for one in kind.__mro__ if one.__name__ in _TABLE), Layout())
+    sample = next((name for name in _SAMPLES if name in names), None)
+    if "ControlNet" in kind.__name__:
+        return replace(known, names=names, obstacle=f"{kind.__name__} is a ControlNet, which predicts no noise")
+    if sample is None or "timestep" not in names:
+        missing = f"{kind.__name__}.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
+        return replace(known, names=names, obstacle=missing)
+    problem = None if known.obstacle is None else f"{kind.__name__} is not supported: {known.obstacle}"
+    return replace(known, names=names, sample=sample, obstacle=problem)
+
+
+def denoiser_in(pipe: Any) -> Any:
+    """Return what a pipeline denoises with: its UNet, else its transformer; `None` if it has neither.
+
+    Example:
+        >>> denoiser_in(pipe) is pipe.unet
+        True
+    """
+    found = getattr(pipe, "unet", None)
+    return getattr(pipe, "transformer", None) if found is None else found
+
+
+def latent_part(sample: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, tuple[int, Tensor] | None]:
+    """Return the latent in a sample, its prediction, and what else was predicted with the axis that it lies on.
+
+    The two differ in one axis at most. A longer sample carries a condition behind the latent (masks, pictures). A
+    longer prediction carries a variance behind its mean (PixArt, Kandinsky), which is the third value.
+
+    Example:
+        >>> latent, mean, rest = latent_part(torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, 8))
+        >>> mean.shape[1], rest[0], rest[1].shape[1]
+        (4, 1, 4)
+    """
+    rest = None
+    for axis, (given, made) in enumerate(zip(sample.shape, prediction.shape, strict=True)):
+        if made > given:
+            rest = axis, prediction.narrow(axis, given, made - given)
+            prediction = prediction.narrow(axis, 0, given)
+        elif given > made:
+            sample = sample.narrow(axis, 0, made)
+    return sample, prediction, rest

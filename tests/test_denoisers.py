@@ -1,0 +1,307 @@
+"""Every kind of denoiser skips steps: near stock, repeatably, undone exactly, and never from old conditions."""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from matrix import (
+    animate_diff,
+    controlnet,
+    controlnet_guess_mode,
+    sdxl,
+    sdxl_controlnet,
+    sdxl_image_to_image,
+    stable_video,
+)
+from probe import POOL, assert_same, snapshot
+from tiny_denoisers import SKIPPING, Skips, flux, pixart, stable_diffusion_3
+
+import agentsd
+from agentsd import Schedule
+from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
+
+STEPS = 20
+kinds = pytest.mark.parametrize("kind", SKIPPING, ids=lambda kind: kind.id, indirect=True)
+
+
+@dataclass
+class Built:
+    kind: Skips
+    pipe: Any
+    arguments: dict
+    stock: torch.Tensor | None = None
+
+    @property
+    def denoiser(self):
+        return denoiser_in(self.pipe)
+
+    def run(self, **changes):
+        generator = torch.Generator().manual_seed(0)
+        arguments = {"num_inference_steps": STEPS, "output_type": "latent", **self.arguments, **changes}
+        if "prompt" in inspect.signature(self.pipe.__call__).parameters and "prompt_embeds" not in arguments:
+            arguments.setdefault("prompt", "a red circle")
+        return self.pipe(generator=generator, **arguments)[0]
+
+    def run_counted(self, **changes):
+        counter = []
+        forward = type(self.denoiser).forward
+
+        def counted(*args, **kwargs):
+            counter.append(1)
+            return forward(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(self.denoiser), "forward", counted)
+            return self.run(**changes), len(counter)
+
+
+@pytest.fixture(scope="module")
+def kind(request):
+    built = Built(request.param, *request.param.build())
+    built.stock = built.run()
+    return built
+
+
+def built(build) -> Built:
+    return Built(None, *build())
+
+
+@kinds
+def test_steps_are_skipped_and_everything_comes_back(kind):
+    before = snapshot(kind.denoiser)
+    assert kind.run_counted()[1] == STEPS * kind.kind.calls
+    with agentsd.apply(kind.pipe, tolerance=0.05) as patch:
+        found, calls = kind.run_counted()
+        assert patch.report().skipping_problem is None
+        assert f"skipping alone: the layers of {type(kind.denoiser).__name__} are not patched" in str(patch.report())
+        assert torch.equal(kind.run(), found), "equal seeds give equal pictures"
+        assert patch.report().last_run.full * kind.kind.calls == calls < 0.75 * STEPS * kind.kind.calls
+    assert 0 < (found - kind.stock).norm() < 0.1 * kind.stock.norm()
+    assert_same(before, snapshot(kind.denoiser))
+    assert torch.equal(kind.run(), kind.stock)
+
+
+@kinds
+def test_fixed_full_steps(kind):
+    with agentsd.apply(kind.pipe, Schedule.constant(None, 2)) as patch:
+        found, calls = kind.run_counted()
+        problem = patch.report().skipping_problem
+    if kind.kind.noisy:
+        assert "adds fresh noise" in problem
+        assert torch.equal(found, kind.stock)
+    else:
+        assert problem is None
+        assert calls == (STEPS // 2 + 1) * kind.kind.calls
+        assert not torch.equal(found, kind.stock)
+
+
+@pytest.mark.parametrize("build", [animate_diff, stable_video, sdxl])
+def test_models_with_patched_layers_skip_within_a_tolerance(build):
+    one = built(build)
+    stock = one.run()
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        found = one.run()
+        assert patch.report().skipping_problem is None
+        assert patch.report().last_run.skipped > STEPS // 4
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    assert torch.equal(one.run(), stock)
+
+
+@pytest.mark.parametrize(("end", "calls"), [(1.0, STEPS), (0.8, 16)])
+def test_the_last_call_before_denoising_end_is_full(end, calls):
+    one, step, ran = built(sdxl), [0], []
+
+    def count(pipe, index, timestep, tensors):
+        step[0] = index + 1
+        return tensors
+
+    one.pipe.unet.mid_block.register_forward_hook(lambda *_: ran.append(step[0]))
+    with agentsd.apply(one.pipe, tolerance=1.0):
+        one.run(denoising_end=end, callback_on_step_end=count)
+    assert ran[:3] == [0, 1, 2]
+    assert ran[-1] == calls - 1
+    assert len(ran) < calls / 2
+
+
+def test_denoising_start_skips_from_its_own_first_step():
+    one = built(sdxl_image_to_image)
+    one.arguments.pop("strength")
+    stock = one.run(denoising_start=0.4)
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        found = one.run(denoising_start=0.4)
+        assert patch.report().last_run.full + patch.report().last_run.skipped == 12
+        assert patch.report().last_run.skipped > 2
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+
+
+def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
+    one = Built(None, tiny_pipe, dict(prompt="a", eta=1.0))
+    stock = one.run()
+    with agentsd.apply(tiny_pipe, tolerance=0.05) as patch:
+        found = one.run()
+        assert patch.report().last_run.skipped > 2
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    noisy = agentsd.apply(tiny_pipe, Schedule.constant(None, 2))
+    with pytest.warns(UserWarning, match=r"adds fresh noise at every step \(eta=1\)"):
+        one.run()
+    noisy.remove()
+
+
+class TestControlNets:
+    """They rest where the UNet's call is skipped, and come back when it is not."""
+
+    @pytest.fixture(params=[controlnet, sdxl_controlnet, controlnet_guess_mode], ids=lambda build: build.__name__)
+    def one(self, request):
+        return built(request.param)
+
+    def counted(self, one, **changes):
+        nets = []
+        hook = one.pipe.controlnet.conv_in.register_forward_hook(lambda *_: nets.append(1))
+        found = one.run(**changes)
+        hook.remove()
+        return found, len(nets)
+
+    def test_it_runs_at_full_steps_alone(self, one):
+        rests = not one.arguments.get("guess_mode")  # there the pipeline makes other tensors of its residuals
+        before = dict(one.pipe.controlnet.__dict__)
+        stock, calls = self.counted(one)
+        assert calls == STEPS
+        with agentsd.apply(one.pipe.unet) as bare:  # the ControlNet is not known
+            bare.attach(one.pipe)
+            every, calls = self.counted(one)
+            assert calls == STEPS
+        with agentsd.apply(one.pipe) as patch:
+            for _ in range(2):
+                found, calls = self.counted(one)
+                full = patch.report().last_run.full
+                assert full < STEPS
+                assert calls == (full if rests else STEPS)
+                assert torch.equal(found, every), "what it leaves out is read by nobody"
+            copied = copy.deepcopy(one.pipe)
+        assert dict(one.pipe.controlnet.__dict__) == before
+        assert torch.equal(one.run(), stock)
+        agentsd.remove(copied)
+        assert "forward" not in copied.controlnet.__dict__
+        assert torch.equal(Built(None, copied, one.arguments).run(), stock)
+
+    def test_it_runs_after_all_where_a_condition_of_the_unet_alone_changes(self):
+        one, step = built(controlnet), [0]
+
+        def change(pipe, index, timestep, tensors):
+            step[0] = index
+            return tensors
+
+        def other(module, args, kwargs):
+            return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"] + (step[0] >= 5)}
+
+        found = []
+        for target in (one.pipe.unet, one.pipe):
+            with agentsd.apply(target, tolerance=1.0) as patch:
+                patch.attach(one.pipe)
+                hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
+                with pytest.warns(UserWarning, match="encoder_hidden_states changed within the run"):
+                    found.append(one.run(callback_on_step_end=change))
+                hook.remove()
+        assert torch.equal(*found)
+
+    def test_the_end_of_its_control_is_seen(self):
+        one = built(controlnet)
+        with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+            with pytest.warns(UserWarning, match="residual changed"):
+                found = one.run(control_guidance_end=0.5)
+            assert patch.report().last_run.skipped > 2
+        stock = one.run(control_guidance_end=0.5)
+        assert 0 < (found - stock).norm() < 0.2 * stock.norm()
+
+
+@pytest.mark.parametrize("build", [stable_diffusion_3, flux, pixart])
+@pytest.mark.parametrize("arguments", [dict(schedule="gentle"), dict(ratio=0.4), dict(schedule=POOL)])
+def test_attention_is_refused_with_the_remedy(build, arguments):
+    pipe, _ = build()
+    before = snapshot(pipe.transformer)
+    with pytest.raises(ValueError, match=r"no self-attention layer .* Found: .* use a preset with a tolerance"):
+        agentsd.apply(pipe, **arguments)
+    with pytest.raises(ValueError, match=r"depth=1 runs the last layers of a UNet2DConditionModel, and \w+ is none"):
+        agentsd.apply(pipe, Schedule.constant(None, 2, skipping=agentsd.Skipping(depth=1)))
+    assert_same(before, snapshot(pipe.transformer))
+
+
+@pytest.mark.parametrize("name", ["encoder_hidden_states", "pooled_projections", "guidance", "img_ids"])
+def test_changed_conditions_end_skipping(name):
+    one, held = built(flux), [torch.zeros(())]
+
+    def change(pipe, step, timestep, tensors):
+        held[0] = held[0] + (step == 5)
+        return tensors
+
+    def other(module, args, kwargs):  # a new tensor at every step, after step 5 with other values
+        return args, {**kwargs, name: kwargs[name] + held[0]}
+
+    with agentsd.apply(one.pipe, tolerance=1.0) as patch:
+        hook = one.pipe.transformer.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
+        with pytest.warns(UserWarning, match=f"{name} changed within the run"):
+            one.run(callback_on_step_end=change)
+        hook.remove()
+        assert patch.report().last_run.forced == ((f"{name} changed within the run", 1),)
+        assert patch.report().last_run.skipped > 5
+
+
+def test_two_pipelines_on_one_denoiser_and_two_sizes_keep_their_state():
+    one = built(flux)
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        first = one.run()
+        one.run(height=32, width=96)
+        other = Built(None, type(one.pipe)(**one.pipe.components), one.arguments)
+        other.pipe.scheduler = type(one.pipe.scheduler).from_config(one.pipe.scheduler.config)
+        other.pipe.set_progress_bar_config(disable=True)
+        other.run()  # its own scheduler is found, but not how it guides
+        assert "call agentsd.apply on the pipeline" in patch.report().skipping_problem
+        patch.attach(other.pipe)
+        assert torch.equal(other.run(), first)
+        assert torch.equal(one.run(), first)
+
+
+def test_a_cache_of_diffusers_is_said():
+    one = built(flux)
+    one.pipe.transformer.enable_cache(first_block_cache())
+    with pytest.raises(ValueError, match=r"on top of FirstBlockCache, .* disable_cache\(\)"):
+        agentsd.apply(one.pipe, Schedule.constant(None, 2))
+    with pytest.raises(ValueError, match="no self-attention layer"):
+        agentsd.apply(one.pipe)
+    one.pipe.transformer.disable_cache()
+    stock = one.run()
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        one.pipe.transformer.enable_cache(first_block_cache())
+        with pytest.warns(UserWarning, match="FirstBlockCache is enabled and reuses them itself"):
+            one.run()
+        one.pipe.transformer.disable_cache()
+        patch.remove()
+    assert torch.equal(one.run(), stock)
+
+
+def first_block_cache():
+    from diffusers import FirstBlockCacheConfig
+
+    return FirstBlockCacheConfig(threshold=0.1)
+
+
+def test_a_denoiser_of_ones_own_is_read_from_its_signature():
+    class Mine(torch.nn.Module):
+        def forward(self, hidden_states, timestep, text=None):
+            return (hidden_states,)
+
+    assert layout_of(Mine()).sample == "hidden_states"
+    with pytest.raises(ValueError, match=r"Linear has no self-attention layer"):
+        agentsd.apply(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"steps cannot be skipped: Linear\.forward has no argument named 'timestep'"):
+        agentsd.apply(torch.nn.Linear(2, 2), Schedule.constant(None, 2))
+
+
+def test_the_parts_of_a_prediction():
+    wide = torch.zeros(1, 9, 8, 8)
+    assert latent_part(wide, torch.zeros(1, 4, 8, 8))[0].shape[1] == 4
+    latent, mean, rest = latent_part(torch.zeros(2, 6, 3), torch.zeros(2, 6, 6))
+    assert (latent.shape, mean.shape, rest[0], rest[1].shape) == ((2, 6, 3), (2, 6, 3), 2, (2, 6, 3))
