@@ -59,6 +59,8 @@ def is_ours_or_torch(frame: FrameType) -> bool:
         False
     """
     return frame.f_code.co_filename.startswith((_OURS, _TORCH))
+
+
 def calling_step(known: Iterable[Any]) -> tuple[Tensor, Any] | None:
     """Return the step that a running loop over a scheduler's timesteps is at, and the scheduler.
 
@@ -122,7 +124,7 @@ def steps_left_out(scheduler: Any) -> int:
             continue
         if shares_memory(looped, whole):
             end = whole.storage_offset() + whole.shape[0]
-            return max(end - looped.storage_offset() - looped.shape[0], 0)
+            return max(int(end - looped.storage_offset()) - looped.shape[0], 0)
     return 0
 
 
