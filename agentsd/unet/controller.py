@@ -204,7 +204,7 @@ class Controller:
         elif self.levels.kind == "sample":
             noise = (given - sigma * noise) / alpha
         prediction = (self.sign * noise).to(sample.dtype)
-        rest = self._seen[-1].rest
+        rest = self._seen[-1].rest if self._seen else None
         return prediction if rest is None else torch.cat([prediction, rest[1].to(prediction.dtype)], rest[0])
 
     def _scales(self, index: int) -> tuple[float, float]:
