@@ -109,6 +109,13 @@ def test_a_synchronisation_in_a_skipped_step_is_found(tiny_pipe, monkeypatch):
     assert mode == ["default"]
 
 
+def test_channels_last_leaves_the_strides_of_before(tiny_pipe):
+    before = [weight.stride() for weight in tiny_pipe.unet.parameters()]
+    with suite_arms("step")["stock, channels last"].enter(tiny_pipe):
+        assert [weight.stride() for weight in tiny_pipe.unet.parameters()] != before
+    assert [weight.stride() for weight in tiny_pipe.unet.parameters()] == before
+
+
 def test_kernels_are_named_and_plain_data():
     found = kernels(lambda: torch.ones(64, 64) @ torch.ones(64, 64), "cpu")
     assert any("mm" in one["name"] for one in found)
