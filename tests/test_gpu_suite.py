@@ -17,6 +17,7 @@ from agentsd.bench.speed import KEY
 from agentsd.cli.main import main
 
 
+@pytest.mark.slow
 def test_a_rehearsal_measures_every_kind_and_goes_on_where_it_was(tmp_path, capsys):
     words = ["bench", "--suite", "gpu", "--dry-run", "--device", "cpu", "--output", str(tmp_path)]
     assert main([*words, "--minutes", "0.001"]) == 1

@@ -112,7 +112,7 @@ class Run:
             self.call, self.settled = now[-1], False
         else:
             self.call = self._new_call()
-        # Held, so that another tensor cannot come to its address.
+        # Held: no other tensor may come to its address.
         self._steps[2].append((None if context is None else context.detach(), self.call))
 
     def keep(self, cached: Cached) -> None:
