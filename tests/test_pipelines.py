@@ -435,7 +435,7 @@ class TestUnetShapes:
         assert [(layer.downsample, layer.grid) for layer in report.layers] == (
             [(1, (8, 8))] + [(2, (4, 4))] * 2 + [(2, (4, 4))] * 2 + [(2, (4, 4))] * 4 + [(1, (8, 8))] * 2
         )
-        assert "64 tokens, 64 kept, 16 agents" in str(report)
+        assert "64 tokens, 64 kept, 16 agents" in report.details()
 
     def test_layers_that_are_cross_attention_are_not_taken(self):
         # The x4 upscaler's levels: both attentions of a block look at the text.
