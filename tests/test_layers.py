@@ -19,7 +19,7 @@ LAYERS = (
     ("planning", "demo"),
     ("bench",),
     ("pictures",),
-    ("cli", "evaluation", "vision"),
+    ("app", "cli", "evaluation", "vision"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -215,7 +215,7 @@ def test_skipping_must_be_one():
         Schedule((Phase(1.0),), 1)
 
 
-def test_another_reuse_joins_phases_that_differ_in_nothing_else():
+def test_another_interval_joins_phases_that_differ_in_nothing_else():
     schedule = Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2))).with_skipping(3)
     assert [step for step in range(20) if schedule.is_full(step, 20)] == [0, 3, 6, 9, 12, 15, 18, 19]
     assert schedule.skipping == Skipping()
