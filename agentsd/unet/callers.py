@@ -114,7 +114,7 @@ def steps_left_out(scheduler: Any) -> int:
             continue
         if shares_memory(looped, whole):
             end = whole.storage_offset() + whole.shape[0]
-            return max(end - looped.storage_offset() - looped.shape[0], 0)
+            return max(int(end - looped.storage_offset()) - looped.shape[0], 0)
     return 0
 
 
