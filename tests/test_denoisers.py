@@ -60,14 +60,12 @@ class Built:
 
 @pytest.fixture(scope="module")
 def kind(request):
-    torch.manual_seed(0)
     built = Built(request.param, *request.param.build())
     built.stock = built.run()
     return built
 
 
 def built(build) -> Built:
-    torch.manual_seed(0)
     return Built(None, *build())
 
 
@@ -80,7 +78,9 @@ def test_steps_are_skipped_and_everything_comes_back(kind):
         assert patch.report().skipping_problem is None
         assert f"skipping alone: the layers of {type(kind.denoiser).__name__} are not patched" in str(patch.report())
         assert torch.equal(kind.run(), found), "equal seeds give equal pictures"
-        assert patch.report().last_run.full * kind.kind.calls == calls < 0.75 * STEPS * kind.kind.calls
+        # Calls of one step decide on their own, and a step with one full call counts as full.
+        assert calls <= patch.report().last_run.full * kind.kind.calls
+        assert calls < 0.75 * STEPS * kind.kind.calls
     assert 0 < (found - kind.stock).norm() < 0.1 * kind.stock.norm()
     assert_same(before, snapshot(kind.denoiser))
     assert torch.equal(kind.run(), kind.stock)
@@ -115,17 +115,18 @@ def test_models_with_patched_layers_skip_within_a_tolerance(build):
 @pytest.mark.parametrize(("end", "calls"), [(1.0, STEPS), (0.8, 16)])
 def test_the_last_call_before_denoising_end_is_full(end, calls):
     one, step, ran = built(sdxl), [0], []
+    forward = type(one.pipe.unet).forward
+
+    def noted(*args, **kwargs):
+        ran.append(step[0])
+        return forward(*args, **kwargs)
 
     def count(pipe, index, timestep, tensors):
         step[0] = index + 1
         return tensors
 
-    def note(*_):
-        ran.append(step[0])
-
-    note.agentsd_optional = True
-    one.pipe.unet.mid_block.register_forward_hook(note)
-    with agentsd.apply(one.pipe, tolerance=1.0):
+    with agentsd.apply(one.pipe, tolerance=1.0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(one.pipe.unet), "forward", noted)
         one.run(denoising_end=end, callback_on_step_end=count)
     assert ran[:3] == [0, 1, 2]
     assert ran[-1] == calls - 1
@@ -146,10 +147,10 @@ def test_denoising_start_skips_from_its_own_first_step():
 def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
     one = Built(None, tiny_pipe, dict(prompt="a", eta=1.0))
     stock = one.run()
-    with agentsd.apply(tiny_pipe, tolerance=0.05) as patch:
+    with agentsd.apply(tiny_pipe, tolerance=0.5) as patch:
         found = one.run()
         assert patch.report().last_run.skipped > 2
-    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    assert 0 < (found - stock).norm() < 0.5 * stock.norm()
     noisy = agentsd.apply(tiny_pipe, Schedule.constant(None, 2))
     with pytest.warns(UserWarning, match=r"adds fresh noise at every step \(eta=1\)"):
         one.run()
@@ -205,7 +206,7 @@ class TestControlNets:
 
         found = []
         for target in (one.pipe.unet, one.pipe):
-            with agentsd.apply(target, tolerance=1.0) as patch:
+            with agentsd.apply(target, tolerance=0.1) as patch:
                 patch.attach(one.pipe)
                 hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
                 with pytest.warns(UserWarning, match="encoder_hidden_states changed within the run"):
