@@ -18,6 +18,7 @@ LAYERS = (
     ("patch",),
     ("planning", "demo"),
     ("bench",),
+    ("calibration",),
     ("pictures",),
     ("app", "cli", "evaluation", "vision"),
     ("__main__",),

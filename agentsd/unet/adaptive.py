@@ -1,4 +1,4 @@
-"""Skipping under a tolerance: the policy that asks a controller, and guidance applied to its errors."""
+"""Skipping by noise levels: the policy that asks a controller, and guidance applied to its errors."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,16 +9,21 @@ from agentsd.schedule import Skipping
 from agentsd.unet.controller import FEWEST_CALLS, MOST_SKIPPED, Controller
 from agentsd.unet.decisions import Decision, Step
 from agentsd.unet.guidance import is_twice
+from agentsd.unet.listed import ListedController
 from agentsd.unet.noise_levels import noise_levels
 
+_OTHER_RUN = (
+    "full steps are listed for {listed} calls from noise level {highest:.3g}, but this run has {calls} calls from "
+    "{first:.3g}: use the solver and the number of steps that they were made for, or call agentsd.calibrate again"
+)
 _NO_PIPELINE = "no pipeline is known whose scheduler says how noisy each step is: call agentsd.apply on the pipeline"
 
 
 class WithinTolerance:
-    """Chooses full steps at run time, within a tolerance; holds two predictions of full steps.
+    """Chooses full steps at run time, within a tolerance, or takes them from a list; holds two or three predictions.
 
     Args:
-        skipping: Settings with a tolerance.
+        skipping: Settings with a tolerance or listed full steps.
 
     Example:
         >>> import torch
@@ -47,6 +52,8 @@ class WithinTolerance:
         if isinstance(controller, str):
             return Decision(True, controller, forced=True)
         full = controller.needs_full(self._index(controller, step))
+        if self.skipping.listed is not None:
+            return Decision(full, "a full step of the list" if full else "the list skips it")
         return Decision(full, "the tolerance needs a full step" if full else "the forecast is within the tolerance")
 
     def forecast(self, step: Step) -> Tensor:
@@ -68,12 +75,18 @@ class WithinTolerance:
     def _start(self, step: Step) -> Controller | str:
         if step.scheduler is None or not step.pipes:
             return _NO_PIPELINE
+        listed = self.skipping.listed
         left = step.position.total - step.position.index
-        if left < FEWEST_CALLS:
+        if listed is None and left < FEWEST_CALLS:
             return f"the run has {left} steps, and agentsd skips none below {FEWEST_CALLS}"
         levels = noise_levels(step.scheduler)
         if isinstance(levels, str):
             return levels
+        if listed is not None:
+            if listed.fits(levels.sigmas):
+                return ListedController(levels, listed, noisy=step.noisy)
+            highest, first = listed.sigmas[0], levels.sigmas[0]
+            return _OTHER_RUN.format(listed=listed.calls, highest=highest, calls=len(levels.sigmas) - 1, first=first)
         return Controller(
             levels,
             tolerance=self.skipping.tolerance or 0.0,

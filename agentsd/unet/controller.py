@@ -62,6 +62,8 @@ class Controller:
         torch.Size([1, 4, 2, 2])
     """
 
+    measures = True  # whether full steps show the forecast's error
+
     def __init__(
         self, levels: NoiseLevels, *, tolerance: float, max_skipped: int = MOST_SKIPPED, noisy: bool = False
     ) -> None:
@@ -118,7 +120,7 @@ class Controller:
         value = self._value(index, sample, prediction)
         time = self.times[index]
         again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
-        if len(self._seen) == 2 and not again:
+        if self.measures and len(self._seen) == 2 and not again:
             self._distance = time - self._seen[-1].time
             difference = value - self._forecast(time)
             if guide is not None:

@@ -133,7 +133,7 @@ class Runtime(State):
 
     @property
     def _adapts(self) -> bool:
-        return self.schedule.skipping.tolerance is not None
+        return self.schedule.skipping.by_noise_level
 
     def _decide(
         self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int, *, guided: bool
