@@ -693,7 +693,7 @@ def test_two_pictures_of_one_prompt_are_refused(place, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nothing", r"reference='nothing' must be 'demo', a folder of pictures, or a \.npz file"),
+        ("nothing", r"reference='nothing' does not exist; give 'demo', a folder of pictures, or a \.npz file"),
         ("demo", r"reference='demo' belongs to captions='demo' alone"),
         ("empty", r"holds 0 pictures .*give two or more"),
         ("bad.npz", r"must be a \.npz file with the arrays mu and sigma"),
