@@ -100,11 +100,12 @@ def test_fixed_full_steps(kind):
         assert not torch.equal(found, kind.stock)
 
 
-@pytest.mark.parametrize("build", [animate_diff, stable_video, sdxl])
-def test_models_with_patched_layers_skip_within_a_tolerance(build):
+# The noise of Stable Video Diffusion starts ten times higher, where a model without training is far from smooth.
+@pytest.mark.parametrize(("build", "tolerance"), [(animate_diff, 0.05), (stable_video, 0.002), (sdxl, 0.05)])
+def test_models_with_patched_layers_skip_within_a_tolerance(build, tolerance):
     one = built(build)
     stock = one.run()
-    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+    with agentsd.apply(one.pipe, tolerance=tolerance) as patch:
         found = one.run()
         assert patch.report().skipping_problem is None
         assert patch.report().last_run.skipped > STEPS // 4

@@ -241,7 +241,7 @@ class TestImpossible:
 
     def test_a_denoiser_that_skips_no_steps(self):
         patch = agentsd.apply(make_controlnet(), "paper")
-        with pytest.raises(ValueError, match=rf"{ControlNetModel.__name__} is no UNet2DConditionModel"):
+        with pytest.raises(ValueError, match=rf"{ControlNetModel.__name__} is a ControlNet, which predicts no noise"):
             patch.using(Schedule((Phase(1.0, None, 2),))).__enter__()
 
     def test_a_patch_that_is_not_in_force(self, pair):
