@@ -207,6 +207,7 @@ class TestControlNets:
 
         found = []
         for target in (one.pipe.unet, one.pipe):
+            step[0] = 0
             with agentsd.apply(target, tolerance=0.1) as patch:
                 patch.attach(one.pipe)
                 hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
