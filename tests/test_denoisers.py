@@ -100,15 +100,17 @@ def test_fixed_full_steps(kind):
         assert not torch.equal(found, kind.stock)
 
 
-@pytest.mark.parametrize("build", [animate_diff, stable_video, sdxl])
-def test_models_with_patched_layers_skip_within_a_tolerance(build):
+# Stable Video Diffusion predicts velocities. Those of random weights say little about noise, and the error is large.
+@pytest.mark.parametrize(("build", "most"), [(animate_diff, 0.1), (stable_video, 0.5), (sdxl, 0.1)])
+def test_models_with_patched_layers_skip_within_a_tolerance(build, most):
     one = built(build)
     stock = one.run()
     with agentsd.apply(one.pipe, tolerance=0.05) as patch:
         found = one.run()
         assert patch.report().skipping_problem is None
         assert patch.report().last_run.skipped > STEPS // 4
-    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+        assert torch.equal(one.run(), found)
+    assert 0 < (found - stock).norm() < most * stock.norm()
     assert torch.equal(one.run(), stock)
 
 
@@ -206,6 +208,7 @@ class TestControlNets:
 
         found = []
         for target in (one.pipe.unet, one.pipe):
+            step[0] = 0
             with agentsd.apply(target, tolerance=0.1) as patch:
                 patch.attach(one.pipe)
                 hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
