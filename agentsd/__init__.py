@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from agentsd.attention.settings import MergedTokens as MergedTokens
     from agentsd.attention.settings import PooledAgents as PooledAgents
     from agentsd.attention.settings import SampledKeys as SampledKeys
+    from agentsd.calibration.calibrate import calibrate as calibrate
+    from agentsd.calibration.result import Calibration as Calibration
     from agentsd.patch import Patch as Patch
     from agentsd.patch import apply as apply
     from agentsd.patch import remove as remove
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from agentsd.planning.plans import Plan as Plan
     from agentsd.presets import PRESETS as PRESETS
     from agentsd.presets import preset as preset
+    from agentsd.schedule import ListedSteps as ListedSteps
     from agentsd.schedule import Phase as Phase
     from agentsd.schedule import Schedule as Schedule
     from agentsd.schedule import Skipping as Skipping
@@ -30,10 +33,13 @@ _PLACES = {
     "apply": "patch",
     "remove": "patch",
     "report": "patch",
+    "calibrate": "calibration.calibrate",
+    "Calibration": "calibration.result",
     "plan": "planning.measuring",
     "Plan": "planning.plans",
     "PRESETS": "presets",
     "preset": "presets",
+    "ListedSteps": "schedule",
     "Phase": "schedule",
     "Schedule": "schedule",
     "Skipping": "schedule",

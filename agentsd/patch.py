@@ -7,24 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from agentsd.attention.cells import grid_at
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.presets import as_schedule, with_tolerance
 from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
+from agentsd.unet.activity import warn_if_running
 from agentsd.unet.controlnets import release, take_control
 from agentsd.unet.denoisers import denoiser_in, layout_of
 from agentsd.unet.install import check_plan, denoiser_of, find, install, uninstall
-from agentsd.unet.processor import SITE, AgentAttnProcessor
-from agentsd.unet.report import LayerReport, Report
+from agentsd.unet.processor import SITE
+from agentsd.unet.report import Report
 from agentsd.unet.runtime import Runtime
 from agentsd.unet.skipping import fit_skipping
+from agentsd.unet.status import holds, report_of, why_inactive
 from agentsd.unet.summary import title
+from agentsd.unet.using import Using, resolve
 
 # The denoisers that were patched through each pipeline: it may hold another one when they are restored.
 _PATCHED: weakref.WeakKeyDictionary[Any, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
-_REPLACED = "processor replaced by other code: not patched any more"
 
 
 class Patch:
@@ -53,13 +54,13 @@ class Patch:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule in force."""
+        """The schedule in force: inside `using` that of the block."""
         return self._runtime.schedule
 
     def remove(self) -> None:
         """Restore the denoiser exactly; does nothing if it is restored already or patched anew."""
         if self._denoiser.__dict__.get(SITE) is self._runtime:
-            uninstall(self._denoiser)
+            _take_off(self._denoiser)
 
     def reset(self) -> None:
         """Forget all cached features and random choices, in every thread, as if no run had taken place.
@@ -85,18 +86,52 @@ class Patch:
 
         If the patch is not in force any more, it shows the last state and says why.
         """
-        return _report(self._denoiser, self._runtime)
+        return report_of(self._denoiser, self._runtime)
+
+    @contextmanager
+    def using(
+        self, schedule: "str | Schedule | Attention | None" = None, *, tolerance: float | None = None
+    ) -> Iterator[Using]:
+        """Let calls in this thread or task follow another schedule while the context lasts.
+
+        Entering takes a fraction of a millisecond: nothing is installed anew. Other threads and tasks keep their
+        schedule. What is started inside with a copy of the context (`asyncio.to_thread`, tasks) follows the block too.
+        A bare `threading.Thread` or an executor does not: enter the block there. Blocks nest, and the innermost
+        decides. Inside `disabled` everything stays stock.
+
+        Every preset, tolerance and attention setting is possible. Fixed full steps that run layers (`depth` of at
+        least 1) need the layer that the patch was applied with.
+
+        Args:
+            schedule: A preset, a `Schedule` or settings of self-attention; `None` keeps the one in force.
+            tolerance: The relative error of the final latent that you accept; it replaces that of the schedule.
+
+        Yields:
+            What the runs of this block come to: `.last_run`, `.report()`.
+
+        Raises:
+            ValueError: If the patch is not in force, or cannot follow the schedule; the message says why.
+
+        Example:
+            >>> patch = agentsd.apply(pipe, "balanced")
+            >>> with patch.using(tolerance=0.1) as used:
+            ...     image = pipe("a red circle", num_inference_steps=12, output_type="pt").images
+            >>> used.last_run.full + used.last_run.skipped
+            12
+            >>> patch.report().last_run is None
+            True
+            >>> patch.remove()
+        """
+        in_force = resolve(self._denoiser, self._runtime, schedule, tolerance)
+        with self._runtime.block(in_force):
+            yield Using(self._denoiser, self._runtime, in_force)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Run the stock UNet in this thread while the context lasts; the patch stays installed."""
+        """Run the stock UNet in this thread or task while the context lasts; the patch stays installed."""
         runtime = self._denoiser.__dict__.get(SITE, self._runtime)  # also of a patch that replaced this one
-        before = getattr(runtime.local, "enabled", True)
-        runtime.local.enabled = False
-        try:
+        with runtime.block(None):
             yield
-        finally:
-            runtime.local.enabled = before  # read anew: `reset` replaces it
 
     def __enter__(self) -> "Patch":
         return self
@@ -164,6 +199,7 @@ def apply(
     if earlier is not None:
         pipes += list(earlier.pipes)  # other pipelines on the same UNet keep their schedulers known
         users += [user for user in earlier.users if holds(user, denoiser)]
+        warn_if_running(earlier.activity, "agentsd.apply replaces", denoiser)
         uninstall(denoiser)
     runtime = install(denoiser, Runtime(chosen, seed, candidates, skipped, layout_of(denoiser), plan), candidates)
     runtime.skipping_problem = refused
@@ -195,12 +231,17 @@ def remove(target: Any) -> None:
     for denoiser in (former := _patched_through(target)):
         runtime = denoiser.__dict__.get(SITE)
         if runtime is not None and target in runtime.users:
-            uninstall(denoiser)
+            _take_off(denoiser)
     if former and denoiser_in(target) is None:
         return
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
-        uninstall(denoiser)
+        _take_off(denoiser)
+
+
+def _take_off(denoiser: nn.Module) -> None:
+    warn_if_running(denoiser.__dict__[SITE].activity, "agentsd.remove takes off", denoiser)
+    uninstall(denoiser)
 
 
 def report(target: Any) -> Report:
@@ -225,7 +266,7 @@ def report(target: Any) -> Report:
         )
     if runtime is None:
         raise ValueError(f"target {type(target).__name__} is not patched; call agentsd.apply(target) first.")
-    return _report(denoiser, runtime)
+    return report_of(denoiser, runtime)
 
 
 def _patched_through(target: Any) -> list[nn.Module]:
@@ -234,67 +275,3 @@ def _patched_through(target: Any) -> list[nn.Module]:
         return [] if isinstance(target, nn.Module) else list(_PATCHED.get(target, ()))
     except TypeError:  # it allows no weak references, and none was remembered
         return []
-
-
-def why_inactive(denoiser: nn.Module, runtime: Runtime) -> str | None:
-    """Return why a patch is not in force, or `None` if it is.
-
-    Example:
-        >>> patch = agentsd.apply(unet)
-        >>> why_inactive(unet, unet._agentsd) is None
-        True
-        >>> patch.remove()
-    """
-    installed = denoiser.__dict__.get(SITE)
-    if installed is None:
-        return "removed"
-    if installed is not runtime:
-        return "replaced by a later agentsd.apply"
-    users = list(runtime.users)
-    if users and not any(holds(user, denoiser) for user in users):
-        names = ", ".join(sorted({type(user).__name__ for user in users}))
-        return f"{names} runs another denoiser now; call agentsd.apply again"
-    return None
-
-
-def holds(pipe: Any, denoiser: nn.Module) -> bool:
-    """Return whether a pipeline holds a denoiser, by itself or inside a wrapper.
-
-    Example:
-        >>> holds(pipe, pipe.unet), holds(pipe, torch.nn.Linear(1, 1))
-        (True, False)
-    """
-    module = denoiser_in(pipe)
-    return module is denoiser or (isinstance(module, nn.Module) and any(part is denoiser for part in module.modules()))
-
-
-def _report(denoiser: nn.Module, runtime: Runtime) -> Report:
-    sample = runtime.sample
-    size = getattr(getattr(denoiser, "config", None), "sample_size", None)
-    if sample is None and size is not None:
-        sample = (size, size) if isinstance(size, int) else (size[0], size[1])
-    reason = why_inactive(denoiser, runtime)
-    layers = tuple(
-        LayerReport(
-            name=site.name,
-            level=site.level,
-            downsample=2 ** (site.level - runtime.finest),
-            grid=None if sample is None else grid_at(site.level, *sample),
-            problem=_REPLACED if reason is None and type(attn.processor) is not AgentAttnProcessor else site.problem,
-        )
-        for site, attn in zip(runtime.sites, runtime.attentions, strict=True)
-    )
-    return Report(
-        target=type(denoiser).__name__,
-        schedule=runtime.schedule,
-        layers=layers,
-        skipped=runtime.skipped,
-        seed=runtime.seed,
-        skipping_problem=runtime.skipping_problem,
-        noise_problem=runtime.noise_problem,
-        guidance_problem=runtime.guidance_problem,
-        planned_stock=tuple((one, runtime.left_stock(one)) for one in runtime.schedule.attentions),
-        active=reason is None,
-        inactive_reason=reason,
-        last_run=runtime.record.read(timed=next(denoiser.parameters()).device.type == "cpu"),
-    )

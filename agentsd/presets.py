@@ -65,6 +65,16 @@ def preset(name: str = "balanced") -> Schedule:
     raise ValueError(f"preset {name!r} is unknown. {hint}The presets are {', '.join(PRESETS)}.")
 
 
+def name_of(schedule: Schedule) -> str:
+    """Return the name of the preset that a schedule equals, or its JSON.
+
+    Example:
+        >>> name_of(preset("fast"))
+        'fast'
+    """
+    return next((name for name, known in PRESETS.items() if known == schedule), None) or schedule.to_json()
+
+
 def as_schedule(schedule: object, ratio: float | None = None) -> Schedule:
     """Return the schedule that the arguments `schedule` and `ratio` of `agentsd.apply` mean.
 

@@ -20,12 +20,12 @@ import agentsd
 from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.bench.skippers import SKIPPERS, skipping_by
+from agentsd.bench.solvers import KARRAS, SOLVERS
 from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
-from agentsd.demo.processes import demo_pipeline, scheduler_class
+from agentsd.demo.processes import demo_pipeline
 from agentsd.system.timing import environment
 
-KARRAS = {"use_karras_sigmas": True}
 # Name -> process, scheduler, its settings, steps, guidance.
 COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "sd15, PNDM, 50": ("sd15", "PNDMScheduler", {}, 50, 7.5),
@@ -44,19 +44,11 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
     "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
     "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
-    "flow, Euler, 28": ("flow", "FlowMatchScheduler", {}, 28, 7.5),
 }  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
+FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
 EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
-# What solvers need to know of flow matching, with the shift of the process.
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-# Fewer steps of good solvers: the baselines of equal calls.
-SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", KARRAS),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "DEIS": ("DEISMultistepScheduler", {}),
-}
-KEY = ("combination", "arm", "settings", "pictures", "dtype", "torch", "device")
+KEY = ("combination", "arm", "settings", "pictures", "size", "dtype", "torch", "device")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", type=int, default=16)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", choices=["ours", "rivals", "solvers"], nargs="+", default=["ours", "rivals", "solvers"])
+    made.add_argument(
+        "--calls", type=int, nargs="*", default=[], help="full steps of calibrated schedules, an arm for each number"
+    )
+    made.add_argument("--size", type=int, help="side of the pictures in pixels (256)")
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further arm after this")
     made.add_argument("--output", type=Path, default=Path("outputs/gauge.jsonl"), help="rows are appended")
     return made
@@ -86,11 +82,12 @@ class Gauge:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         process, kind, extra, self.steps, self.guidance = COMBINATIONS[name]
-        self.flow = process == "flow"
         self.device = torch.device(args.device)
         self.pipe = demo_pipeline(process).to(self.device)
         self.base = dict(self.pipe.scheduler.config)
+        self.size = {} if args.size is None else {"height": args.size, "width": args.size}
         self.prompts = held_out_prompts(args.pictures)
+        self.fitted = held_out_prompts(args.pictures + FITTED)[-FITTED:]
         self.calls = 0
         self.pipe.unet.conv_in.register_forward_hook(self._count)
         self.set(kind, extra)
@@ -101,21 +98,25 @@ class Gauge:
     _count.agentsd_optional = True  # type: ignore[attr-defined]  # it counts full steps, so it may miss others
 
     def set(self, kind: str, extra: dict[str, Any]) -> None:
-        if self.flow and kind != "FlowMatchScheduler":
-            extra = FLOW
-        self.pipe.scheduler = scheduler_class(kind).from_config({**self.base, **extra})
+        import diffusers
 
-    def draw(self, enter: AbstractContextManager[Any], steps: int) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        self.pipe.scheduler = getattr(diffusers, kind).from_config({**self.base, **extra})
+
+    def draw(
+        self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
         """Return pictures [B, 3, h, w], latents [B, 4, h, w] and UNet calls of all prompts."""
         latents, calls = [], []
+        length = {"num_inference_steps": steps} if timesteps is None else {"timesteps": timesteps}
         with enter:
             for number, prompt in enumerate(self.prompts):
                 self.calls = 0
                 latents.append(
                     self.pipe(
                         prompt,
-                        num_inference_steps=steps,
+                        **length,
                         guidance_scale=self.guidance,
+                        **self.size,
                         generator=torch.Generator().manual_seed(number),
                         output_type="latent",
                     ).images
@@ -129,7 +130,8 @@ class Gauge:
 
 def measure(name: str, args: argparse.Namespace, started: float) -> bool:
     facts = {**environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
-             "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4]}  # fmt: skip
+             "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4],
+             **({} if args.size is None else {"size": args.size})}  # fmt: skip
     there = {key_of(row, KEY) for row in read_rows(args.output)}
     gauge = Gauge(name, args)
     kind, extra = COMBINATIONS[name][1:3]
@@ -179,13 +181,25 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
         if wanted(arm, settings):
             mean = keep(arm, settings, gauge.draw(agentsd.apply(gauge.pipe, schedule), gauge.steps))
             counts |= {round(mean)} if tolerance in EQUAL_CALLS else set()
+    for number in args.calls:
+        if expired():
+            return False
+        if wanted(f"calibrated, {number} calls", ""):
+            found = agentsd.calibrate(
+                gauge.pipe, gauge.fitted, held_out=gauge.fitted[:1], num_inference_steps=gauge.steps, calls=number,
+                guidance_scale=gauge.guidance, seed=1000, progress=False, **gauge.size,
+            )  # fmt: skip
+            keep(f"calibrated, {number} calls", "", gauge.draw(agentsd.apply(gauge.pipe, found.schedule), gauge.steps))
     for steps in sorted(counts) if "solvers" in args.arms else ():
-        for label, (solver, options) in SOLVERS.items():
+        for label, solver in SOLVERS.items():
             if expired():
                 return False
-            gauge.set(solver, options)
+            gauge.pipe.scheduler = solver.make(gauge.base)
+            timesteps = None
+            if solver.timesteps is not None:
+                timesteps = solver.timesteps(gauge.pipe.scheduler, steps, COMBINATIONS[name][0] == "sdxl")
             if wanted(f"{label}, {steps} steps", ""):
-                keep(f"{label}, {steps} steps", "", gauge.draw(nullcontext(), steps))
+                keep(f"{label}, {steps} steps", "", gauge.draw(nullcontext(), steps, timesteps))
     gauge.set(kind, extra)
     for rival, make in SKIPPERS.items() if "rivals" in args.arms else ():
         if expired():

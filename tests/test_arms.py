@@ -48,23 +48,24 @@ def test_every_arm_changes_the_picture_and_is_undone(name, pipe, stock_picture):
     side = 128 if name.startswith("tiles") else 64
     settings = {"steps": 2, "height": side, "width": side}
     stock = stock_picture(**settings)
+    one_step = stock_picture(steps=1)
     before, parts = attributes(pipe.unet), set(pipe.__dict__)
     with STEP_ARMS[name].enter(pipe):
         inside = draw(pipe, **settings)
     assert torch.equal(inside, stock) == (name in SAME)
     assert_unchanged(before, parts, pipe)
-    assert torch.equal(draw(pipe, steps=1), stock_picture(steps=1))
+    assert torch.equal(draw(pipe, steps=1), one_step)
 
 
 @pytest.mark.parametrize("name", [name for name in RUN_ARMS if name not in STEP_ARMS])
 def test_every_run_arm_runs_as_it_says_and_is_undone(name, pipe, stock_picture):
     steps = 12 if name.startswith("preset ") else 6  # shorter runs skip no steps under a tolerance
-    arm = RUN_ARMS[name]
+    arm, stock, one_step = RUN_ARMS[name], stock_picture(steps=steps), stock_picture(steps=1)
     before, parts = attributes(pipe.unet), set(pipe.__dict__)
     with arm.enter(pipe):
-        assert not torch.equal(drawn(pipe, arm, steps), stock_picture(steps=steps))
+        assert not torch.equal(drawn(pipe, arm, steps), stock)
     assert_unchanged(before, parts, pipe)
-    assert torch.equal(draw(pipe, steps=1), stock_picture(steps=1))
+    assert torch.equal(draw(pipe, steps=1), one_step)
 
 
 def drawn(pipe, arm, steps=6):

@@ -120,6 +120,7 @@ def test_twins_stand_beside_their_arms(tmp_path, monkeypatch, capsys):
         ("stock, compiled", "torch.compile"),
         ("stock, channels last", "channels_last"),
     ]
+    capsys.readouterr()
     assert main(["--compile", "--list"]) == 0
     listed = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
     assert "key/value sampling, stride 4, compiled" in listed

@@ -58,7 +58,7 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: agentsd {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("command", "package"), [("app", "gradio"), ("calibrate", "none")])
+@pytest.mark.parametrize(("command", "package"), [("app", "gradio"), ("bench", "none")])
 def test_what_is_not_installed_is_said(command, package, monkeypatch, capsys):
     def missing(name, *rest):
         raise ImportError(f"no {package}", name=package)

@@ -10,6 +10,7 @@ import agentsd
 from agentsd import MergedTokens, Phase, PooledAgents, Schedule, Skipping
 
 STEPS = 10
+SLOW = pytest.mark.slow
 MIXED = Schedule((Phase(0.4, AGENTS), Phase(0.7, MERGE), Phase(1.0, None)))
 FIRST_OF_ITS_KIND = [0, 4, 7]  # steps of MIXED whose settings are new
 
@@ -61,7 +62,7 @@ def eager():
     return run(unet)[0]
 
 
-@pytest.mark.parametrize(("patch_first", "depth"), [(True, 1), (False, 1), (True, 0)])
+@pytest.mark.parametrize(("patch_first", "depth"), [(True, 1), pytest.param(False, 1, marks=SLOW), (True, 0)])
 def test_one_graph_for_full_steps_and_one_for_skipped_ones(patch_first, depth):
     # Each step samples other tokens.
     skipping = Schedule((Phase(1.0, SAMPLE, 3),), skipping=Skipping(depth=depth, last_full=False))
@@ -79,7 +80,7 @@ def test_one_graph_for_full_steps_and_one_for_skipped_ones(patch_first, depth):
 
 @pytest.mark.parametrize(
     ("compiled", "patch_first"),
-    [(whole, False), (in_place, True)],
+    [(whole, False), pytest.param(in_place, True, marks=SLOW)],
 )
 def test_one_graph_per_setting_and_none_per_step(compiled, patch_first, eager):
     unet, counter = make_one_level_unet(), CompileCounterWithBackend("eager")
@@ -129,6 +130,7 @@ def test_apply_and_remove_take_effect_after_compiling(compiled):
 
 
 # Presets stand for the others: test_sizes_are_dynamic_after_the_second.
+@SLOW
 @pytest.mark.parametrize("config", [MergedTokens(merge_ratio=0.3), PooledAgents()], ids=["merged", "pooled"])
 def test_another_size_is_another_graph_with_the_right_values(config):
     unet, plain = make_one_level_unet(), make_one_level_unet()
@@ -161,7 +163,9 @@ def test_sizes_of_stock_are_dynamic_after_the_second():
     assert graphs == [1, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("schedule", ["balanced", "gentle", "paper", "prediction"])
+@pytest.mark.parametrize(
+    "schedule", ["balanced", pytest.param("gentle", marks=SLOW), "paper", pytest.param("prediction", marks=SLOW)]
+)
 def test_sizes_are_dynamic_after_the_second(schedule):
     # Two graphs a setting at most: one of the first size, one of all others.
     if schedule == "prediction":

@@ -39,7 +39,8 @@ from agentsd.evaluation import claims, measures, timing
 from agentsd.evaluation.arms import base_arms, no_faster, parse_arm, with_equal_time
 from agentsd.evaluation.drawing import Painter, picture_seed, scheduler_settings
 from agentsd.evaluation.manifest import ManifestMismatchError
-from agentsd.evaluation.options import CLASSES, Options, class_prompts, prompts_of, read_class_names
+from agentsd.evaluation.options import Options, class_prompts, prompts_of, read_class_names
+from agentsd.evaluation.protocols import CLASSES
 from agentsd.evaluation.reference import fitted, make_reference
 from agentsd.evaluation.run import evaluate
 from agentsd.evaluation.store import Store
@@ -791,9 +792,10 @@ def test_an_arm_no_faster_than_stock_is_told_and_has_no_arm_of_equal_time(place,
         ({"features": "demo", "inception_weights": Path("x")}, r"features='demo' uses no inception_weights"),
         (
             {"inception_weights": Path("x")},
-            r"inception_weights='x' is for distances from a reference; give --reference",
+            r"inception_weights='x' is for distances; give --reference or --to-stock",
         ),
-        ({"features": "demo"}, r"features='demo' is for distances from a reference"),
+        ({"features": "demo"}, r"features='demo' is for distances; give --reference"),
+        ({"lpips_weights": Path("x")}, r"lpips_weights='x' is for LPIPS; give --lpips"),
         ({"protocol": "paper"}, r"reference is missing: --protocol paper is about FID; give --reference, or --mode"),
         ({"protocol": "coco2017-5k", "captions": "x"}, r"reference is missing: --protocol coco2017-5k"),
         ({"protocol": "paper", "reference": "x", "captions": "y"}, r"captions='y' contradicts --protocol paper"),
@@ -815,6 +817,38 @@ def test_a_protocol_fills_in_and_refuses_what_contradicts_it():
             Options(output=Path("run"), protocol=protocol, num=10, reference="x").completed()
         given = Options(output=Path("run"), protocol=protocol, num=number, model="mine", reference="x")
         assert given.completed().model == "mine"
+
+
+def test_the_protocol_of_likeness_to_stock_needs_no_real_pictures():
+    given = Options(output=Path("run"), protocol="sada", captions="x").completed()
+    assert (given.lpips, given.to_stock, given.reference, given.scheduler) == (True, True, None, "dpm++")
+    assert given.chosen_features() == "inception"
+    with pytest.raises(ValueError, match="steps=25 contradicts --protocol sada"):
+        Options(output=Path("run"), protocol="sada", captions="x", steps=25).completed()
+
+
+def test_distances_to_stock_need_no_reference(place, tmp_path, monkeypatch):
+    from agentsd.bench.lpips import Lpips
+
+    monkeypatch.setattr(measures, "make_lpips", lambda weights: Lpips())
+    given = options(
+        place,
+        tmp_path / "run",
+        reference=None,
+        to_stock=True,
+        lpips=True,
+        fewer_steps=(0,),
+        arms=("ours:preset=paper",),
+    )
+    outcome = evaluate(given)
+    arms = outcome.results["arms"]
+    assert arms["ours"]["metrics"]["fd_quarters_to_stock"]["value"] > 0
+    assert arms["stock A/A"]["metrics"]["fd_quarters_to_stock"]["value"] == pytest.approx(0, abs=1e-9)
+    assert arms["ours"]["metrics"]["lpips"]["value"] > 0
+    assert "lpips" not in arms["stock"]["metrics"]
+    table = (outcome.folder / "table.md").read_text()
+    assert "FD(quarters) to stock" in table
+    assert "| LPIPS |" in table
 
 
 def test_the_paper_protocol_wants_class_names(tmp_path):

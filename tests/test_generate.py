@@ -112,6 +112,11 @@ def test_a_picture_can_be_made_again_from_its_file(run, tmp_path, arm):
             ),
         ),
         (["--preset", "fast", "--every", 3], "fast, every 3", agentsd.PRESETS["fast"].with_skipping(3)),
+        (
+            ["--tolerance", 0.02],
+            "paper, ratio 0.2, tolerance 0.02",
+            agentsd.preset("paper").with_merge_ratio(0.2).with_tolerance(0.02),
+        ),
     ],
 )
 def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label, schedule):
@@ -121,6 +126,19 @@ def test_changes_are_made_to_the_recorded_schedule(run, tmp_path, options, label
     assert run("--from-png", first, *options, output=changed, given_model=None)[0] == 0
     settings = Settings.from_dict(read_record(changed)["settings"])
     assert (settings.label, settings.schedule) == (label, schedule)
+
+
+def test_a_tolerance_and_a_schedule_from_a_file(run, tmp_path):
+    first, second, file = tmp_path / "first.png", tmp_path / "second.png", tmp_path / "mine.json"
+    assert run("--prompt", "a ring", "--steps", 2, "--tolerance", 0.02, output=first)[0] == 0
+    mine = agentsd.preset("gentle").with_tolerance(0.02)
+    file.write_text(mine.to_json(), encoding="utf-8")
+    assert run("--prompt", "a ring", "--steps", 2, "--schedule", file, output=second)[0] == 0
+    settings = [Settings.from_dict(read_record(path)["settings"]) for path in (first, second)]
+    assert [(one.label, one.schedule) for one in settings] == [
+        ("tolerance 0.02", agentsd.preset("balanced").with_tolerance(0.02)),
+        ("mine", mine),
+    ]
 
 
 def test_changes_to_a_stock_picture_are_made_to_the_default_preset(run, tmp_path):
@@ -292,6 +310,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
             "error: --ratio 0.0 does not fit the schedule 'paper': part of",
         ),
         (["--prompt", "a", "--every", "0"], "--every 0 must be an integer of at least 1."),
+        (["--prompt", "a", "--tolerance", "7"], "--tolerance 7.0 must lie in (0, 1]"),
+        (["--prompt", "a", "--tolerance", "0.1", "--every", "2"], "--tolerance 0.1 and every=2 contradict each other"),
+        (["--prompt", "a", "--schedule", "no-such.json"], "--schedule no-such.json cannot be read: No such file"),
+        (["--prompt", "a", "--schedule", "LICENSE"], "--schedule LICENSE: schedule is not JSON"),
+        (["--prompt", "a", "--schedule", "a.json", "--preset", "fast"], "--schedule contradicts --preset fast"),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),
         (["--prompts-file", "no-such.txt"], "--prompts-file 'no-such.txt' cannot be read as UTF-8 text"),

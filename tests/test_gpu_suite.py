@@ -1,6 +1,7 @@
 """`agentsd bench --suite gpu`, rehearsed on a CPU; its probes; its order."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,29 +11,44 @@ from tiny import draw
 import agentsd
 from agentsd import Schedule
 from agentsd.bench import probes
-from agentsd.bench.gpu_cells import gpu_cells, rehearsal_cells, suite_arms
+from agentsd.bench.gpu_cells import EVERY_2, gpu_cells, rehearsal_cells, suite_arms
 from agentsd.bench.probes import kernels, probe
 from agentsd.bench.rows import read_rows
 from agentsd.bench.speed import KEY
 from agentsd.cli.main import main
 
 
-def test_a_rehearsal_measures_every_kind_and_goes_on_where_it_was(tmp_path, capsys):
-    words = ["bench", "--suite", "gpu", "--dry-run", "--device", "cpu", "--output", str(tmp_path)]
-    assert main([*words, "--minutes", "0.001"]) == 1
+def rehearse(folder, *words):
+    return main(["bench", "--suite", "gpu", "--dry-run", "--device", "cpu", "--output", str(folder), *words])
+
+
+@pytest.mark.slow
+def test_a_rehearsal_measures_every_kind(tmp_path, capsys):
+    assert rehearse(tmp_path) == 0
+    assert "tiny 64, float32, batch 2, pipeline call: preset balanced " in capsys.readouterr().out
+    rows = read_rows(tmp_path / "speed.jsonl")
+    arms = {(row["benchmark"], row["architecture"], row["arm"]) for row in rows}
+    assert {("unet step", "tiny", "stock, CUDA graphs"), ("pipeline call", "tiny", "preset balanced")} <= arms
+    assert all(row["host_seconds"] > 0 for row in rows if "compile" not in row["settings"])
+
+
+def test_a_suite_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    calls, kernel = (next(cell for cell in rehearsal_cells() if cell.kind == kind) for kind in ("call", "kernels"))
+    cells = (replace(calls, arms=("stock", EVERY_2)), replace(kernel, architecture="tiny"))
+    monkeypatch.setattr("agentsd.bench.gpu_cells.rehearsal_cells", lambda: cells)  # what takes a second
+    assert rehearse(tmp_path, "--minutes", "0.001") == 1
     assert "no time left" in capsys.readouterr().err
-    assert main(words) == 0
+    assert rehearse(tmp_path) == 0
     shown = capsys.readouterr().out
     assert "tiny 64, float32, batch 2, pipeline call: full every 2 steps " in shown
     assert "UNet in full at 4 of 6 steps" in shown
     rows = read_rows(tmp_path / "speed.jsonl")
-    arms = {(row["benchmark"], row["architecture"], row["arm"]) for row in rows}
-    assert {("unet step", "tiny", "stock, CUDA graphs"), ("pipeline call", "tiny", "preset balanced")} <= arms
-    assert all(row[key] is not None for row in rows for key in KEY if key != "steps")
-    assert all(row["host_seconds"] > 0 for row in rows if "compile" not in row["settings"])
+    assert [row["arm"] for row in rows] == ["stock", EVERY_2]
+    assert all(row[key] is not None for row in rows for key in KEY)
     (profile,) = read_rows(tmp_path / "kernels.jsonl")
     assert profile["kernels"][0]["ms"] > 0
-    assert main(words) == 0
+    monkeypatch.setattr("agentsd.bench.gpu_suite.random_pipeline", lambda *_, **__: pytest.fail("built"))
+    assert rehearse(tmp_path) == 0
     assert read_rows(tmp_path / "speed.jsonl") == rows
 
 
@@ -91,6 +107,13 @@ def test_a_synchronisation_in_a_skipped_step_is_found(tiny_pipe, monkeypatch):
         handle.remove()
         assert probes._without_wait(tiny_pipe.unet, run, calls) is True
     assert mode == ["default"]
+
+
+def test_channels_last_leaves_the_strides_of_before(tiny_pipe):
+    before = [weight.stride() for weight in tiny_pipe.unet.parameters()]
+    with suite_arms("step")["stock, channels last"].enter(tiny_pipe):
+        assert [weight.stride() for weight in tiny_pipe.unet.parameters()] != before
+    assert [weight.stride() for weight in tiny_pipe.unet.parameters()] == before
 
 
 def test_kernels_are_named_and_plain_data():

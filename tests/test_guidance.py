@@ -95,7 +95,7 @@ def test_a_run_without_guidance_is_left_alone():
 
 
 @pytest.mark.parametrize(("forecast", "depth"), [(0.0, 1), (0.5, 1), (0.5, 0)])
-def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
+def test_the_missing_half_is_computed_where_guidance_sets_in(forecast, depth):
     pipe = make_tiny_pipe()
     with (
         agentsd.apply(pipe, interval(0.5, 1.0, POOL, 3, forecast, depth)) as patch,
@@ -111,7 +111,7 @@ def test_reuse_makes_the_missing_half_where_guidance_sets_in(forecast, depth):
 
 
 @pytest.mark.parametrize("depth", [0, 1])
-def test_reuse_goes_on_with_the_conditional_half_where_guidance_ends(depth):
+def test_skipping_goes_on_with_the_conditional_half_where_guidance_ends(depth):
     pipe = make_tiny_pipe()
     with (
         agentsd.apply(pipe, interval(0.0, 0.5, None, 3, 0.5, depth)),

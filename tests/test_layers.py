@@ -18,8 +18,9 @@ LAYERS = (
     ("patch",),
     ("planning", "demo"),
     ("bench",),
+    ("calibration",),
     ("pictures",),
-    ("cli", "evaluation", "vision"),
+    ("app", "cli", "evaluation", "vision"),
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

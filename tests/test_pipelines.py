@@ -174,7 +174,7 @@ class TestRivals:
         helper.set_params(cache_interval=2, cache_branch_id=0)
         return helper
 
-    def test_deepcache_before_reuse_is_refused(self, helper, tiny_pipe):
+    def test_deepcache_before_skipped_steps_is_refused(self, helper, tiny_pipe):
         helper.enable()
         cached = draw(tiny_pipe)
         for schedule in (agentsd.preset().with_skipping(2), Schedule.constant(POOL, every=2, skipping=COPY)):
@@ -197,7 +197,7 @@ class TestRivals:
         helper.disable()
         assert torch.equal(draw(tiny_pipe), draw(other))
 
-    def test_deepcache_after_reuse_takes_its_place_and_is_reported(self, helper, tiny_pipe):
+    def test_deepcache_after_skipped_steps_is_reported(self, helper, tiny_pipe):
         patch = agentsd.apply(tiny_pipe, Schedule.constant(POOL, 2, skipping=COPY))
         alone = draw(tiny_pipe)
         helper.enable()
@@ -427,7 +427,7 @@ class TestUnetShapes:
         assert [(layer.downsample, layer.grid) for layer in report.layers] == (
             [(1, (8, 8))] + [(2, (4, 4))] * 2 + [(2, (4, 4))] * 2 + [(2, (4, 4))] * 4 + [(1, (8, 8))] * 2
         )
-        assert "64 tokens, 64 kept, 16 agents" in str(report)
+        assert "64 tokens, 64 kept, 16 agents" in report.details()
 
     def test_layers_that_are_cross_attention_are_not_taken(self):
         # The x4 upscaler's levels: both attentions of a block look at the text.

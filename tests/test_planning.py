@@ -38,7 +38,7 @@ def test_prediction_is_the_stock_step_less_the_savings():
     assert made().predicted_speedup() == pytest.approx(4.0 / 2.5)
 
 
-def test_prediction_of_reuse_counts_the_outer_layers_alone():
+def test_skipped_steps_count_the_outer_layers_alone():
     plan = made(Schedule.constant(POOL, every=2, skipping=COPY), shallow=0.6)
     assert plan.predicted_seconds(0, 4) == pytest.approx(2.5)
     assert plan.predicted_seconds(1, 4) == pytest.approx(0.6 - 0.3)
@@ -213,7 +213,7 @@ def test_an_unknown_ip_adapter_is_named():
         agentsd.plan(pipe, POOL, cache=False)
 
 
-def test_a_preset_loses_its_reuse_where_apply_drops_it(quick):
+def test_a_preset_loses_its_skipped_steps_where_apply_drops_them(quick):
     net = controlnet()[0].controlnet
     plan = agentsd.plan(net, "fast", cache=False, height=128, width=128)
     with agentsd.apply(net, "fast") as preset:

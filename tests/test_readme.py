@@ -15,7 +15,8 @@ from diffusers import StableDiffusionXLPipeline
 from tiny import make_sdxl_pipe, make_tiny_pipe
 
 from agentsd.evaluation.arms import base_arms
-from agentsd.evaluation.options import PROTOCOLS, prompts_of
+from agentsd.evaluation.options import prompts_of
+from agentsd.evaluation.protocols import PROTOCOLS
 from agentsd.pictures.settings import DEMO
 
 ROOT = Path(__file__).parent.parent

@@ -215,7 +215,7 @@ def test_skipping_must_be_one():
         Schedule((Phase(1.0),), 1)
 
 
-def test_another_reuse_joins_phases_that_differ_in_nothing_else():
+def test_another_interval_joins_phases_that_differ_in_nothing_else():
     schedule = Schedule((Phase(0.25, None, 5), Phase(1.0, None, 2))).with_skipping(3)
     assert [step for step in range(20) if schedule.is_full(step, 20)] == [0, 3, 6, 9, 12, 15, 18, 19]
     assert schedule.skipping == Skipping()
@@ -381,10 +381,11 @@ class TestJson:
         schedule = Schedule((Phase(1.0, SampledKeys(min_keys=1, max_keys=2)),))
         data = json.loads(schedule.to_json())
         assert set(data) == {field.name for field in fields(Schedule)} | {"version"}
-        unset = {"tolerance", "max_skipped"}  # None is left out: settings of before these fields keep their text
+        # None is left out: settings of before these fields keep their text.
+        unset = {"tolerance", "max_skipped", "listed"}
         assert set(data["skipping"]) == {field.name for field in fields(Skipping)} - unset
         within = json.loads(Schedule.constant(None, skipping=Skipping(tolerance=0.1, max_skipped=3)).to_json())
-        assert set(within["skipping"]) == {field.name for field in fields(Skipping)}
+        assert set(within["skipping"]) == {field.name for field in fields(Skipping)} - {"listed"}
         assert set(data["phases"][0]) == {field.name for field in fields(Phase)}
         written = data["phases"][0]["attention"]
         assert set(written) == {field.name for field in fields(SampledKeys)} | {"kind"}

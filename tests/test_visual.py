@@ -209,5 +209,5 @@ class TestDrawings:
 
     def test_without_matplotlib_the_error_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-        with pytest.raises(ImportError, match=r"pip install 'agentsd\[notebooks\]'"):
+        with pytest.raises(ImportError, match=r"pip install matplotlib"):
             draw_costs({"stock": None})

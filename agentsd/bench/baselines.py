@@ -84,6 +84,9 @@ def channels_last(arm: Arm) -> Arm:
                 yield
         finally:
             pipe.unet.to(memory_format=torch.contiguous_format)
+            for weight in pipe.unet.parameters():
+                # A 1x1 kernel keeps its strides, being contiguous either way; a compiled arm would compile anew.
+                weight.data = weight.data.reshape(-1).view(weight.shape)
 
     return Arm(enter, arm.cycle, f"channels_last {arm.settings}".strip())
 

@@ -11,6 +11,8 @@ and predicts: the samples of one guided picture are two.
   NeurIPS 2024, https://arxiv.org/abs/2410.09873).
 - `EasyCache`: skips while the accumulated relative change stays under a threshold, and repeats the difference of
   prediction and sample (https://arxiv.org/abs/2507.02860).
+
+SADA and LTC-Accel, which need the solver's noise levels, are in `agentsd.bench.latent_rules`.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,6 +22,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from agentsd.bench.latent_rules import LtcAccel, Sada
 
 
 class Skipper(Protocol):
@@ -214,6 +218,8 @@ SKIPPERS: dict[str, Callable[[int], Skipper]] = {
     "AdaptiveDiffusion 0.05": lambda calls: AdaptiveDiffusion(calls, threshold=0.05),
     "EasyCache 0.05": lambda calls: EasyCache(calls, threshold=0.05),
     "EasyCache 0.2": EasyCache,
+    "SADA": Sada,
+    "LTC-Accel": LtcAccel,
 }
 
 
@@ -237,6 +243,8 @@ def skipping_by(pipe: Any, make: Callable[[int], Skipper]) -> Iterator[None]:
         timesteps = pipe.scheduler.timesteps
         if timesteps is not state["timesteps"]:
             state.update(index=0, timesteps=timesteps, skipper=make(len(timesteps)))
+            if hasattr(state["skipper"], "begin"):
+                state["skipper"].begin(pipe.scheduler)
         index, skipper = state["index"], state["skipper"]
         state["index"] += 1
         if skipper.needs_full(index, sample):

@@ -1,25 +1,25 @@
-"""Open a page in the browser: draw stock beside agentsd, and move one slider from off to fast."""
+"""Open a page in the browser: stock beside agentsd, and one slider from off to fast."""
 
 import argparse
+
+from agentsd.app import options as page
+from agentsd.cli.printer import say
 
 HELP = "a page in the browser (needs the extra agentsd[app])"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `agentsd app`."""
+    page.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start the page.
+    """Start the page, and wait until it is stopped.
 
     Raises:
-        ImportError: If the page or the packages that it needs are not installed.
+        ImportError: If gradio is not installed.
+        ValueError: If the device, the folder or the port cannot be used.
     """
-    try:
-        from importlib import import_module
+    from agentsd.app.starting import run as start  # it loads torch
 
-        page = import_module("agentsd.app")
-    except ImportError as error:
-        raise ImportError(f"the page needs {error.name}; run pip install 'agentsd[app]'.") from error
-    code: int = page.main(options)
-    return code
+    return start(options, say)

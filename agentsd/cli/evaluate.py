@@ -12,7 +12,8 @@ from pathlib import Path
 
 from agentsd.cli.arguments import one_of
 from agentsd.cli.printer import hide_loading_bars, say
-from agentsd.evaluation.options import CROPS, DEMO_NUM, FEATURES, MODES, PROTOCOLS, RESIZES, Options
+from agentsd.evaluation.options import CROPS, DEMO_NUM, FEATURES, MODES, RESIZES, Options
+from agentsd.evaluation.protocols import PROTOCOLS
 from agentsd.pictures.settings import DTYPES, SCHEDULERS
 
 HELP = "quality and speed on captions, as a page"
@@ -62,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     metrics.add_argument("--inception-weights", type=Path, metavar="PATH", help="FID-Inception weights (torch's cache)")
     metrics.add_argument("--resize", choices=RESIZES, help="how Inception's input is resized (clean)")
+    metrics.add_argument("--lpips", action="store_true", help="measure LPIPS to stock (AlexNet)")
+    metrics.add_argument("--lpips-weights", type=Path, metavar="PATH", help="torchvision's AlexNet (torch's cache)")
+    metrics.add_argument(
+        "--to-stock", action="store_true", help="distance of an arm's pictures from stock's: FID to stock"
+    )
     metrics.add_argument("--clip-model", help="CLIP model for the CLIP score: a folder or hub id")
     metrics.add_argument("--resamples", type=int, metavar="N", help="draws of the intervals (1000; Inception: 200)")
     metrics.add_argument(

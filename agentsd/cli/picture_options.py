@@ -21,7 +21,7 @@ from agentsd.pictures.settings import (
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
 
-_AGENTS = ("preset", "ratio", "every", "depth")
+_AGENTS = ("preset", "tolerance", "ratio", "every", "depth")
 _FIELDS = (
     "negative_prompt", "seed", "steps", "guidance_scale", "height", "width", "model", "scheduler", "dtype",
     "agents_seed",
@@ -65,6 +65,13 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         "--preset", type=one_of(PRESETS), action=_Presets,
         help=f"{', '.join(PRESETS)} (balanced); agentsd compare takes several",
     )  # fmt: skip
+    agents.add_argument(
+        "--tolerance", type=float, metavar="T",
+        help="relative error that the final latent may have; 0.015 is quality, 0.03 balanced, 0.06 fast",
+    )  # fmt: skip
+    agents.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="a schedule as JSON, such as agentsd calibrate writes"
+    )
     agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
     agents.add_argument("--every", type=int, metavar="N", help="a full step every N steps")
     agents.add_argument("--depth", type=int, metavar="D", help="last UNet layers that run at skipped steps")
@@ -124,7 +131,9 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         ValueError: If options contradict each other or are out of range.
     """
     agents = {name: getattr(options, name) for name in _AGENTS}
+    read = None if options.schedule is None else _schedule_in(options.schedule, options.preset)
     given = [f"--{name.replace('_', '-')}" for name, value in agents.items() if value is not None]
+    given += [] if read is None else ["--schedule"]
     if options.stock and (options.compare or given):
         raise ValueError(f"--stock contradicts {'--compare' if options.compare else given[0]}; leave one of them out.")
     changes = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
@@ -133,6 +142,9 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
     before = None if recorded is None else Settings.from_dict(dict(recorded))
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
+    elif read is not None:
+        del agents["preset"]
+        changes["schedule"], changes["label"] = changed_schedule(read, options.schedule.stem, **agents)
     elif before is None or options.preset is not None or ((given or options.compare) and before.schedule is None):
         changes["schedule"], changes["label"] = labelled_schedule(
             **{name: value for name, value in agents.items() if value is not None}
@@ -144,3 +156,14 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         return with_model_defaults(dataclasses.replace(before, **changes))
     changes.setdefault("dtype", "float32" if device_type == "cpu" else "float16")
     return with_model_defaults(Settings(prompt="", **changes))
+
+
+def _schedule_in(path: Path, preset: str | None) -> Schedule:
+    if preset is not None:
+        raise ValueError(f"--schedule contradicts --preset {preset}; leave one of them out.")
+    try:
+        return Schedule.from_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"--schedule {path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"--schedule {path}: {error}") from error

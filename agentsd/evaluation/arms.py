@@ -17,7 +17,7 @@ from agentsd.schedule.text import schedule_object
 
 STOCK = "stock"
 CONTROL = "stock A/A"
-_KEYS = ("preset", "ratio", "every", "depth", "rival", "steps", "noise")
+_KEYS = ("preset", "tolerance", "ratio", "every", "depth", "rival", "steps", "noise")
 _ALLOWED = f"--arm NAME:key=value,... with the keys {', '.join(_KEYS)}, or the name of a preset alone"
 
 Role = Literal["stock", "control", "candidate", "equal time"]
@@ -110,7 +110,7 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
     if noise < 0:
         raise ValueError(f"arm={text!r}: noise={noise} must be 0 (stock's own noise) or a positive whole number.")
     plain = EvaluationArm(name=name, role="candidate", steps=steps, noise=noise)
-    ours = {key for key in given if key in ("preset", "ratio", "every", "depth")}
+    ours = {key for key in given if key in ("preset", "tolerance", "ratio", "every", "depth")}
     if "rival" in given:
         rivals = [rival for rival, arm in RUN_ARMS.items() if arm.fewer_steps == 1 and not rival.startswith("stock")]
         if given["rival"] not in rivals:
@@ -121,7 +121,8 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
     if not ours:
         return plain  # stock with other steps or noise
     schedule, _ = labelled_schedule(
-        given.get("preset", "balanced"),
+        given.get("preset"),
+        tolerance=_number(text, given, "tolerance", float, None),
         ratio=_number(text, given, "ratio", float, None),
         every=_number(text, given, "every", int, None),
         depth=_number(text, given, "depth", int, None),

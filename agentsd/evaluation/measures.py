@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agentsd.bench.lpips import Lpips, find_weights, load_lpips
 from agentsd.bench.metrics import psnr, relative_l2, ssim
 from agentsd.bench.store import Array, UnfinishedError
 from agentsd.evaluation.arms import STOCK
@@ -21,6 +22,7 @@ from agentsd.evaluation.store import Store, chunks
 
 LIKENESS = "likeness"
 ATTRIBUTES = "attributes"
+LPIPS = "lpips alex 0.1"
 
 # Rows by name for the pictures of an arm at the indices given.
 Measure = Callable[[str, Sequence[int]], Mapping[str, Array]]
@@ -151,6 +153,22 @@ def likeness(store: Store) -> Measure:
         latents = [torch.from_numpy(_latents(store, name, indices)) for name in (arm, STOCK)]
         rows = {"psnr_db": psnr(ours, stock), "ssim": ssim(ours, stock), "latent_l2": relative_l2(*latents)}
         return {name: values.double().numpy() for name, values in rows.items()}
+
+    return measure
+
+
+def make_lpips(weights: Path | None) -> Lpips:
+    """Return the network of LPIPS; raises ValueError if its weights are missing or damaged."""
+    return load_lpips(find_weights() if weights is None else weights)
+
+
+def lpips_measure(store: Store, network: Lpips) -> Measure:
+    """Return the measure of LPIPS against stock of the same prompt."""
+
+    def measure(arm: str, indices: Sequence[int]) -> Mapping[str, Array]:
+        ours, stock = (_unit(store.pictures(name, indices)) for name in (arm, STOCK))
+        with torch.inference_mode():
+            return {"lpips": network(ours, stock).double().numpy()}
 
     return measure
 

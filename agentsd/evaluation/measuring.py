@@ -20,6 +20,8 @@ _REAL = "real"
 def _kinds(session: Session) -> dict[str, tuple[str, measures.Measure]]:
     """Return what is measured on the arms' pictures: field of `Rows` or group to kind and measure."""
     found = {"likeness": (measures.LIKENESS, measures.likeness(session.store))}
+    if session.lpips is not None:
+        found["lpips"] = (measures.LPIPS, measures.lpips_measure(session.store, session.lpips))
     if session.extractor is not None:
         found["features"] = (
             measures.feature_kind(session.extractor),
@@ -49,7 +51,7 @@ def measure_missing(session: Session) -> None:
 
 
 def _applies(arm: EvaluationArm, kind: str) -> bool:
-    return kind != "likeness" or arm.name != STOCK
+    return kind not in ("likeness", "lpips") or arm.name != STOCK
 
 
 def _rows(session: Session) -> dict[str, Rows]:
@@ -92,5 +94,5 @@ def figures_of(session: Session) -> tuple[dict[str, Rows], Real | None]:
         return _rows(session), _real(session)
     except UnfinishedError as reason:
         logger.info("times only, without figures of pictures: %s", reason)
-        session.reference = session.extractor = session.clip = None
+        session.reference = session.extractor = session.clip = session.lpips = None
         return {}, None

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from agentsd.evaluation.captions import Prompt, demo_prompts, load_captions
+from agentsd.evaluation.protocols import (
+    CLASS_TEMPLATE,
+    CLASSES,
+    COCO_2017,
+    COCO_2017_SHA256,
+    PICTURES_PER_CLASS,
+    PROTOCOLS,
+    TO_STOCK_ALONE,
+)
 from agentsd.pictures.settings import DEMO, Settings, with_model_defaults
 from agentsd.system.numbers import is_whole
 
@@ -17,20 +24,6 @@ FEATURES = ("auto", "inception", "demo")
 CROPS = ("center", "stretch")
 RESIZES = ("clean", "legacy")  # of the pictures that FID-Inception looks at
 DEMO_NUM = 64
-COCO_2017_SHA256 = "1018a8760deaf1fc71be2f1b8da1a1348b9c35994af4322ca2fd795a78abb79c"
-# The template and the two pictures a class of the token-merging evaluation that the agent-attention table follows:
-# https://github.com/dbolya/tomesd/issues/46
-CLASS_TEMPLATE = "A high quality photograph of a {}."
-CLASSES = 1000
-PICTURES_PER_CLASS = 2
-
-_SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-PROTOCOLS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "paper": {"model": _SD15, "num": 2000, "steps": 50, "guidance_scale": 7.5, "size": 512, "scheduler": "pndm"},
-        "coco2017-5k": {"model": _SD15, "num": 5000, "steps": 50, "guidance_scale": 7.5, "size": 512},
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +55,9 @@ class Options:
             rendered scenes), or `"auto"`: demo for the rendered reference without weights, else Inception.
         inception_weights: FID-Inception weights; `None` looks in torch's cache.
         resize: How FID-Inception's input is resized, `"clean"` or `"legacy"`.
+        lpips: Whether LPIPS to stock is measured (AlexNet).
+        lpips_weights: torchvision's AlexNet; `None` looks in torch's cache.
+        to_stock: Whether the distance of an arm's pictures from those of stock is measured ("FID to stock").
         clip_model: CLIP model, a folder or hub id.
         resamples: Bootstrap draws of the intervals; `None` is 1,000, or 200 where features are long.
         protocol: One of `PROTOCOLS`.
@@ -99,6 +95,9 @@ class Options:
     features: str = "auto"
     inception_weights: Path | None = None
     resize: str = "clean"
+    lpips: bool = False
+    lpips_weights: Path | None = None
+    to_stock: bool = False
     clip_model: str | None = None
     resamples: int | None = None
     protocol: str | None = None
@@ -130,17 +129,20 @@ class Options:
         if self.features == "demo" and self.inception_weights is not None:
             raise ValueError("features='demo' uses no inception_weights; leave one of them out.")
         for name, unset in (("features", "auto"), ("inception_weights", None)):
-            if self.reference is None and getattr(self, name) != unset:
+            if not self.measures_distances and getattr(self, name) != unset:
                 raise ValueError(
-                    f"{name}={str(getattr(self, name))!r} is for distances from a reference; give --reference, "
-                    "or leave it out."
+                    f"{name}={str(getattr(self, name))!r} is for distances; give --reference or --to-stock, or leave "
+                    "it out."
                 )
+        if self.lpips_weights is not None and not self.lpips and self.protocol not in TO_STOCK_ALONE:
+            raise ValueError(f"lpips_weights={str(self.lpips_weights)!r} is for LPIPS; give --lpips, or leave it out.")
         if self.protocol == "paper" and self.captions != DEMO:
             raise ValueError(
                 f"captions={self.captions!r} contradicts --protocol paper, whose prompts are made of --class-names; "
                 "leave one out."
             )
-        if self.protocol is not None and self.reference is None and self.mode != "timing":
+        needs_reference = self.protocol is not None and self.protocol not in TO_STOCK_ALONE
+        if needs_reference and self.reference is None and self.mode != "timing":
             raise ValueError(
                 f"reference is missing: --protocol {self.protocol} is about FID; give --reference, or --mode timing."
             )
@@ -166,7 +168,7 @@ class Options:
         for name, value in PROTOCOLS[self.protocol].items():
             given = getattr(self, name)
             # Another copy of the model is allowed: the result file says so.
-            if given is None:
+            if given is None or given is False:
                 changes[name] = value
             elif given != value and name != "model":
                 raise ValueError(
@@ -189,6 +191,11 @@ class Options:
         )
         return with_model_defaults(settings)
 
+    @property
+    def measures_distances(self) -> bool:
+        """Whether distances between sets of pictures are taken."""
+        return self.reference is not None or self.to_stock or self.protocol in TO_STOCK_ALONE
+
     def chosen_features(self) -> str:
         """Return which features distances are taken on.
 
@@ -198,7 +205,8 @@ class Options:
         """
         if self.features != "auto":
             return self.features
-        return "demo" if self.reference == DEMO and self.inception_weights is None else "inception"
+        rendered = self.reference == DEMO or (self.reference is None and self.captions == DEMO)
+        return "demo" if rendered and self.inception_weights is None else "inception"
 
     @classmethod
     def names(cls) -> list[str]:
@@ -234,11 +242,11 @@ def prompts_of(options: Options) -> list[Prompt]:
             raise ValueError(f"captions='demo' are not those of --protocol {options.protocol}; give --captions FILE.")
         return list(demo_prompts(DEMO_NUM if options.num is None else options.num, options.seed))
     path = Path(options.captions).expanduser()
-    if options.protocol == "coco2017-5k":
+    if options.protocol in COCO_2017:
         found = _sha256(path)
         if found != COCO_2017_SHA256:
             raise ValueError(
-                f"captions={options.captions!r} has the SHA-256 {found}, but --protocol coco2017-5k needs "
+                f"captions={options.captions!r} has the SHA-256 {found}, but --protocol {options.protocol} needs "
                 f"captions_val2017.json of COCO's annotations_trainval2017.zip, {COCO_2017_SHA256}."
             )
     return list(load_captions(path, num=options.num))

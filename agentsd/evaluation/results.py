@@ -18,6 +18,7 @@ from agentsd.evaluation.differences import (
 )
 from agentsd.evaluation.feature_sets import Array
 from agentsd.evaluation.features import FeatureExtractor
+from agentsd.evaluation.frechet import frechet_distance
 from agentsd.evaluation.real import Distances, Real
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Rows:
         psnr_db: PSNR against stock, dB.
         ssim: SSIM against stock.
         latent_l2: Relative distance of the final latents from those of stock.
+        lpips: LPIPS against stock.
         features: Features, [N, D].
         clip_score: CLIP score.
         right: 1 where the picture shows what its demo caption names, else 0.
@@ -44,6 +46,7 @@ class Rows:
     psnr_db: Array | None = None
     ssim: Array | None = None
     latent_l2: Array | None = None
+    lpips: Array | None = None
     features: Array | None = None
     clip_score: Array | None = None
     right: Array | None = None
@@ -57,6 +60,7 @@ def arm_results(
     *,
     resamples: int | None = None,
     seed: int = 0,
+    to_stock: bool = False,
 ) -> dict[str, Any]:
     """Return every figure of one arm as plain data, each with its number of pictures and its method.
 
@@ -67,6 +71,7 @@ def arm_results(
         extractor: What made the features.
         resamples: Bootstrap draws; `None` chooses.
         seed: Seed of the bootstrap.
+        to_stock: Whether to take the distance of the arm's pictures from those of stock.
 
     Returns:
         Metrics by name, and a verdict for arms other than stock.
@@ -77,7 +82,7 @@ def arm_results(
     own, stock = rows[arm.name], rows[STOCK]
     draws = resamples or _RESAMPLES
     metrics: dict[str, Any] = {}
-    for name in ("psnr_db", "ssim", "latent_l2"):
+    for name in ("psnr_db", "ssim", "latent_l2", "lpips"):
         values = getattr(own, name)
         if values is not None:
             metrics[name] = _likeness(name, values, draws, seed)
@@ -98,6 +103,8 @@ def arm_results(
         few = resamples or (_FEW_RESAMPLES if extractor.dimension > _LONG_FEATURES else _RESAMPLES)
         found, verdict = _distances(own.features, stock.features, arm, real, extractor, few, seed, agreeing)
         metrics |= found
+    if to_stock and extractor is not None and own.features is not None and arm.name != STOCK:
+        metrics[f"{extractor.distance}_to_stock"] = _to_stock(own.features, stock.features, extractor)
     result: dict[str, Any] = {"role": arm.role, "steps": arm.steps, "settings": arm.to_dict(), "metrics": metrics}
     if arm.equals:
         result["equals"] = list(arm.equals)
@@ -199,8 +206,15 @@ def _distances(
     return metrics, verdict
 
 
+def _to_stock(own: Array, stock: Array | None, extractor: FeatureExtractor) -> dict[str, Any]:
+    if stock is None:
+        raise ValueError("stock has no features; start the same command again to measure them.")
+    value = frechet_distance(np.asarray(own, dtype=np.float64), np.asarray(stock, dtype=np.float64))
+    return _entry(value, len(own), f"{extractor.name}, float64, generated pictures on both sides")
+
+
 def _likeness(name: str, values: Array, resamples: int, seed: int) -> dict[str, Any]:
-    worst = 0.95 if name == "latent_l2" else 0.05
+    worst = 0.95 if name in ("latent_l2", "lpips") else 0.05
     middle = interval(values, np.median, resamples=resamples, seed=seed)
     entry = _with_interval(middle, len(values), "median over prompts, bootstrap")
     # The order statistic: between two infinite PSNR numpy's interpolation gives none.

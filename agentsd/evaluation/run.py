@@ -93,7 +93,13 @@ def report(session: Session, timing: dict[str, Any]) -> dict[str, Any]:
         if rows:
             logger.info("figures of %s", arm.name)
             found = arm_results(
-                arm, rows, real, session.extractor, resamples=session.options.resamples, seed=session.options.seed
+                arm,
+                rows,
+                real,
+                session.extractor,
+                resamples=session.options.resamples,
+                seed=session.options.seed,
+                to_stock=session.options.to_stock,
             )
         else:
             found = {"role": arm.role, "steps": arm.steps, "settings": arm.to_dict(), "metrics": {}}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from agentsd.bench.lpips import Lpips
 from agentsd.evaluation import measures
 from agentsd.evaluation.arms import EvaluationArm, base_arms
 from agentsd.evaluation.drawing import Painter
@@ -62,6 +63,7 @@ class Session:
         self.reference: Reference | None = None
         self.extractor: FeatureExtractor | None = None
         self.clip: measures.Clip | None = None
+        self.lpips: Lpips | None = None
         # Times alone are reported beside the figures of the pictures that are there.
         if options.mode != "timing" or self.store.has_measures:
             self._prepare_measures()
@@ -69,12 +71,16 @@ class Session:
     def _prepare_measures(self) -> None:
         """Load what measures; what would fail after all pictures are generated is refused here."""
         options, size = self.options, self.painter.size
+        if options.lpips:
+            self.lpips = measures.make_lpips(options.lpips_weights)
         if options.reference is not None:
             self.reference = make_reference(options.reference, self.prompts, size, crop=options.crop, seed=options.seed)
+        if options.measures_distances:
             self.extractor = measures.make_extractor(
                 options.chosen_features(), options.inception_weights, options.resize, self.pipe.device
             )
             measures.check_extractor(self.extractor, size)
+        if self.reference is not None and self.extractor is not None:
             measures.check_reference(self.reference, self.extractor, self.number)
         if options.clip_model is not None:
             self.clip = measures.make_clip(options.clip_model, self.pipe.device)

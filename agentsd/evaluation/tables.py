@@ -12,7 +12,7 @@ from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, seconds_by_prompt
 
 _ENDS = ("low", "high", "n", "log_iqr", "method")
-PICTURE_MEASURES = ("psnr_db", "ssim", "latent_l2", "clip_score", "right")
+PICTURE_MEASURES = ("psnr_db", "ssim", "latent_l2", "lpips", "clip_score", "right")
 
 Arm = Mapping[str, Any]
 
@@ -40,6 +40,7 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         ("peak memory", _memory),
         ("PSNR, dB (5%)", lambda arm: _decibels(arm["metrics"].get("psnr_db"))),
         ("SSIM", lambda arm: _number(arm, "ssim", "{:.3f}")),
+        ("LPIPS", lambda arm: _number(arm, "lpips", "{:.3f}")),
         ("latent L2", lambda arm: _number(arm, "latent_l2", "{:.3f}")),
     ]
     for name in sorted({name for arm in arms.values() for name in arm["metrics"] if name.startswith(("fid", "fd_"))}):
@@ -145,7 +146,8 @@ def note(results: Mapping[str, Any]) -> str:
             f"Times: {timed}, each generated twice by every arm in the order ABBA, speed-up over stock "
             f"with its {spread_of(timing['prompts'])}, on {environment['device']}, {environment['threads']} threads."
         )
-    said.append("PSNR, SSIM and latent L2 are against the stock picture of the same noise, medians.")
+    lpips = ", LPIPS" if any("lpips" in arm["metrics"] for arm in results["arms"].values()) else ""
+    said.append(f"PSNR, SSIM{lpips} and latent L2 are against the stock picture of the same noise, medians.")
     return " ".join(said)
 
 
@@ -185,9 +187,11 @@ def title(name: str) -> str:
     """Return how a distance is written.
 
     Example:
-        >>> title("fid"), title("fd_demo")
-        ('FID', 'FD(demo)')
+        >>> title("fid"), title("fd_demo"), title("fid_to_stock")
+        ('FID', 'FD(demo)', 'FID to stock')
     """
+    if name.endswith("_to_stock"):
+        return f"{title(name.removesuffix('_to_stock'))} to stock"
     kind, _, features = name.partition("_")
     return f"{kind.upper()}({features})" if features else kind.upper()
 

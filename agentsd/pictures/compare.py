@@ -114,11 +114,11 @@ def compare_arms(
         >>> list(compare_arms(pipe, settings, arms))
         ['gentle', 'fast']
     """
-    drawn: dict[str | None, Image.Image] = {}
+    pictures: dict[str | None, Image.Image] = {}
     names: dict[str, str | None] = {"stock": None} | {f"agentsd {label}": label for label in arms}
 
     def draw(name: str) -> None:
-        drawn[names[name]] = generate(pipe, [settings])[0]
+        pictures[names[name]] = generate(pipe, [settings])[0]
 
     @contextmanager
     def arm(label: str | None) -> Iterator[None]:
@@ -134,14 +134,14 @@ def compare_arms(
         warmup=0,
         device=torch.device(pipe.device),
     )
-    stock = _to_tensor(drawn[None])
+    stock = picture_tensor(pictures[None])
     found = {}
     for name, label in names.items():
         if label is not None:
-            own = _to_tensor(drawn[label])
+            own = picture_tensor(pictures[label])
             found[label] = Comparison(
-                stock=drawn[None],
-                agents=drawn[label],
+                stock=pictures[None],
+                agents=pictures[label],
                 stock_seconds=(seconds["stock"][0], seconds["stock"][1]),
                 agents_seconds=(seconds[name][0], seconds[name][1]),
                 psnr_db=float(psnr(own, stock)),
@@ -216,7 +216,13 @@ def strip(comparisons: Mapping[str, Comparison], about: str = "") -> Image.Image
     return canvas
 
 
-def _to_tensor(picture: Image.Image) -> Tensor:
+def picture_tensor(picture: Image.Image) -> Tensor:
+    """Return a picture as a tensor in [0, 1], [1, 3, H, W].
+
+    Example:
+        >>> picture_tensor(Image.new("RGB", (3, 2), "white")).shape
+        torch.Size([1, 3, 2, 3])
+    """
     data = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.view(1, picture.height, picture.width, 3).permute(0, 3, 1, 2).float() / 255
 

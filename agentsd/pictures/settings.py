@@ -131,12 +131,18 @@ class Settings:
 
 
 def labelled_schedule(
-    preset: str = "balanced", *, ratio: float | None = None, every: int | None = None, depth: int | None = None
+    preset: str | None = None,
+    *,
+    tolerance: float | None = None,
+    ratio: float | None = None,
+    every: int | None = None,
+    depth: int | None = None,
 ) -> tuple[Schedule, str]:
     """Return a preset with the changes given, and its label for captions.
 
     Args:
-        preset: Name of the preset.
+        preset: Name of the preset; `None` is `balanced`, and with a tolerance the label does not name it.
+        tolerance: Relative error of the final latent that may be made; see `agentsd.apply`.
         ratio: Share of tokens merged; for presets that merge.
         every: A full step every so many steps.
         depth: Layers that run at a skipped step, see `agentsd.Skipping`.
@@ -145,16 +151,19 @@ def labelled_schedule(
         ValueError: If the preset is unknown or a value out of range.
 
     Example:
-        >>> labelled_schedule("paper", ratio=0.2)[1]
-        'paper, ratio 0.2'
+        >>> labelled_schedule("paper", ratio=0.2)[1], labelled_schedule(tolerance=0.02)[1]
+        ('paper, ratio 0.2', 'tolerance 0.02')
     """
-    return changed_schedule(preset_named(preset), preset, ratio=ratio, every=every, depth=depth)
+    label = preset or ("balanced" if tolerance is None else "")
+    schedule = preset_named(preset or "balanced")
+    return changed_schedule(schedule, label, tolerance=tolerance, ratio=ratio, every=every, depth=depth)
 
 
 def changed_schedule(
     schedule: Schedule,
     label: str,
     *,
+    tolerance: float | None = None,
     ratio: float | None = None,
     every: int | None = None,
     depth: int | None = None,
@@ -169,21 +178,25 @@ def changed_schedule(
         >>> changed_schedule(*recorded, ratio=0.3)[1]
         'paper, every 2, ratio 0.3'
     """
+    if tolerance is not None and every is not None:
+        raise ValueError(f"tolerance={tolerance:g} and every={every} contradict each other; give one of them.")
+    if tolerance is not None:
+        schedule = schedule.with_tolerance(tolerance)
     if ratio is not None:
         schedule = with_ratio(schedule, ratio, f"the schedule {label!r}")
     if every is not None:
         schedule = schedule.with_skipping(every)
     if depth is not None:
         schedule = dataclasses.replace(schedule, skipping=dataclasses.replace(schedule.skipping, depth=depth))
-    return schedule, _changed_label(label, ratio, every, depth)
+    return schedule, _changed_label(label, {"tolerance": tolerance, "ratio": ratio, "every": every, "depth": depth})
 
 
-def _changed_label(label: str, ratio: float | None, every: int | None, depth: int | None) -> str:
-    parts = label.split(", ")
-    for name, value in (("ratio", ratio), ("every", every), ("depth", depth)):
-        if value is not None:
-            parts = [part for part in parts if not part.startswith(f"{name} ")] + [f"{name} {value:g}"]
-    return ", ".join(parts)
+def _changed_label(label: str, changes: dict[str, float | None]) -> str:
+    given = {name: value for name, value in changes.items() if value is not None}
+    # A tolerance and fixed full steps replace each other.
+    gone = {*given, *(("every", "tolerance") if {"every", "tolerance"} & {*given} else ())}
+    parts = [part for part in label.split(", ") if part and part.partition(" ")[0] not in gone]
+    return ", ".join([*parts, *(f"{name} {value:g}" for name, value in given.items())])
 
 
 def plan_pictures(base: Settings, prompts: Sequence[str], number: int = 1) -> list[Settings]:

@@ -1,6 +1,6 @@
 """Looking inside: the agents on the picture, what each attends to, which tokens merge, and what attention costs.
 
-Drawing needs matplotlib (`pip install agentsd[notebooks]`), imported at the first plot.
+Drawing needs matplotlib (`pip install matplotlib`), imported at the first plot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -217,7 +217,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("agentsd.pictures.visual draws with matplotlib; pip install 'agentsd[notebooks]'.") from error
+        raise ImportError("agentsd.pictures.visual draws with matplotlib; pip install matplotlib.") from error
     return plt
 
 

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from agentsd.attention.checks import check_bool, check_int, check_number, short_repr
 from agentsd.attention.settings import Attention
+from agentsd.schedule.listed import ListedSteps
 
 KINDS: Mapping[str, type[Any]] = MappingProxyType({kind.__name__: kind for kind in get_args(Attention)})
 
@@ -64,10 +65,12 @@ class Skipping:
             time from the errors that the forecast is seen to make (`agentsd.unet.controller`), and `Phase.every` stays
             1. `None` leaves the choice to `Phase.every`.
         max_skipped: Most skipped steps in a row under a tolerance; `None` is 4.
+        listed: The full steps of a run, one by one, as `agentsd.calibrate` chooses them; `Phase.every` stays 1.
 
     Raises:
         ValueError: If `depth` is not an integer of at least 0, `forecast` lies outside [0, 1], `last_full` is
-            neither `True` nor `False`, `tolerance` lies outside (0, 1], or a field does not go with `tolerance`.
+            neither `True` nor `False`, `tolerance` lies outside (0, 1], `listed` is not a `ListedSteps`, or a field
+            does not go with `tolerance` or `listed`.
 
     Example:
         >>> Skipping(depth=1, forecast=0.0, last_full=False).depth
@@ -79,6 +82,7 @@ class Skipping:
     last_full: bool = True
     tolerance: float | None = None
     max_skipped: int | None = None
+    listed: ListedSteps | None = None
 
     __repr__ = short_repr
 
@@ -93,21 +97,32 @@ class Skipping:
         check_bool("last_full", self.last_full)
         if self.max_skipped is not None:
             check_int("max_skipped", self.max_skipped, minimum=1)
-        if self.tolerance is None:
-            if self.max_skipped is not None:
-                raise ValueError(f"max_skipped={self.max_skipped} goes with a tolerance only; set tolerance as well.")
+        if self.tolerance is None and self.max_skipped is not None:
+            raise ValueError(f"max_skipped={self.max_skipped} goes with a tolerance only; set tolerance as well.")
+        if self.listed is not None and not isinstance(self.listed, ListedSteps):
+            raise ValueError(f"listed={self.listed!r} must be a ListedSteps, as agentsd.calibrate makes it.")
+        if self.listed is not None and self.tolerance is not None:
+            raise ValueError(f"tolerance={self.tolerance!r} does not go with listed full steps; leave one of them out.")
+        if self.tolerance is not None:
+            check_number("tolerance", self.tolerance)
+            if not 0 < self.tolerance <= 1:
+                raise ValueError(
+                    f"tolerance={self.tolerance!r} must lie in (0, 1], the relative error of the final latent that is "
+                    "accepted; our presets use 0.015 to 0.12."
+                )
+        if not self.by_noise_level:
             return
-        check_number("tolerance", self.tolerance)
-        if not 0 < self.tolerance <= 1:
-            raise ValueError(
-                f"tolerance={self.tolerance!r} must lie in (0, 1], the relative error of the final latent that is "
-                "accepted; our presets use 0.015 to 0.12."
-            )
+        what = "a tolerance" if self.listed is None else "listed full steps"
         for name, value, default in (("depth", self.depth, 0), ("forecast", self.forecast, 0.2)):
             if value != default:
-                raise ValueError(f"{name}={value!r} does not go with a tolerance; leave it out.")
+                raise ValueError(f"{name}={value!r} does not go with {what}; leave it out.")
         if not self.last_full:
-            raise ValueError("last_full=False does not go with a tolerance; leave it out.")
+            raise ValueError(f"last_full=False does not go with {what}; leave it out.")
+
+    @property
+    def by_noise_level(self) -> bool:
+        """Whether forecasts follow the scheduler's noise levels: with a tolerance or listed full steps."""
+        return self.tolerance is not None or self.listed is not None
 
 
 def end_of(phase: Phase, total: int) -> int:

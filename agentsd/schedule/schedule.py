@@ -52,10 +52,12 @@ class Schedule:
         if ends[-1] != 1:
             raise ValueError(f"phases end at {ends}: the last must end at 1; add Phase(1.0) for stock attention.")
 
-        if self.skipping.tolerance is not None and any(phase.every > 1 for phase in phases):
+        if self.skipping.by_noise_level and any(phase.every > 1 for phase in phases):
+            what = "listed full steps do not go"
+            if self.skipping.tolerance is not None:
+                what = f"tolerance={self.skipping.tolerance} chooses full steps at run time and does not go"
             raise ValueError(
-                f"tolerance={self.skipping.tolerance} chooses full steps at run time and does not go with "
-                f"every={max(phase.every for phase in phases)}; leave every at 1, or leave out the tolerance."
+                f"{what} with every={max(phase.every for phase in phases)}; leave every at 1, or leave out the other."
             )
 
     @classmethod
@@ -83,7 +85,7 @@ class Schedule:
     @property
     def skips_steps(self) -> bool:
         """Whether any step may be a skipped step."""
-        return self.skipping.tolerance is not None or any(phase.every > 1 for phase in self.phases)
+        return self.skipping.by_noise_level or any(phase.every > 1 for phase in self.phases)
 
     @property
     def skips_guidance(self) -> bool:
@@ -166,7 +168,8 @@ class Schedule:
 
         Returns:
             `True` at the first step, at each step `every` steps after the last full step, and with
-            `skipping.last_full` at the last step. Under a tolerance every step can be one.
+            `skipping.last_full` at the last step. Under a tolerance every step can be one. Listed full steps hold for
+            runs of their own number of calls; in another run every step is full.
 
         Raises:
             ValueError: If `index` lies outside the run.
@@ -176,6 +179,9 @@ class Schedule:
             [True, False, False, True, False, True]
         """
         _check_index(index, total)
+        listed = self.skipping.listed
+        if listed is not None:
+            return total != listed.calls or index in listed.full
         return index in full_steps(self.phases, total) or (self.skipping.last_full and index == total - 1)
 
     def with_merge_ratio(self, ratio: float) -> "Schedule":
@@ -241,7 +247,7 @@ class Schedule:
             if phases and phases[-1].attention == phase.attention:
                 phases.pop()
             phases.append(replace(phase, every=every))
-        skipping = self.skipping if self.skipping.tolerance is None else Skipping()
+        skipping = Skipping() if self.skipping.by_noise_level else self.skipping
         return replace(self, phases=tuple(phases), skipping=skipping)
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from agentsd.attention.checks import check_fields, load_object, plain
 from agentsd.attention.settings import Attention
+from agentsd.schedule.listed import ListedSteps
 from agentsd.schedule.phases import KINDS, Phase, Skipping
 from agentsd.schedule.schedule import Schedule
 
@@ -91,7 +92,11 @@ def schedule_from(data: object) -> Schedule:
         raise ValueError(f"phases={phases!r} must be a JSON list of phases.")
     given["phases"] = tuple(_phase_from(phase, f"phases[{index}]") for index, phase in enumerate(phases))
     if "skipping" in given:
-        given["skipping"] = Skipping(**check_fields(Skipping, given["skipping"], "skipping"))
+        skipping = dict(check_fields(Skipping, given["skipping"], "skipping"))
+        if skipping.get("listed") is not None:
+            listed = check_fields(ListedSteps, skipping["listed"], "skipping.listed")
+            skipping["listed"] = ListedSteps(**listed)
+        given["skipping"] = Skipping(**skipping)
     return Schedule(**given)
 
 

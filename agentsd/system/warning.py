@@ -22,12 +22,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
         >>> str(caught[0].message)
         'something'
     """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_back is not None and _is_inside(frame):
-        frame = frame.f_back
-    if frame is None:
-        warnings.warn(message, category, stacklevel=2)
-        return
+    frame = outside(sys._getframe(1))
     warnings.warn_explicit(
         message,
         category,
@@ -36,6 +31,18 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
         module=frame.f_globals.get("__name__"),
         registry=frame.f_globals.setdefault("__warningregistry__", {}),
     )
+
+
+def outside(frame: FrameType) -> FrameType:
+    """Return the first frame, from `frame` outwards, outside agentsd, torch, diffusers and their helpers.
+
+    Example:
+        >>> outside(sys._getframe()) is sys._getframe()
+        False
+    """
+    while frame.f_back is not None and _is_inside(frame):
+        frame = frame.f_back
+    return frame
 
 
 def _is_inside(frame: FrameType) -> bool:

@@ -118,13 +118,23 @@ def steps_left_out(scheduler: Any) -> int:
     return 0
 
 
+def is_ours_or_torch(frame: FrameType) -> bool:
+    """Return whether a running function belongs to agentsd or torch.
+
+    Example:
+        >>> is_ours_or_torch(sys._getframe())
+        False
+    """
+    return frame.f_code.co_filename.startswith((_OURS, _TORCH))
+
+
 def _frames() -> Iterator[dict[str, Any]]:
     """Yield the local variables of the running functions, from the innermost outwards."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_DEEPEST):
         if frame is None:
             return
-        if not frame.f_code.co_filename.startswith((_OURS, _TORCH)):
+        if not is_ours_or_torch(frame):
             yield _locals(frame)
         frame = frame.f_back
 

@@ -66,6 +66,8 @@ class Controller:
         torch.Size([1, 4, 2, 2])
     """
 
+    measures = True  # whether full steps show the forecast's error
+
     def __init__(
         self,
         levels: NoiseLevels,
@@ -128,7 +130,7 @@ class Controller:
         value = self._value(index, sample, prediction)
         time = self.times[index]
         again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
-        if len(self._seen) == 2 and not again:
+        if self.measures and len(self._seen) == 2 and not again:
             self._distance = time - self._seen[-1].time
             difference = value - self._forecast(time)
             if guide is not None:
@@ -180,6 +182,7 @@ class Controller:
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise of a prediction, or the denoised picture for a noisy solver; float32."""
         alpha, sigma = self._scales(index)
+        sample, prediction, _ = latent_part(sample.detach(), prediction.detach())
         prediction, sample = self.sign * prediction.float(), sample.float()
         if self.levels.kind == "epsilon":
             noise = prediction.clone()  # the original may be memory of a CUDA graph

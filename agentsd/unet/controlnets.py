@@ -108,14 +108,14 @@ def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     """Return whether the denoiser's call at a timestep, still to come, will be skipped, and the number of its run."""
     progress = runtime.progress()
     position = progress.position(timestep)
-    if position is None or position.run is None or not getattr(runtime.local, "enabled", True):
+    if position is None or position.run is None or not runtime.enabled:
         return False, None
-    run = runtime.runs.at(position.run, position.index, progress.reader.runs)
+    run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
     policies = list(run.policies.values())
     if len(policies) != 1 or run.index != position.index - 1:
         return False, position.run
     policy = policies[0]
-    return isinstance(policy, WithinTolerance) and policy.will_skip(position, run.left_out or 0), position.run
+    return isinstance(policy, WithinTolerance) and policy.will_skip(position), position.run
 
 
 def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ def skipped_depth(runtime: "Runtime", denoiser: nn.Module, timestep: object) -> 
     if problem is None:
         return asked
     depth = depth_under_noise(denoiser, asked)
-    if depth == 0:  # no layer can run alone, and the step will be full
+    if depth == 0 or depth != runtime.depth:  # no layer can run alone, or the one it needs is not cached
         return 0
     runtime.noise_problem = problem
     runtime.warn_once(

@@ -79,8 +79,8 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
         if hasattr(denoiser, _DEFAULTS):
             setattr(denoiser, _DEFAULTS, functools.partial(_set_default_processors, denoiser))
         # With depth 0 too: the scheduler may turn out to add fresh noise.
-        fixed = schedule.skips_steps and schedule.skipping.tolerance is None
-        depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
+        fixed = schedule.skips_steps and not schedule.skipping.by_noise_level
+        depth = runtime.depth = depth_under_noise(denoiser, schedule.skipping.depth) if fixed else 0
         if depth:
             module, sees_input = feature_hook_target(denoiser, depth)
             setattr(module, hooks.KEEPER, runtime.slot)

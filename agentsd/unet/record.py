@@ -3,14 +3,17 @@
 import statistics
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from agentsd.unet.steps import Position
 
-_MOST_STEPS = 4096  # in one record; an endless loop must not grow it
+_MOST_STEPS = 4096  # in one run; an endless loop must not grow it
+_MOST_RUNS = 16  # that take turns
+
+_Key: TypeAlias = tuple[int, int | None, int]  # thread, number of the run in it, steps
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,29 @@ class _Step:
     stock: bool
     reason: str | None
     began: float
+    calls: int = 1
+
+
+@dataclass
+class _Run:
+    index: int = -1
+    steps: dict[int, _Step] = field(default_factory=dict)
+    reported: bool = False  # whether `finished` returned it
+
+    def summary(self, *, timed: bool = False) -> LastRun:
+        steps = list(self.steps.values())
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for step, following in pairwise(steps if timed else ()):  # the end of the last step is not known
+            seconds[step.skipped].append(following.began - step.began)
+        medians = {skipped: statistics.median(found) if found else None for skipped, found in seconds.items()}
+        full = [step for step in steps if not step.skipped]
+        forced = Counter(step.reason for step in full if step.reason is not None)
+        stock = sum(step.stock for step in full)
+        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()), medians[False], medians[True])
 
 
 class RunRecord:
-    """Collects the steps of the run in progress, in any thread; a new run, or an earlier step, starts a new record.
+    """Collects the steps of runs, of every thread by itself; a new run, or an earlier step, starts a new record.
 
     Example:
         >>> record = RunRecord()
@@ -74,9 +96,7 @@ class RunRecord:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._run: tuple[int, int | None, int] | None = None
-        self._index = -1
-        self._steps: dict[int, _Step] = {}
+        self._runs: OrderedDict[_Key, _Run] = OrderedDict()  # the run of the latest call last
 
     def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
         """Record what a call does.
@@ -87,20 +107,43 @@ class RunRecord:
             stock: Whether it runs exactly as without agentsd.
             reason: Why it runs the whole UNet although the schedule skips its step.
         """
-        total, number, index = (0, None, self._index + 1) if position is None else _key(position)
-        run = (threading.get_ident(), number, total)
+        key = _key(position)
         with self._lock:
-            if run != self._run or index < self._index or len(self._steps) >= _MOST_STEPS:
-                self._run, self._steps = run, {}
-                index = 0 if position is None else index
-            self._index = index
-            before = self._steps.get(index)
+            run = self._runs.pop(key, None) or _Run()
+            index = run.index + 1 if position is None else position.index
+            if index < run.index or len(run.steps) >= _MOST_STEPS:
+                run, index = _Run(), 0 if position is None else index
+            self._runs[key] = run
+            while len(self._runs) > _MOST_RUNS:
+                self._runs.popitem(last=False)
+            run.index = index
+            before = run.steps.get(index)
             if before is None:
-                self._steps[index] = _Step(skipped, stock, reason, time.perf_counter())
+                run.steps[index] = _Step(skipped, stock, reason, time.perf_counter())
             else:  # a step with one full call is full
                 before.skipped &= skipped
                 before.stock &= stock
                 before.reason = before.reason or reason
+                before.calls += 1
+
+    def finished(self, position: Position) -> LastRun | None:
+        """Return what a run did if the call in progress is the last of its last step; once for a run.
+
+        Example:
+            >>> record = RunRecord()
+            >>> record.note(Position(0, 1, 1), skipped=False, stock=False)
+            >>> record.finished(Position(0, 1, 1)).full
+            1
+        """
+        with self._lock:
+            run = self._runs.get(_key(position))
+            if run is None or run.reported or position.index != position.total - 1:
+                return None
+            before = run.steps.get(position.index - 1)
+            if before is not None and run.steps[position.index].calls < before.calls:
+                return None  # guidance by several calls: more will come
+            run.reported = True
+            return run.summary()
 
     @property
     def last_run(self) -> LastRun | None:
@@ -114,17 +157,23 @@ class RunRecord:
             timed: Whether a step ends when its call returns: on a CPU it does.
         """
         with self._lock:
-            steps = list(self._steps.values())
-        if not steps:
-            return None
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        for step, following in pairwise(steps if timed else ()):  # the end of the last step is not known
-            seconds[step.skipped].append(following.began - step.began)
-        medians = {skipped: statistics.median(found) if found else None for skipped, found in seconds.items()}
-        full = [step for step in steps if not step.skipped]
-        forced = Counter(step.reason for step in full if step.reason is not None)
-        stock = sum(step.stock for step in full)
-        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()), medians[False], medians[True])
+            return next(reversed(self._runs.values())).summary(timed=timed) if self._runs else None
+
+    @property
+    def last_steps(self) -> tuple[str, ...]:
+        """What each step of the last run was: "full", "skipped", or "forced" (full, though the schedule skips it).
+
+        Example:
+            >>> record = RunRecord()
+            >>> record.note(Position(0, 2, 1), skipped=False, stock=True)
+            >>> record.note(Position(1, 2, 1), skipped=True, stock=False)
+            >>> record.last_steps
+            ('full', 'skipped')
+        """
+        with self._lock:
+            run = next(reversed(self._runs.values()), _Run())
+            steps = [run.steps[index] for index in sorted(run.steps)]
+        return tuple("skipped" if step.skipped else "forced" if step.reason else "full" for step in steps)
 
     def __reduce__(self) -> tuple[type["RunRecord"], tuple[()]]:
         return RunRecord, ()
@@ -133,5 +182,6 @@ class RunRecord:
         return RunRecord()
 
 
-def _key(position: Position) -> tuple[int, int | None, int]:
-    return position.total, position.run, position.index
+def _key(position: Position | None) -> _Key:
+    number, total = (None, 0) if position is None else (position.run, position.total)
+    return threading.get_ident(), number, total

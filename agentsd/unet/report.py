@@ -124,6 +124,9 @@ class Report:
             lines += [f"      {layer.name}: stock{_grid(layer)}" for layer in self.layers]
         if skipping.tolerance is not None:
             lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}")
+        elif skipping.listed is not None:
+            listed = skipping.listed
+            lines.append(f"  full steps listed: {len(listed.full)} of {listed.calls}, at one solver's noise levels")
         elif self.schedule.skips_steps and skipping.last_full:
             lines.append("  full step at the last step")
         if self.schedule.skips_guidance:

@@ -63,6 +63,7 @@ class Run:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.schedule: Schedule | None = None
         self.index = -1
         self.call: int | None = None  # None: one of too many
         self.settled = True  # whether the call in progress surely continues one of the step before
@@ -116,7 +117,7 @@ class Run:
             self.call, self.settled = now[-1], False
         else:
             self.call = self._new_call()
-        # Held, so that another tensor cannot come to its address.
+        # Held: no other tensor may come to its address.
         self._steps[2].append((None if context is None else context.detach(), self.call))
 
     def keep(self, cached: Cached) -> None:
@@ -165,15 +166,23 @@ class Runs:
         self._of_thread: weakref.WeakKeyDictionary[_Thread, list[Run]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def at(self, number: int, index: int, going_on: frozenset[int]) -> Run:
-        """Return this thread's run of a number; a new one if it starts again. `going_on` are those not over yet."""
+    def at(self, number: int, index: int, going_on: frozenset[int], schedule: Schedule) -> Run:
+        """Return this thread's run of a number; a new one if it starts again, or goes on under another schedule.
+
+        Args:
+            number: Of the run.
+            index: Of the step.
+            going_on: Numbers of the runs that are not over yet.
+            schedule: What the step follows.
+        """
         if not hasattr(self._local, "thread"):
             self._local.thread = _Thread()
         mine: list[Run] = self._of_thread.get(self._local.thread, [])
         run = next((run for run in mine if run.number == number and run.index <= index), None)
         new = run is None
-        if run is None:
+        if run is None or run.schedule not in (None, schedule):
             run = Run(number)
+        run.schedule = schedule
         others = [other for other in mine if other.number != number and other.number in going_on]
         with self._lock:
             self._of_thread[self._local.thread] = [*others, run][-REMEMBERED_RUNS:]  # the least recent goes first

@@ -1,7 +1,5 @@
 """The state of a patched denoiser, and what happens at each call: read the step, decide, keep features."""
 
-import threading
-import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +9,7 @@ from torch import Tensor, nn
 from agentsd.attention.settings import Attention
 from agentsd.planning.plans import Plan
 from agentsd.schedule import Schedule
-from agentsd.system.warning import warn_user
 from agentsd.unet.adaptive import WithinTolerance
-from agentsd.unet.choices import Choices
 from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
 from agentsd.unet.denoisers import Layout
@@ -23,10 +19,10 @@ from agentsd.unet.guidance import BYPASSED, conditional_half, runs_guided
 from agentsd.unet.levels import plan_mismatches, step_levels
 from agentsd.unet.processor import Site, original_processor
 from agentsd.unet.progress import Progress
-from agentsd.unet.record import RunRecord
-from agentsd.unet.runs import Cached, Run, Runs, fits, halves
+from agentsd.unet.runs import Cached, Run, fits, halves
 from agentsd.unet.skipping import obstacle
 from agentsd.unet.slot import StepContext, StepSlot
+from agentsd.unet.state import State
 from agentsd.unet.steps import Position
 from agentsd.unet.transforms import in_transform, requires_gradient, trains
 
@@ -38,7 +34,7 @@ _NO_RUN = "the timestep is a number, a copy or one of many in no order, so its r
 _NOT_SETTLED = "the calls of this step are not identified yet"
 
 
-class Runtime:
+class Runtime(State):
     """The state of a patched denoiser (`denoiser._agentsd`). Copies and pickles start with no run in progress.
 
     Pipelines are held weakly, and a copy has none: its scheduler is that of the function that calls the denoiser.
@@ -53,39 +49,16 @@ class Runtime:
         layout: Layout,
         plan: Plan | None = None,
     ) -> None:
+        super().__init__(schedule, seed)
         self.layout = layout
-        self.schedule = schedule
-        self.seed = seed
         self.slot = StepSlot()
         self.attentions = [layer.attn for layer in layers]
         self.sites = [Site(layer.name, layer.level, original_processor(layer.attn), self.slot) for layer in layers]
         self.skipped = tuple((layer.name, layer.reason) for layer in skipped)
         self.finest = min((site.level for site in self.sites), default=0)
         self.plan = plan
+        self.depth = 0  # of the layer that leaves its feature; 0: none does
         self.sample: tuple[int, int] | None = None
-        self.skipping_problem: str | None = None
-        self.noise_problem: str | None = None
-        self.guidance_problem: str | None = None
-        self.record = RunRecord()
-        self._fresh()
-
-    def _fresh(self) -> None:
-        self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that held this UNet when they were patched
-        self.controls: weakref.WeakSet[Any] = weakref.WeakSet()  # their ControlNets
-        self.local = threading.local()
-        self.runs = Runs()
-        self.choices = Choices(self.seed)
-        self.warned: set[str] = set()
-        self.bypassed = False  # whether the last call that needed our forward ran another one
-
-    def __getstate__(self) -> dict[str, Any]:
-        volatile = {"pipes", "users", "controls", "local", "runs", "choices", "warned", "bypassed"}
-        return {key: value for key, value in self.__dict__.items() if key not in volatile}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._fresh()
 
     def policy(self) -> Policy:
         """Return what decides between full and skipped steps: a new one for every run, and for each call of a step."""
@@ -93,7 +66,7 @@ class Runtime:
 
     def begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the step of a call from its arguments and leave its settings for the layers."""
-        self.local.run = self.local.step = None
+        self.local.run = self.local.step = self.local.position = None
         copied = shallow_copy(denoiser)
         self.slot.write(StepContext(), copied)
         arguments = self.layout.bind(args, kwargs)
@@ -106,12 +79,16 @@ class Runtime:
         if self.layout.scales_time:
             arguments["timestep"] = self.progress().step_of(arguments.get("timestep"))
         position = self.progress().position(arguments.get("timestep"))
-        if position is None or not getattr(self.local, "enabled", True):
+        if position is None or not self.enabled:
             self.record.note(position, skipped=False, stock=True)
             return
-        if position.run is not None and (self.schedule.skips_steps or self.schedule.skips_guidance):
-            self.local.run = self.runs.at(position.run, position.index, self.progress().reader.runs)
-            self.local.run.look_at(denoiser)
+        self.local.position = position
+        if position.run is not None:
+            self.activity.note(position)
+            if self.schedule.skips_steps or self.schedule.skips_guidance:
+                going_on = self.progress().reader.runs
+                self.local.run = self.runs.at(position.run, position.index, going_on, self.schedule)
+                self.local.run.look_at(denoiser)
         guided = runs_guided(self, denoiser, position, arguments)
         decision, feature, depth = Decision(True, "the schedule skips no steps"), None, 0
         if self.schedule.skips_steps:
@@ -143,6 +120,8 @@ class Runtime:
         self.local.run = None
         step: Step | None = getattr(self.local, "step", None)
         self.local.step = None
+        if not failed:
+            self.finish(getattr(self.local, "position", None))
         if feature is None or run is None or step is None or failed or run.call is None or _is_last(step.position):
             return
         if in_transform():  # tensors of a transform must not outlive it
@@ -165,7 +144,7 @@ class Runtime:
 
     @property
     def _adapts(self) -> bool:
-        return self.schedule.skipping.tolerance is not None
+        return self.schedule.skipping.by_noise_level
 
     def _decide(
         self, denoiser: nn.Module, position: Position, arguments: dict[str, Any], depth: int, *, guided: bool
@@ -263,26 +242,6 @@ class Runtime:
     def left_stock(self, attention: Attention) -> frozenset[int]:
         """Return the levels that the plan leaves stock under these settings."""
         return frozenset() if self.plan is None else self.plan.stock_levels(attention)
-
-    def forget(self) -> None:
-        """Forget what calls have left: runs in progress, their features and choices, in every thread."""
-        self.local = threading.local()
-        self.runs = Runs()
-        self.choices.clear()
-        self.slot.forget()
-
-    def reset(self) -> None:
-        """Forget the features and choices of all calls so far, and what the last run did."""
-        enabled = getattr(self.local, "enabled", True)  # `disabled` may be in force in this thread
-        self.forget()
-        self.local.enabled = enabled
-        self.record = RunRecord()
-
-    def warn_once(self, message: str) -> None:
-        """Warn at the user's line, once for each message."""
-        if message not in self.warned:
-            self.warned.add(message)
-            warn_user(message)
 
 
 def _is_last(position: Position) -> bool:

@@ -67,6 +67,8 @@ def steps_in_words(schedule: Schedule) -> str:
     if skipping.tolerance is not None:
         limit = f"{skipping.tolerance:g}"
         return f"skipped while the relative error of the final latent is predicted to stay within {limit}"
+    if skipping.listed is not None:
+        return f"{len(skipping.listed.full)} of {skipping.listed.calls} listed as full, for one solver's noise levels"
     if not schedule.skips_steps:
         return "none is skipped"
     parts = [f"{_every(phase)} until {_end(phase)}" for phase in _last_of_each(schedule, lambda phase: phase.every)]

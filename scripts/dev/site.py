@@ -19,6 +19,15 @@ PAGES = {
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
+def on_config(config: Any) -> Any:
+    """Add the pages that mkdocs.yml does not name, so that none is missing from the menu."""
+    named = set(re.findall(r"[\w/-]+\.md", str(config.nav)))
+    others = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name not in named)
+    if others:
+        config.nav.append({"More": others})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 

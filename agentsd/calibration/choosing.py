@@ -1,0 +1,109 @@
+"""The full steps of least simulated error, by dynamic programming and exchanges.
+
+Idea: DPCache plans the cached steps of transformers so, from a few calibration prompts. Here a stretch of skipped calls
+costs what it adds to the error of the final latent, with the forecasts that are used there.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+
+from agentsd.calibration.simulation import FIRST, MOST_SKIPPED, Simulation
+
+_REACH = 3  # how far an exchange moves a full step
+_GAIN = 0.999  # an exchange is kept below this share of the error before
+
+
+def fewest(simulation: Simulation) -> int:
+    """Return the fewest full steps that a choice can have.
+
+    Example:
+        >>> fewest(Simulation(np.ones((1, 10, 10)), np.ones(10), np.arange(10.0)))
+        4
+    """
+    return FIRST + math.ceil((simulation.calls - FIRST) / (MOST_SKIPPED + 1))
+
+
+def choose(simulation: Simulation, number: int) -> tuple[int, ...]:
+    """Return the full steps of least simulated error.
+
+    The first two calls and the last are among them, and at most five calls in a row are skipped.
+
+    Args:
+        simulation: Recorded runs.
+        number: How many full steps.
+
+    Returns:
+        Numbers of the calls, rising.
+
+    Raises:
+        ValueError: If no choice has so many.
+
+    Example:
+        >>> generator = np.random.default_rng(0)
+        >>> values = generator.normal(size=(8, 30)).cumsum(0)
+        >>> choose(Simulation((values @ values.T)[None], np.ones(8), np.arange(8.0)), 8)
+        (0, 1, 2, 3, 4, 5, 6, 7)
+    """
+    calls = simulation.calls
+    if not fewest(simulation) <= number <= calls:
+        raise ValueError(
+            f"calls={number} must lie in [{fewest(simulation)}, {calls}] for runs of {calls} calls: at most "
+            f"{MOST_SKIPPED} are skipped in a row."
+        )
+    return _exchanged(simulation, _planned(simulation, number))
+
+
+def _planned(simulation: Simulation, number: int) -> tuple[int, ...]:
+    """Return the full steps whose stretches of skipped calls cost least in sum."""
+    calls = simulation.calls
+    mean = simulation.products.mean(0)
+
+    @cache
+    def cost(before: int, last: int, after: int) -> float:
+        if after == last + 1:
+            return 0.0
+        full = [before, last]
+        off = sum(simulation.off(index, full, simulation.fitted(index, full)) for index in range(last + 1, after))
+        return float(np.sqrt(max(off @ mean @ off, 0.0)))
+
+    # layers[k]: by the last two of k + 2 full steps, the least cost so far and the last two before that.
+    layers: list[dict[tuple[int, int], tuple[float, tuple[int, int] | None]]] = [{(0, 1): (0.0, None)}]
+    for _ in range(number - FIRST):
+        layer: dict[tuple[int, int], tuple[float, tuple[int, int] | None]] = {}
+        for (before, last), (so_far, _origin) in layers[-1].items():
+            for after in range(last + 1, min(last + MOST_SKIPPED + 1, calls - 1) + 1):
+                total = so_far + cost(before, last, after)
+                known = layer.get((last, after))
+                if known is None or total < known[0]:
+                    layer[last, after] = (total, (before, last))
+        layers.append(layer)
+    ends = {pair: found[0] for pair, found in layers[-1].items() if pair[1] == calls - 1}
+    pair: tuple[int, int] | None = min(ends, key=lambda one: ends[one])
+    full: list[int] = []
+    for layer in reversed(layers):
+        if pair is None:
+            break
+        full.append(pair[1])
+        pair = layer[pair][1]
+    return (0, *reversed(full))
+
+
+def _exchanged(simulation: Simulation, full: tuple[int, ...]) -> tuple[int, ...]:
+    """Move single full steps while that lowers the error of whole runs."""
+    error, better = simulation.error(full), True
+    while better:
+        better = False
+        for place in range(FIRST, len(full) - 1):
+            for call in range(full[place] - _REACH, full[place] + _REACH + 1):
+                if call in full or not FIRST <= call < simulation.calls - 1:
+                    continue
+                other = tuple(sorted({*full[:place], call, *full[place + 1 :]}))
+                if max(np.diff(other)) > MOST_SKIPPED + 1:
+                    continue
+                found = simulation.error(other)
+                if found < _GAIN * error:
+                    full, error, better = other, found, True
+                    break
+    return full

@@ -1,0 +1,162 @@
+"""What a calibration found, as plain data: a schedule, what it is for, and what it did to held-out pictures."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agentsd.attention.checks import check_fields, load_object
+from agentsd.bench.intervals import Interval, interval, spread_of
+from agentsd.schedule import Schedule
+from agentsd.schedule.text import schedule_from, schedule_object
+from agentsd.system.writing import write_whole
+
+_VERSION = 1  # of the JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A schedule for one pipeline, one solver and one number of steps, with what to expect of it.
+
+    Every figure is from pictures of held-out prompts, against stock pictures of the same noise.
+
+    Attributes:
+        schedule: The schedule; give it to `agentsd.apply`.
+        target: What was asked for, in words.
+        model: Name of the model.
+        scheduler: Class of the scheduler.
+        scheduler_config: Its settings.
+        num_inference_steps: Steps of the run.
+        guidance_scale: Guidance; `None` is the pipeline's own.
+        stock_calls: UNet calls of a stock picture.
+        calls: UNet calls of each held-out picture.
+        psnr: PSNR of each to its stock picture, in dB; `None` where the two are equal.
+        latent_error: Relative error of each final latent.
+        lpips: LPIPS of each, if it was asked for.
+        prompts: The prompts that the schedule was fitted to.
+        held_out: The prompts of the figures.
+        seed: Seed of the first picture's noise.
+
+    Example:
+        >>> found = agentsd.calibrate(pipe, ["a red circle"], num_inference_steps=12, calls=8, progress=False)
+        >>> found.speedup
+        1.5
+        >>> Calibration.from_json(found.to_json()) == found
+        True
+    """
+
+    schedule: Schedule
+    target: str
+    model: str
+    scheduler: str
+    scheduler_config: dict[str, Any]
+    num_inference_steps: int
+    guidance_scale: float | None
+    stock_calls: int
+    calls: tuple[int, ...]
+    psnr: tuple[float | None, ...]
+    latent_error: tuple[float, ...]
+    lpips: tuple[float, ...]
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    seed: int
+
+    @property
+    def mean_calls(self) -> float:
+        """UNet calls of a picture, on average."""
+        return sum(self.calls) / len(self.calls)
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer UNet calls than stock; whole runs gain less, because other parts take time too."""
+        return self.stock_calls / self.mean_calls
+
+    def psnr_interval(self) -> Interval:
+        """Return the median PSNR to stock with its bootstrap interval, in dB; infinite for equal pictures."""
+        return interval([float("inf") if one is None else one for one in self.psnr])
+
+    def lpips_interval(self) -> Interval | None:
+        """Return the median LPIPS to stock with its bootstrap interval; `None` if it was not measured."""
+        return interval(self.lpips) if self.lpips else None
+
+    def differences(self, pipe: Any) -> list[str]:
+        """Return how a pipeline differs from the one that was calibrated: model and scheduler.
+
+        Args:
+            pipe: A pipeline.
+
+        Example:
+            >>> found = agentsd.calibrate(pipe, ["a red circle"], num_inference_steps=12, calls=8, progress=False)
+            >>> found.differences(pipe)
+            []
+        """
+        here = key_of(pipe)
+        return [
+            f"{name} is {here[name]!r} here and {getattr(self, name)!r} in the calibration"
+            for name in ("model", "scheduler", "scheduler_config")
+            if here[name] != getattr(self, name)
+        ]
+
+    def to_json(self) -> str:
+        """Return the calibration as JSON on one line."""
+        return json.dumps({"version": _VERSION, **asdict(self), "schedule": schedule_object(self.schedule)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Calibration":
+        """Return the calibration that `to_json` wrote.
+
+        Raises:
+            ValueError: If the text is not such JSON, has another version, or a field is unknown, missing or out of
+                range.
+        """
+        given = dict(check_fields(cls, load_object(text, "calibration", _VERSION), "calibration"))
+        given["schedule"] = schedule_from(given["schedule"])
+        for name in ("calls", "psnr", "latent_error", "lpips", "prompts", "held_out"):
+            if not isinstance(given[name], list):
+                raise ValueError(f"{name}={given[name]!r} of the calibration must be a JSON list.")
+            given[name] = tuple(given[name])
+        return cls(**given)
+
+    def save(self, path: Path | str) -> None:
+        """Write the JSON to a file, whole or not at all.
+
+        Args:
+            path: The file.
+        """
+        write_whole(Path(path), self.to_json() + "\n")
+
+    def __str__(self) -> str:
+        likeness = self.psnr_interval()
+        spread = spread_of(len(self.psnr))
+        lines = [
+            f"calibration of {self.model}, {self.scheduler}, {self.num_inference_steps} steps, for {self.target}",
+            f"  UNet calls: {self.mean_calls:.1f} instead of {self.stock_calls}, {self.speedup:.2f} times fewer",
+            f"  PSNR to stock: median {likeness.value:.1f} dB ({spread} {likeness.low:.1f} to {likeness.high:.1f}), "
+            f"worst {min(float('inf') if one is None else one for one in self.psnr):.1f}",
+        ]
+        lpips = self.lpips_interval()
+        if lpips is not None:
+            lines.append(
+                f"  LPIPS to stock: median {lpips.value:.3f} ({spread} {lpips.low:.3f} to {lpips.high:.3f}), "
+                f"worst {max(self.lpips):.3f}"
+            )
+        lines.append(
+            f"  measured on {len(self.held_out)} held-out prompts; fitted to {len(self.prompts)} other pictures"
+        )
+        return "\n".join(lines)
+
+
+def key_of(pipe: Any) -> dict[str, Any]:
+    """Return what a calibration is for: the names of the model and of the scheduler, and the scheduler's settings.
+
+    Example:
+        >>> key_of(pipe)["scheduler"]
+        'DDIMScheduler'
+    """
+    config = {name: value for name, value in dict(pipe.scheduler.config).items() if not name.startswith("_")}
+    origin = getattr(pipe, "name_or_path", "") or getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__
+    return {
+        "model": str(origin),
+        "scheduler": type(pipe.scheduler).__name__,
+        "scheduler_config": json.loads(json.dumps(config, default=str)),
+    }
