@@ -201,6 +201,11 @@ def _check(pipe: Any, steps: object, seed: object) -> None:
     denoiser = denoiser_of(pipe)
     if denoiser is pipe or not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise ValueError(f"pipe={type(pipe).__name__} must be a pipeline: calibration makes pictures with it.")
+    if getattr(pipe, "unet", None) is None:
+        raise ValueError(
+            f"pipe={type(pipe).__name__} denoises with {type(denoiser).__name__}; calibration records pipelines with a "
+            "UNet. Use agentsd.apply(pipe, tolerance=...) without it."
+        )
     if SITE in denoiser.__dict__:
         raise ValueError("pipe is patched, so stock cannot be recorded; call agentsd.remove(pipe) first.")
     check_skipping(denoiser, preset("balanced"))

@@ -41,6 +41,7 @@ class WithinTolerance:
     def __init__(self, skipping: Skipping) -> None:
         self.skipping = skipping
         self.controller: Controller | str | None = None
+        self._left_out = 0  # calls at the end of the scheduler's list that the controller does not count
 
     @property
     def nbytes(self) -> int:
@@ -54,34 +55,31 @@ class WithinTolerance:
             controller = self.controller = self._start(step)
         if isinstance(controller, str):
             return Decision(True, controller, forced=True)
-        full = controller.needs_full(self._index(controller, step))
+        full = controller.needs_full(self._index(controller, step.position))
         if self.skipping.listed is not None:
             return Decision(full, "a full step of the list" if full else "the list skips it")
         return Decision(full, "the tolerance needs a full step" if full else "the forecast is within the tolerance")
 
-    def will_skip(self, position: Position, left_out: int) -> bool:
+    def will_skip(self, position: Position) -> bool:
         """Return whether the step at a position will be skipped, unless something changes before its call."""
         controller = self.controller
-        if not isinstance(controller, Controller):
-            return False
-        return not controller.needs_full(controller.calls - (position.total - left_out) + position.index)
+        return isinstance(controller, Controller) and not controller.needs_full(self._index(controller, position))
 
     def forecast(self, step: Step) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step."""
         if not isinstance(self.controller, Controller):
             raise ValueError(f"no step can be skipped: {self.controller}.")
-        return self.controller.forecast(self._index(self.controller, step), step.sample)
+        return self.controller.forecast(self._index(self.controller, step.position), step.sample)
 
     def observe(self, step: Step, feature: Tensor) -> None:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
             latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
             guide = guidance_of(step.pipes, latent, step.twice, told=step.guidance) if step.guided else None
-            self.controller.observe(self._index(self.controller, step), step.sample, feature, guide=guide)
+            self.controller.observe(self._index(self.controller, step.position), step.sample, feature, guide=guide)
 
-    @staticmethod
-    def _index(controller: Controller, step: Step) -> int:
-        return controller.calls - (step.position.total - step.left_out) + step.position.index
+    def _index(self, controller: Controller, position: Position) -> int:
+        return controller.calls - (position.total - self._left_out) + position.index
 
     def _start(self, step: Step) -> Controller | str:
         if step.scheduler is None or not step.pipes:
@@ -93,13 +91,14 @@ class WithinTolerance:
         levels = noise_levels(step.scheduler)
         if isinstance(levels, str):
             return levels
-        if step.left_out:  # the last call that is made must be full
-            levels = replace(levels, sigmas=levels.sigmas[: -step.left_out])
         if listed is not None:
             if listed.fits(levels.sigmas):
-                return ListedController(levels, listed, noisy=step.noisy)
+                return ListedController(levels, listed, noisy=step.noisy, sign=step.sign)
             highest, first = listed.sigmas[0], levels.sigmas[0]
             return _OTHER_RUN.format(listed=listed.calls, highest=highest, calls=len(levels.sigmas) - 1, first=first)
+        self._left_out = step.left_out
+        if step.left_out:  # the last call that is made must be full
+            levels = replace(levels, sigmas=levels.sigmas[: -step.left_out])
         return Controller(
             levels,
             tolerance=self.skipping.tolerance or 0.0,

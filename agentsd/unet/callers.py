@@ -51,16 +51,6 @@ def calling_eta(timestep: Tensor, scheduler: Any) -> float:
     return 0.0
 
 
-def is_ours_or_torch(frame: FrameType) -> bool:
-    """Return whether a running function belongs to agentsd or torch.
-
-    Example:
-        >>> is_ours_or_torch(sys._getframe())
-        False
-    """
-    return frame.f_code.co_filename.startswith((_OURS, _TORCH))
-
-
 def calling_step(known: Iterable[Any]) -> tuple[Tensor, Any] | None:
     """Return the step that a running loop over a scheduler's timesteps is at, and the scheduler.
 
@@ -126,6 +116,16 @@ def steps_left_out(scheduler: Any) -> int:
             end = whole.storage_offset() + whole.shape[0]
             return max(int(end - looped.storage_offset()) - looped.shape[0], 0)
     return 0
+
+
+def is_ours_or_torch(frame: FrameType) -> bool:
+    """Return whether a running function belongs to agentsd or torch.
+
+    Example:
+        >>> is_ours_or_torch(sys._getframe())
+        False
+    """
+    return frame.f_code.co_filename.startswith((_OURS, _TORCH))
 
 
 def _frames() -> Iterator[dict[str, Any]]:

@@ -115,7 +115,7 @@ def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     if len(policies) != 1 or run.index != position.index - 1:
         return False, position.run
     policy = policies[0]
-    return isinstance(policy, WithinTolerance) and policy.will_skip(position, run.left_out or 0), position.run
+    return isinstance(policy, WithinTolerance) and policy.will_skip(position), position.run
 
 
 def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
