@@ -23,7 +23,7 @@ from agentsd.bench.skippers import SKIPPERS, skipping_by
 from agentsd.bench.solvers import KARRAS, SOLVERS
 from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
-from agentsd.demo.processes import demo_pipeline
+from agentsd.demo.processes import demo_pipeline, scheduler_class
 from agentsd.system.timing import environment
 
 # Name -> process, scheduler, its settings, steps, guidance.
@@ -44,10 +44,13 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
     "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
     "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
+    "flow, Euler, 28": ("flow", "FlowMatchScheduler", {}, 28, 7.5),
 }  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
 EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
+# What solvers need to know of flow matching, with the shift of the process.
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 KEY = ("combination", "arm", "settings", "pictures", "size", "dtype", "torch", "device")
 
 
@@ -82,6 +85,7 @@ class Gauge:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         process, kind, extra, self.steps, self.guidance = COMBINATIONS[name]
+        self.flow = process == "flow"
         self.device = torch.device(args.device)
         self.pipe = demo_pipeline(process).to(self.device)
         self.base = dict(self.pipe.scheduler.config)
@@ -98,9 +102,9 @@ class Gauge:
     _count.agentsd_optional = True  # type: ignore[attr-defined]  # it counts full steps, so it may miss others
 
     def set(self, kind: str, extra: dict[str, Any]) -> None:
-        import diffusers
-
-        self.pipe.scheduler = getattr(diffusers, kind).from_config({**self.base, **extra})
+        if self.flow and kind != "FlowMatchScheduler":
+            extra = FLOW
+        self.pipe.scheduler = scheduler_class(kind).from_config({**self.base, **extra})
 
     def draw(
         self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None

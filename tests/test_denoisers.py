@@ -100,17 +100,16 @@ def test_fixed_full_steps(kind):
         assert not torch.equal(found, kind.stock)
 
 
-# Stable Video Diffusion predicts velocities. Those of random weights say little about noise, and the error is large.
-@pytest.mark.parametrize(("build", "most"), [(animate_diff, 0.1), (stable_video, 0.5), (sdxl, 0.1)])
-def test_models_with_patched_layers_skip_within_a_tolerance(build, most):
+# The noise of Stable Video Diffusion starts ten times higher, where a model without training is far from smooth.
+@pytest.mark.parametrize(("build", "tolerance"), [(animate_diff, 0.05), (stable_video, 0.002), (sdxl, 0.05)])
+def test_models_with_patched_layers_skip_within_a_tolerance(build, tolerance):
     one = built(build)
     stock = one.run()
     with agentsd.apply(one.pipe, tolerance=tolerance) as patch:
         found = one.run()
         assert patch.report().skipping_problem is None
         assert patch.report().last_run.skipped > STEPS // 4
-        assert torch.equal(one.run(), found)
-    assert 0 < (found - stock).norm() < most * stock.norm()
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
     assert torch.equal(one.run(), stock)
 
 

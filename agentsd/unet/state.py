@@ -28,7 +28,7 @@ class State(HasBlocks):
 
     def _fresh(self) -> None:
         self.pipes: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that ran this UNet when they were patched
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # pipelines that held this denoiser when they were patched
         self.controls: weakref.WeakSet[Any] = weakref.WeakSet()  # their ControlNets
         self.key = object()
         self.activity = Activity()
