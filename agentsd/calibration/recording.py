@@ -64,7 +64,7 @@ def record(pipe: Any, prompt: str, *, seed: int, **call: Any) -> Recording:
     Args:
         pipe: A diffusers pipeline.
         prompt: The prompt.
-        seed: Seed of the picture's noise, drawn on the CPU.
+        seed: Seed of the picture's noise, made on the CPU.
         call: Further arguments of the pipeline call.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MEASURES = ("tolerance", "psnr", "lpips")
 _MOST = 7  # settings that are measured
-_CLOSE = 1.08  # ratio of two tolerances that are told apart no further
+_CLOSE = 1.08  # two tolerances within this ratio count as equal
 
 
 @dataclass(frozen=True)

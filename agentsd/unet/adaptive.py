@@ -75,7 +75,7 @@ class WithinTolerance:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
             latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
-            guide = guidance_of(step.pipes, latent, step.twice, told=step.guidance) if step.guided else None
+            guide = guidance_of(step.pipes, latent, step.twice, scale=step.guidance) if step.guided else None
             self.controller.observe(self._index(self.controller, step.position), step.sample, feature, guide=guide)
 
     def _index(self, controller: Controller, position: Position) -> int:
@@ -109,7 +109,7 @@ class WithinTolerance:
 
 
 def guidance_of(
-    pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool], *, told: float = 1.0
+    pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool], *, scale: float = 1.0
 ) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
@@ -120,7 +120,7 @@ def guidance_of(
         pipes: Pipelines that may be making the call.
         sample: The latent that enters the denoiser, [B, ...].
         twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
-        told: The scale of pipelines that do not say it themselves; 1 is no guidance.
+        scale: That of pipelines which do not say it themselves; 1 is no guidance.
 
     Example:
         >>> import torch
@@ -128,8 +128,8 @@ def guidance_of(
         True
     """
     scales = [_scale_of(pipe) for pipe in pipes if getattr(pipe, "do_classifier_free_guidance", False)]
-    if told != 1.0:
-        scales.append(told)
+    if scale != 1.0:
+        scales.append(scale)
     if not scales:
         return None
     scale, batch = max(scales), sample.shape[0]

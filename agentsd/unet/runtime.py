@@ -169,8 +169,8 @@ class Runtime(State):
         scheduler = self.progress().scheduler()
         pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
         noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
-        told = (guidance_scale(self, pipes), self.layout.sign, left_out(self))
-        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *told)
+        rest = (guidance_scale(self, pipes), self.layout.sign, left_out(self))
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *rest)
         problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
         if policy.keeps and (problem is not None or not run.settled):
             run.drop()
