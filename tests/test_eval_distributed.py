@@ -124,12 +124,12 @@ def test_a_full_disk_of_one_process_stops_all_and_loses_nothing(place, whole, tm
     same_results(tmp_path / "run", whole)
 
 
-def test_bad_input_is_told_by_every_process(place, tmp_path, capfd):
+def test_bad_input_is_named_by_every_process(place, tmp_path, capfd):
     def wrong():
         evaluate(options(place, tmp_path / "run", reference="nothing"))
 
     assert as_ranks(wrong, wrong) == [1, 1]
-    assert logged(capfd).count("ValueError: reference='nothing' must be") == 2
+    assert logged(capfd).count("ValueError: reference='nothing' does not exist") == 2
 
 
 def test_processes_with_other_options_are_refused(place, tmp_path, capfd):
