@@ -355,7 +355,7 @@ class TestOffload:
         draw(tiny_pipe)  # wrapped: still ours
         assert patch.report().skipping_problem is None
         del tiny_pipe.unet.forward
-        with pytest.warns(UserWarning, match="other code has replaced the UNet's forward since agentsd.apply"):
+        with pytest.warns(UserWarning, match="other code has replaced the denoiser's forward since agentsd.apply"):
             draw(tiny_pipe)
         assert "call it again" in patch.report().skipping_problem
 
