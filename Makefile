@@ -32,8 +32,8 @@ demo: $(STAMP) ## draw with the bundled model, stock beside agentsd, into output
 eval-demo: $(STAMP) ## evaluate the bundled model against rendered scenes (ten to forty minutes), into outputs/
 	$(BIN)/python scripts/fid_eval.py --reference demo $(EVAL_OPTIONS) --output '$(EVAL_OUTPUT)'
 
-test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the test suite, a file to a process
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
