@@ -10,7 +10,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +19,7 @@ from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.conditions import changed_condition, conditions_of
 from agentsd.unet.denoisers import Layout, layout_of
 from agentsd.unet.processor import SITE
+from agentsd.unet.standin import put_in, take_out
 
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
@@ -119,7 +119,7 @@ def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
 
 
 def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Stand in for a ControlNet's forward, as `functools.partial(controlled_forward, controlnet, original)`."""
+    """Stand in for a ControlNet's forward (`agentsd.unet.standin`)."""
     whole = functools.partial(type(controlnet).forward, controlnet) if original is None else original
     control: Control | None = controlnet.__dict__.get(CONTROL)
     if control is None or torch.compiler.is_compiling():
@@ -137,9 +137,7 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
     if "sample" not in layout.names or "timestep" not in layout.names:
         return ()
     setattr(controlnet, CONTROL, Control(denoiser, layout))
-    # accelerate keeps the forward that it wraps under `_old_forward`.
-    name = "_old_forward" if "_old_forward" in controlnet.__dict__ else "forward"
-    setattr(controlnet, name, functools.partial(controlled_forward, controlnet, controlnet.__dict__.get(name)))
+    put_in(controlnet, controlled_forward)
     return (controlnet,)
 
 
@@ -148,13 +146,4 @@ def release(controlnet: Any) -> None:
     if not isinstance(controlnet, nn.Module) or CONTROL not in controlnet.__dict__:
         return
     delattr(controlnet, CONTROL)
-    for name in ("forward", "_old_forward"):
-        forward = controlnet.__dict__.get(name)
-        if isinstance(forward, functools.partial) and forward.func is controlled_forward:
-            original = forward.args[1]
-            if original is not None:
-                setattr(controlnet, name, original)
-            elif name == "forward":
-                del controlnet.forward
-            else:
-                setattr(controlnet, name, MethodType(type(controlnet).forward, controlnet))
+    take_out(controlnet, controlled_forward)

@@ -1,6 +1,5 @@
 """The forward of a patched denoiser: from a cached feature at skipped steps, the whole denoiser at full steps."""
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from agentsd.unet.guidance import conditional_half, for_both_halves
 from agentsd.unet.processor import SITE
 from agentsd.unet.shallow import shallow_pass
 from agentsd.unet.slot import StepSlot
+from agentsd.unet.standin import found_in
 
 if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 def scheduled_forward(denoiser: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Replace the denoiser's forward: start from the step's feature if it has one, else run the original.
 
-    Installed as `functools.partial(scheduled_forward, unet, original)`. A partial copies and pickles with the UNet; a
-    closure would keep calling the first UNet. `original` is `None` for the class's own forward.
+    It stands in for the forward (`agentsd.unet.standin`); `original` is `None` for the class's own.
     """
     runtime: Runtime | None = denoiser.__dict__.get(SITE)
     if runtime is None:
@@ -45,10 +44,8 @@ def shallow_copy(denoiser: nn.Module) -> nn.Module | None:
         >>> shallow_copy(unet) is None
         True
     """
-    for name in ("forward", "_old_forward"):
-        forward = denoiser.__dict__.get(name)
-        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
-            return None if forward.args[0] is denoiser else denoiser
+    for _, standing in found_in(denoiser, scheduled_forward):
+        return None if standing.args[0] is denoiser else denoiser
     return None
 
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections import Counter
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from agentsd.unet.forward import scheduled_forward
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.runtime import Runtime
 from agentsd.unet.shallow import depth_under_noise, feature_hook_target
+from agentsd.unet.standin import put_in, take_out
 from agentsd.unet.traits import device_label, is_offloaded, layer_digest
 
 if TYPE_CHECKING:
@@ -87,10 +87,7 @@ def install(denoiser: nn.Module, runtime: Runtime, candidates: "list[Candidate]"
             register = module.register_forward_pre_hook if sees_input else module.register_forward_hook
             register(hooks.on_deep_feature, with_kwargs=True)
         # Also where the schedule skips nothing: our forward ends a call that KeyboardInterrupt leaves.
-        # accelerate keeps the forward that it wraps under `_old_forward`, and goes back to it whenever it takes its
-        # hook off: with enable_model_cpu_offload after every call of the pipeline.
-        name = "_old_forward" if "_old_forward" in denoiser.__dict__ else "forward"
-        setattr(denoiser, name, functools.partial(scheduled_forward, denoiser, denoiser.__dict__.get(name)))
+        put_in(denoiser, scheduled_forward)
     except BaseException:
         uninstall(denoiser)
         raise
@@ -159,16 +156,7 @@ def uninstall(denoiser: nn.Module) -> None:
                 module._forward_hooks_always_called.pop(key, None)
     if isinstance(denoiser.__dict__.get(_DEFAULTS), functools.partial):
         delattr(denoiser, _DEFAULTS)
-    for name in ("forward", "_old_forward"):
-        forward = denoiser.__dict__.get(name)
-        if isinstance(forward, functools.partial) and forward.func is scheduled_forward:
-            original = forward.args[1]
-            if original is not None:
-                setattr(denoiser, name, original)
-            elif name == "forward":
-                del denoiser.forward
-            else:
-                setattr(denoiser, name, MethodType(type(denoiser).forward, denoiser))
+    take_out(denoiser, scheduled_forward)
     runtime: Runtime = denoiser.__dict__[SITE]
     for controlnet in list(runtime.controls):
         release(controlnet)
