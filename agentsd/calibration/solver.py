@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from agentsd.unet.controller import Controller
+from agentsd.unet.denoisers import latent_part
 from agentsd.unet.noise_levels import NoiseLevels, noise_levels
 
 _SMALLEST = 1e-4
@@ -31,7 +32,8 @@ class Noises(Controller):
 
     def value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise that a prediction means; the denoised picture for a solver that adds noise."""
-        return self._value(index, sample, prediction)
+        latent, mean, _ = latent_part(sample.detach(), prediction.detach())
+        return self._value(index, latent, mean)
 
     def prediction(self, index: int, sample: Tensor, value: Tensor) -> Tensor:
         """Return the prediction that means a noise or denoised picture."""

@@ -180,9 +180,8 @@ class Controller:
         return torch.add(last.value, last.value - before.value, alpha=share)
 
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
-        """Return the noise of a prediction, or the denoised picture for a noisy solver; float32."""
+        """Return the noise of a latent's prediction, or the denoised picture for a noisy solver; float32."""
         alpha, sigma = self._scales(index)
-        sample, prediction, _ = latent_part(sample.detach(), prediction.detach())
         prediction, sample = self.sign * prediction.float(), sample.float()
         if self.levels.kind == "epsilon":
             noise = prediction.clone()  # the original may be memory of a CUDA graph
