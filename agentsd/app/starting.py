@@ -60,10 +60,11 @@ def launch(
     from agentsd.app.page import CSS, build, theme
     from agentsd.app.studio import Studio
     from agentsd.pictures.loading import choose_device
+    from agentsd.pictures.settings import default_dtype
 
     only = None if any_model or is_loopback(host) else model
     chosen = choose_device(device)
-    studio = Studio(chosen, dtype=dtype or ("float32" if chosen.type == "cpu" else "float16"))
+    studio = Studio(chosen, dtype=dtype or default_dtype(chosen.type))
     page = build(Handlers(studio, Limits(most_steps, most_side), folder, only), model)
     page.queue(max_size=_MOST_WAITING, default_concurrency_limit=1, api_open=False)
     _, url, _ = page.launch(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agentsd.cli.arguments import one_of, side, whole
 from agentsd.cli.printer import hide_loading_bars, say
-from agentsd.pictures.settings import DEMO, DEMO_GUIDANCE, DTYPES, SCHEDULERS, Settings
+from agentsd.pictures.settings import DEMO, DEMO_GUIDANCE, DTYPES, SCHEDULERS, Settings, default_dtype
 
 HELP = "fit skipped steps to your model, solver and prompts, and measure them"
 
@@ -59,16 +59,16 @@ def run(options: argparse.Namespace) -> int:
     """
     import agentsd
     from agentsd.demo import held_out_prompts
+    from agentsd.pictures.files import prompts_from_file
     from agentsd.pictures.loading import choose_device, load_pipeline
 
     prompts = list(options.prompts or [])
     if options.prompts_file is not None:
-        lines = options.prompts_file.read_text(encoding="utf-8-sig").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += prompts_from_file(options.prompts_file)
     if not prompts and options.model in DEMO_GUIDANCE:
         prompts = held_out_prompts(8)  # the words that the demo model knows
     device = choose_device(options.device)
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "float16")
+    dtype = options.dtype or default_dtype(device.type)
     hide_loading_bars()
     pipe = load_pipeline(
         Settings(prompt="", model=options.model, steps=options.steps, dtype=dtype, scheduler=options.scheduler), device

@@ -15,6 +15,7 @@ from agentsd.pictures.settings import (
     SCHEDULERS,
     Settings,
     changed_schedule,
+    default_dtype,
     labelled_schedule,
     with_model_defaults,
 )
@@ -70,7 +71,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         help="relative error that the final latent may have; 0.015 is quality, 0.03 balanced, 0.06 fast",
     )  # fmt: skip
     agents.add_argument(
-        "--schedule", type=Path, metavar="FILE", help="a schedule as JSON, such as agentsd calibrate writes"
+        "--schedule", type=Path, metavar="FILE", help="a schedule as JSON, as Schedule.to_json() returns it"
     )
     agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
     agents.add_argument("--every", type=int, metavar="N", help="a full step every N steps")
@@ -138,7 +139,7 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         raise ValueError(f"--stock contradicts {'--compare' if options.compare else given[0]}; leave one of them out.")
     changes = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
     if recorded is not None and "dtype" not in recorded:  # of another program
-        recorded = {**recorded, "dtype": "float32" if device_type == "cpu" else "float16"}
+        recorded = {**recorded, "dtype": default_dtype(device_type)}
     before = None if recorded is None else Settings.from_dict(dict(recorded))
     if options.stock:
         changes |= {"schedule": None, "label": "stock"}
@@ -154,7 +155,7 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         changes["schedule"], changes["label"] = changed_schedule(before.schedule, before.label, **agents)
     if before is not None:
         return with_model_defaults(dataclasses.replace(before, **changes))
-    changes.setdefault("dtype", "float32" if device_type == "cpu" else "float16")
+    changes.setdefault("dtype", default_dtype(device_type))
     return with_model_defaults(Settings(prompt="", **changes))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentsd.cli.arguments import one_of, side, whole
 from agentsd.cli.printer import hide_loading_bars, say
-from agentsd.pictures.settings import DEMO, DTYPES, Settings
+from agentsd.pictures.settings import DEMO, DTYPES, Settings, default_dtype
 from agentsd.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from agentsd.system.writing import write_whole
 
     device = choose_device(options.device)
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "float16")
+    dtype = options.dtype or default_dtype(device.type)
     schedule = agentsd.preset(options.preset)
     if not schedule.attentions:  # the presets that skip steps leave attention stock
         schedule = schedule.with_attention(agentsd.SampledKeys(stride=options.stride, min_keys=64))

@@ -37,6 +37,16 @@ SCHEDULERS: MappingProxyType[str, tuple[str, dict[str, Any]]] = MappingProxyType
 )
 
 
+def default_dtype(device_type: str) -> str:
+    """Return the dtype of a model on a kind of device where none is asked for.
+
+    Example:
+        >>> default_dtype("cpu"), default_dtype("cuda")
+        ('float32', 'float16')
+    """
+    return "float32" if device_type == "cpu" else "float16"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that makes one picture; `None` leaves a choice to the model's pipeline.
