@@ -1,4 +1,3 @@
 """A page in the browser: stock beside agentsd, with one slider from off to fast (needs the extra `agentsd[app]`)."""
 
 from agentsd.app.starting import launch as launch
-from agentsd.app.starting import main as main

@@ -3,11 +3,11 @@
 import argparse
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentsd.app.options import add_arguments, is_loopback
+from agentsd.app.options import is_loopback
 
 _MOST_BYTES = "32mb"  # of a file that is opened
 _MOST_WAITING = 16
@@ -89,7 +89,7 @@ def run(options: argparse.Namespace, say: Callable[[str], object]) -> int:
     """Start the page and wait until it is stopped.
 
     Args:
-        options: What `add_arguments` gave.
+        options: What `agentsd.app.options.add_arguments` gave.
         say: Shows a line.
 
     Returns:
@@ -117,23 +117,6 @@ def run(options: argparse.Namespace, say: Callable[[str], object]) -> int:
     finally:
         page.close()
     return 0
-
-
-def main(argv: Sequence[str] | None = None, say: Callable[[str], object] | None = None) -> int:
-    """Start the page from the words of a command line.
-
-    Args:
-        argv: The words; `None` takes the process's own.
-        say: Shows a line; `None` writes to the standard output.
-
-    Returns:
-        The exit code.
-    """
-    import sys
-
-    parser = argparse.ArgumentParser(prog="agentsd app", description="Open a page in the browser.")
-    add_arguments(parser)
-    return run(parser.parse_args(argv), say or (lambda text: sys.stdout.write(text + "\n")))
 
 
 def _own_folder(output: Path) -> Path:
