@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from agentsd.vision.attention import REDUCTION_EPS
 from agentsd.vision.caching import EvalCache
-from agentsd.vision.functional import Grid, check_heads, merge_heads, split_heads, to_image, to_tokens
+from agentsd.vision.functional import Grid, check_heads, merge_heads, project, split_heads, to_image, to_tokens
 
 MASKED = -100.0  # what the published Swin adds to a masked score
 
@@ -56,10 +56,8 @@ class SoftmaxAttention(nn.Module):
         if self.reduction == 1:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            query = F.linear(x, weight[: self.dim], bias[: self.dim])
             reduced = self.norm(to_tokens(self.sr(to_image(x, grid))))
-            key, value = F.linear(reduced, weight[self.dim :], bias[self.dim :]).chunk(2, dim=-1)
+            query, (key, value) = project(x, self.qkv, 0, 1), project(reduced, self.qkv, 1, 3).chunk(2, dim=-1)
         out: Tensor = self.proj(_attend(query, key, value, self.heads))
         return out
 

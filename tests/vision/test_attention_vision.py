@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd.attention.agent import agent_attention
 from agentsd.vision import AgentAttention, complexity
-from agentsd.vision.functional import agent_grid, biased_agent_attention, softmax_complexity
+from agentsd.vision.flops import softmax_complexity
+from agentsd.vision.functional import agent_grid, biased_agent_attention
 
 
 def made(**changes):
