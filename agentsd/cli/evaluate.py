@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, and print the table.
+    """Evaluate, print the table and what it says in words.
 
     Raises:
         ValueError: If an option is bad.
@@ -96,9 +96,12 @@ def run(options: argparse.Namespace) -> int:
     hide_loading_bars()
 
     from agentsd.evaluation.run import evaluate
+    from agentsd.evaluation.verdicts import sentences
 
     outcome = evaluate(chosen)
     if outcome.results is not None:
         say((outcome.folder / "table.md").read_text(encoding="utf-8"))
-        say(f"{outcome.folder / 'report.html'}")
+        for sentence in sentences(outcome.results):
+            say(sentence)
+        say(f"{outcome.folder / 'report.html'}: the page")
     return 0
