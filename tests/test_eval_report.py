@@ -16,6 +16,7 @@ from PIL import Image
 
 from agentsd.bench.intervals import Interval
 from agentsd.bench.store import read_json
+from agentsd.cli.main import main
 from agentsd.evaluation import progress, report
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
@@ -25,6 +26,7 @@ from agentsd.evaluation.kernel import KernelDistances, kernel_distance
 from agentsd.evaluation.real import Real
 from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Rows, arm_results, verdict_of, worst_by_psnr
+from agentsd.evaluation.run import Outcome
 from agentsd.evaluation.stamps import stamps
 from agentsd.evaluation.store import Store
 from agentsd.evaluation.tables import core_table, figures, markdown, note, per_image, table, title
@@ -365,7 +367,7 @@ def gained(median, low, high, number):
         ({}, 32, "ours: 3.6x faster (95% interval: 3.5 to 3.7); likeness 51.1 dB, worst 5% 48.0 dB; quality not "),
         ({"verdict": "worse than stock"}, 32, "worst 5% 48.0 dB; quality worse than stock."),
         ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5000, "48.0 dB; no quality difference found."),
-        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5, "found (5 pictures: too few to find a small one)."),
+        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5, "found; 5 pictures are too few to find a small one."),
         ({"speed": gained(0.5, 0.4, 0.6, 4)}, 5, "ours: 2.0x slower (range of 4: 1.7 to 2.5); likeness"),
         ({"speed": gained(2.0, 2.0, 2.0, 1)}, 5, "ours: 2.0x faster; likeness"),
         ({"speed": gained(1.01, 0.9, 1.1, 8)}, 5, "ours: as fast as stock; likeness"),
@@ -376,9 +378,17 @@ def gained(median, low, high, number):
 def test_verdicts_in_words(changes, number, said):
     near = {"psnr_db": {"value": 51.1, "p5": 48.0, "equal_pictures": 0, "n": number}}
     arm = {"role": "candidate", "metrics": near, "speed": gained(3.6, 3.5, 3.7, 8)} | changes
-    assert (
-        said in sentences({"number": number, "reference": None, "arms": {"stock": {"role": "stock"}, "ours": arm}})[0]
-    )
+    arms = {"stock": {"role": "stock"}, "ours": arm}
+    assert said in sentences({"number": number, "reference": None, "arms": arms})[0]
+
+
+def test_the_command_ends_with_the_verdict(whole, monkeypatch, capsys):
+    found = timed(read_json(whole / "results.json"))
+    monkeypatch.setattr("agentsd.evaluation.run.evaluate", lambda options: Outcome(whole, found))
+    assert main(["evaluate"]) == 0
+    table, _, words = capsys.readouterr().out.rpartition("\n\n")
+    assert table.startswith("| arm | steps |")
+    assert words.splitlines() == [*sentences(found), f"{whole / 'report.html'}: the page"]
 
 
 @pytest.mark.parametrize(("paired", "said"), [(True, "KD(demo) +0.001"), (False, "FD(demo) -0.02")])

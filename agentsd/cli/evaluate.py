@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
             given[name] = tuple(given[name])
     chosen = Options(**given)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("agentsd").setLevel(logging.INFO)
+    logging.getLogger("agentsd.evaluation").setLevel(logging.INFO)
     hide_loading_bars()
 
     from agentsd.evaluation.run import evaluate

@@ -23,7 +23,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         >>> arm = {"role": "candidate", "speed": speed, "metrics": near, "verdict": "no difference from stock shown"}
         >>> sentences({"number": 32, "reference": None, "arms": {"balanced": arm}})[0]
         'balanced: 3.6x faster (95% interval: 3.5 to 3.7); likeness 51.1 dB, worst 5% 48.0 dB; no quality difference \
-found (32 pictures: too few to find a small one).'
+found; 32 pictures are too few to find a small one.'
     """
     arms = results["arms"]
     said = []
@@ -69,7 +69,7 @@ def _quality(arm: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     if verdict != "no difference from stock shown":
         return f"quality {verdict}{difference}"
     number = results["number"]
-    few = f" ({number} pictures: too few to find a small one)" if number < ENOUGH_SAMPLES else ""
+    few = f"; {number} pictures are too few to find a small one" if number < ENOUGH_SAMPLES else ""
     return f"no quality difference found{difference}{few}"
 
 
