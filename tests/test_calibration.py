@@ -94,7 +94,7 @@ def test_fitted_weights_beat_the_line():
     full = choose(simulation, 8)
     assert simulation.errors(full, simulation.weights(full))[0] < simulation.errors(full, simulation.lines(full))[0]
     assert len(full) == 8
-    with pytest.raises(ValueError, match=rf"calls=2 must lie in \[{fewest(simulation)}, 16\]"):
+    with pytest.raises(ValueError, match=rf"calls=2 must lie in \[{fewest(16)}, 16\]"):
         choose(simulation, 2)
 
 

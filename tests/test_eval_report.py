@@ -16,6 +16,7 @@ from PIL import Image
 
 from agentsd.bench.intervals import Interval
 from agentsd.bench.store import read_json
+from agentsd.cli.main import main
 from agentsd.evaluation import progress, report
 from agentsd.evaluation.arms import EvaluationArm
 from agentsd.evaluation.captions import Prompt
@@ -25,6 +26,7 @@ from agentsd.evaluation.kernel import KernelDistances, kernel_distance
 from agentsd.evaluation.real import Real
 from agentsd.evaluation.reference import Moments
 from agentsd.evaluation.results import Rows, arm_results, verdict_of, worst_by_psnr
+from agentsd.evaluation.run import Outcome
 from agentsd.evaluation.stamps import stamps
 from agentsd.evaluation.store import Store
 from agentsd.evaluation.tables import core_table, figures, markdown, note, per_image, table, title
@@ -341,7 +343,7 @@ def test_single_pictures_survive_any_prompt():
 def test_the_page_says_first_what_was_found(whole):
     found = timed(read_json(whole / "results.json"))
     shown = report.page(found, {}, {}, "")
-    first = shown.index("ours: 1.4x faster; likeness ")
+    first = shown.index("ours: 1.4x faster (95% interval: 1.3 to 1.5); likeness ")
     assert (
         shown.index("<h1>") < first < shown.index("For comparison, stock, 1 steps: 1.4x faster") < shown.index("<table")
     )
@@ -355,23 +357,48 @@ def test_the_page_says_first_what_was_found(whole):
     assert [row[0] for row in rows] == list(found["arms"])
 
 
+def gained(median, low, high, number):
+    return {"speedup": {"median": median, "low": low, "high": high, "n": number}}
+
+
 @pytest.mark.parametrize(
     ("changes", "number", "said"),
     [
-        ({}, 32, "ours: 3.6x faster; likeness 51.1 dB, worst 5% 48.0 dB; quality not measured."),
+        ({}, 32, "ours: 3.6x faster (95% interval: 3.5 to 3.7); likeness 51.1 dB, worst 5% 48.0 dB; quality not "),
         ({"verdict": "worse than stock"}, 32, "worst 5% 48.0 dB; quality worse than stock."),
         ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5000, "48.0 dB; no quality difference found."),
-        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5, "found (5 pictures: too few to find a small one)."),
-        ({"speed": {"speedup": {"median": 0.5}}}, 5, "ours: 2.0x slower; likeness"),
-        ({"speed": {"speedup": {"median": 1.01}}}, 5, "ours: as fast as stock; likeness"),
+        ({"verdict": verdict_of(Delta(-1, -2, 0.5), {})}, 5, "found; 5 pictures are too few to find a small one."),
+        ({"speed": gained(0.5, 0.4, 0.6, 4)}, 5, "ours: 2.0x slower (range of 4: 1.7 to 2.5); likeness"),
+        ({"speed": gained(2.0, 2.0, 2.0, 1)}, 5, "ours: 2.0x faster; likeness"),
+        ({"speed": gained(1.01, 0.9, 1.1, 8)}, 5, "ours: as fast as stock; likeness"),
         ({"metrics": {"psnr_db": {"value": None, "p5": None, "equal_pictures": 5, "n": 5}}}, 5,
          "5 of 5 pictures equal stock; quality not measured."),
     ],
 )  # fmt: skip
 def test_verdicts_in_words(changes, number, said):
     near = {"psnr_db": {"value": 51.1, "p5": 48.0, "equal_pictures": 0, "n": number}}
-    arm = {"role": "candidate", "metrics": near, "speed": {"speedup": {"median": 3.6}}} | changes
-    assert said in sentences({"number": number, "arms": {"stock": {"role": "stock"}, "ours": arm}})[0]
+    arm = {"role": "candidate", "metrics": near, "speed": gained(3.6, 3.5, 3.7, 8)} | changes
+    arms = {"stock": {"role": "stock"}, "ours": arm}
+    assert said in sentences({"number": number, "reference": None, "arms": arms})[0]
+
+
+def test_the_command_ends_with_the_verdict(whole, monkeypatch, capsys):
+    found = timed(read_json(whole / "results.json"))
+    monkeypatch.setattr("agentsd.evaluation.run.evaluate", lambda options: Outcome(whole, found))
+    assert main(["evaluate"]) == 0
+    table, _, words = capsys.readouterr().out.rpartition("\n\n")
+    assert table.startswith("| arm | steps |")
+    assert words.splitlines() == [*sentences(found), f"{whole / 'report.html'}: the page"]
+
+
+@pytest.mark.parametrize(("paired", "said"), [(True, "KD(demo) +0.001"), (False, "FD(demo) -0.02")])
+def test_a_verdict_names_the_distance_that_decided(paired, said):
+    ends = {"low": -0.03, "high": 0.03, "n": 32}
+    distances = {"delta_fd_demo": {"value": -0.02, **ends}, "delta_kd_demo": {"value": 0.001, **ends}}
+    arm = {"role": "candidate", "metrics": distances, "verdict": verdict_of(Delta(0.001, -0.03, 0.03), {})}
+    found = sentences({"number": 32, "reference": {"paired": paired}, "arms": {"ours": arm}})[0]
+    said = f"ours: not timed; no quality difference found, {said} against stock (95% interval: -0.03 to "
+    assert found.startswith(said)
 
 
 def test_one_value_has_no_brackets():

@@ -275,8 +275,8 @@ def test_pictures_do_not_hang_on_the_batch(place, whole, tmp_path):
     evaluate(options(place, tmp_path / "run", batch=1))
     one, two = Store(tmp_path / "run"), Store(whole)
     for arm in ("stock", "ours"):
-        for index in range(len(CAPTIONS)):
-            assert np.allclose(one.latent(arm, index), two.latent(arm, index), atol=5e-3), (arm, index)
+        for index in range(len(CAPTIONS)):  # kept in float16: one unit of it is 0.1% of the value
+            assert np.allclose(one.latent(arm, index), two.latent(arm, index), rtol=2e-3, atol=5e-3), (arm, index)
             apart = one.picture(arm, index).astype(int) - two.picture(arm, index)
             assert np.abs(apart).max() <= 1, (arm, index)
 

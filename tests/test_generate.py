@@ -313,7 +313,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         (["--prompt", "a", "--tolerance", "7"], "--tolerance 7.0 must lie in (0, 1]"),
         (["--prompt", "a", "--tolerance", "0.1", "--every", "2"], "--tolerance 0.1 and every=2 contradict each other"),
         (["--prompt", "a", "--schedule", "no-such.json"], "--schedule no-such.json cannot be read: No such file"),
-        (["--prompt", "a", "--schedule", "LICENSE"], "--schedule LICENSE: schedule is not JSON"),
+        (["--prompt", "a", "--schedule", "LICENSE"], "--schedule LICENSE must hold a schedule (the"),
         (["--prompt", "a", "--schedule", "a.json", "--preset", "fast"], "--schedule contradicts --preset fast"),
         (["--prompt", "a", "--stock", "--compare"], "--stock contradicts --compare; leave one of them out."),
         (["--prompt", "a", "--stock", "--ratio", "0.2"], "--stock contradicts --ratio; leave one of them out."),

@@ -4,15 +4,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from agentsd.calibration.choosing import choose, fewest
+from agentsd.bench.lpips import find_weights, load_lpips
+from agentsd.calibration.choosing import check_number_of_calls, choose, fewest
 from agentsd.calibration.recording import Recording
 from agentsd.calibration.result import Calibration, key_of
-from agentsd.calibration.search import Target, fewest_calls, largest_tolerance
+from agentsd.calibration.search import MOST_TRIES, Target, fewest_calls, largest_tolerance
 from agentsd.calibration.store import Runs, folder_of
 from agentsd.calibration.work import Place, Work, simulation_of
 from agentsd.presets import preset
 from agentsd.schedule import ListedSteps, Schedule, Skipping
 from agentsd.system.numbers import is_whole
+from agentsd.unet.controller import FEWEST_CALLS
 from agentsd.unet.install import denoiser_of
 from agentsd.unet.processor import SITE
 from agentsd.unet.skipping import check_skipping
@@ -108,12 +110,20 @@ def calibrate(
     work = Work(pipe, arguments, Runs(folder_of(pipe, arguments) if cache else None), progress=progress)
     learned = list(enumerate(fitted, start=seed))
     checked = list(enumerate(measured, start=seed + len(fitted)))
+    if lpips is not None:
+        load_lpips(find_weights())  # missing weights show before any picture is made
+    searches = isinstance(target, Target)
     with work.quiet():
-        stock = [work.stock(place) for place in learned]
+        work.expect("stock pictures", len(learned) * (1 + MOST_TRIES * searches) + 2 * len(checked))
+        stock = [work.stock(learned[0])]
+        _check_calls(num_inference_steps, len(stock[0].values), target, kind)  # before the others are made
+        stock += [work.stock(place) for place in learned[1:]]
+        work.expect("search" if searches else "choice", len(learned) * MOST_TRIES * searches + 2 * len(checked))
         if isinstance(target, Target) and kind == "tolerance":
             schedule = _within(work, learned, target)
         else:
             schedule = _listed(work, learned, stock, target)
+        work.expect("held-out pictures", 2 * len(checked))
         results = [work.compare(schedule, place, lpips=lpips is not None) for place in checked]
     return Calibration(
         schedule=schedule,
@@ -144,7 +154,7 @@ def _listed(work: Work, places: list[Place], stock: list[Recording], target: Tar
 
     if isinstance(target, int):
         return schedule_of(target)
-    chosen = {number: choose(simulation, number) for number in range(fewest(simulation), simulation.calls + 1)}
+    chosen = {number: choose(simulation, number) for number in range(fewest(simulation.calls), simulation.calls + 1)}
     errors = {number: float(simulation.error(full)) for number, full in chosen.items()}
     goal = target.goal if target.measure == "tolerance" else _DEFAULT
     start = next(number for number in sorted(errors) if errors[number] <= goal)
@@ -181,6 +191,16 @@ def _target(calls: int | None, goals: dict[str, float | None], *, worst: bool, k
     if not number or not 0 < goal <= most:
         raise ValueError(f"{name}={goal!r} must lie in (0, {most:g}].")
     return Target(name, float(goal), worst)
+
+
+def _check_calls(steps: int, calls: int, target: Target | int, kind: str) -> None:
+    if isinstance(target, int):
+        check_number_of_calls(target, calls)
+    elif kind == "tolerance" and calls < FEWEST_CALLS:
+        raise ValueError(
+            f"num_inference_steps={steps} makes {calls} UNet calls, and a tolerance skips none below {FEWEST_CALLS}; "
+            "take more steps, or give calls to list full steps."
+        )
 
 
 def _split(prompts: Sequence[str] | None, held_out: Sequence[str] | None) -> tuple[list[str], list[str]]:

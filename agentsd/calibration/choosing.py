@@ -15,14 +15,27 @@ _REACH = 3  # how far an exchange moves a full step
 _GAIN = 0.999  # an exchange is kept below this share of the error before
 
 
-def fewest(simulation: Simulation) -> int:
-    """Return the fewest full steps that a choice can have.
+def fewest(calls: int) -> int:
+    """Return the fewest full steps that a choice for a run of so many calls can have.
 
     Example:
-        >>> fewest(Simulation(np.ones((1, 10, 10)), np.ones(10), np.arange(10.0)))
+        >>> fewest(10)
         4
     """
-    return FIRST + math.ceil((simulation.calls - FIRST) / (MOST_SKIPPED + 1))
+    return FIRST + math.ceil((calls - FIRST) / (MOST_SKIPPED + 1))
+
+
+def check_number_of_calls(number: int, calls: int) -> None:
+    """Raise ValueError unless a run of so many calls can do with a number of full steps.
+
+    Example:
+        >>> check_number_of_calls(8, 20)
+    """
+    if not fewest(calls) <= number <= calls:
+        raise ValueError(
+            f"calls={number} must lie in [{fewest(calls)}, {calls}] for runs of {calls} calls: at most "
+            f"{MOST_SKIPPED} are skipped in a row."
+        )
 
 
 def choose(simulation: Simulation, number: int) -> tuple[int, ...]:
@@ -46,12 +59,7 @@ def choose(simulation: Simulation, number: int) -> tuple[int, ...]:
         >>> choose(Simulation((values @ values.T)[None], np.ones(8), np.arange(8.0)), 8)
         (0, 1, 2, 3, 4, 5, 6, 7)
     """
-    calls = simulation.calls
-    if not fewest(simulation) <= number <= calls:
-        raise ValueError(
-            f"calls={number} must lie in [{fewest(simulation)}, {calls}] for runs of {calls} calls: at most "
-            f"{MOST_SKIPPED} are skipped in a row."
-        )
+    check_number_of_calls(number, simulation.calls)
     return _exchanged(simulation, _planned(simulation, number))
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from agentsd.attention.checks import check_fields, load_object
 from agentsd.bench.intervals import Interval, interval, spread_of
+from agentsd.demo import MODEL_PATH
 from agentsd.schedule import Schedule
 from agentsd.schedule.text import schedule_from, schedule_object
 from agentsd.system.writing import write_whole
+from agentsd.unet.summary import steps_in_words
 
 _VERSION = 1  # of the JSON
 
@@ -91,10 +93,14 @@ class Calibration:
             []
         """
         here = key_of(pipe)
+        pairs = {name: (here[name], getattr(self, name)) for name in ("model", "scheduler")}
+        if here["scheduler"] == self.scheduler:  # another class has other settings anyway
+            ours, theirs = here["scheduler_config"], self.scheduler_config
+            pairs |= {f"{name} of the scheduler": (ours.get(name), theirs.get(name)) for name in ours | theirs}
         return [
-            f"{name} is {here[name]!r} here and {getattr(self, name)!r} in the calibration"
-            for name in ("model", "scheduler", "scheduler_config")
-            if here[name] != getattr(self, name)
+            f"{name} is {one!r} here and {other!r} in the calibration"
+            for name, (one, other) in pairs.items()
+            if one != other
         ]
 
     def to_json(self) -> str:
@@ -126,18 +132,21 @@ class Calibration:
         write_whole(Path(path), self.to_json() + "\n")
 
     def __str__(self) -> str:
-        likeness = self.psnr_interval()
+        likeness, error = self.psnr_interval(), interval(self.latent_error)
         spread = spread_of(len(self.psnr))
         lines = [
             f"calibration of {self.model}, {self.scheduler}, {self.num_inference_steps} steps, for {self.target}",
+            f"  steps: {steps_in_words(self.schedule)}",
             f"  UNet calls: {self.mean_calls:.1f} instead of {self.stock_calls}, {self.speedup:.2f} times fewer",
-            f"  PSNR to stock: median {likeness.value:.1f} dB ({spread} {likeness.low:.1f} to {likeness.high:.1f}), "
+            f"  PSNR to stock: median {likeness.value:.1f} dB ({spread}: {likeness.low:.1f} to {likeness.high:.1f}), "
             f"worst {min(float('inf') if one is None else one for one in self.psnr):.1f}",
+            f"  error of the final latent: median {error.value:.3f} ({spread}: {error.low:.3f} to {error.high:.3f}), "
+            f"worst {max(self.latent_error):.3f}",
         ]
         lpips = self.lpips_interval()
         if lpips is not None:
             lines.append(
-                f"  LPIPS to stock: median {lpips.value:.3f} ({spread} {lpips.low:.3f} to {lpips.high:.3f}), "
+                f"  LPIPS to stock: median {lpips.value:.3f} ({spread}: {lpips.low:.3f} to {lpips.high:.3f}), "
                 f"worst {max(self.lpips):.3f}"
             )
         lines.append(
@@ -155,6 +164,8 @@ def key_of(pipe: Any) -> dict[str, Any]:
     """
     config = {name: value for name, value in dict(pipe.scheduler.config).items() if not name.startswith("_")}
     origin = getattr(pipe, "name_or_path", "") or getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__
+    if str(origin) == str(MODEL_PATH):  # where it lies differs from machine to machine
+        origin = "demo"
     return {
         "model": str(origin),
         "scheduler": type(pipe.scheduler).__name__,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MEASURES = ("tolerance", "psnr", "lpips")
-_MOST = 7  # settings that are measured
+MOST_TRIES = 7  # settings that are measured
 _CLOSE = 1.08  # two tolerances within this ratio count as equal
 
 
@@ -65,7 +65,7 @@ def fewest_calls(excess: Callable[[int], float], simulated: dict[int, float], st
     found: dict[int, float] = {}
     most, least = max(simulated), min(simulated)
     here = start
-    for _ in range(_MOST):
+    for _ in range(MOST_TRIES):
         found[here] = excess(here)
         met = [calls for calls, one in found.items() if one <= 1]
         missed = [calls for calls, one in found.items() if one > 1]
@@ -94,7 +94,7 @@ def largest_tolerance(excess: Callable[[float], float], start: float) -> float:
         True
     """
     low, high, here = 0.0, 1.0, start
-    for _ in range(_MOST):
+    for _ in range(MOST_TRIES):
         found = excess(here)
         low, high = (max(low, here), high) if found <= 1 else (low, min(high, here))
         if low and high / low <= _CLOSE:

@@ -38,7 +38,8 @@ class Work:
         from tqdm.auto import tqdm
 
         self.pipe, self.call, self.runs = pipe, call, runs
-        self.bar = tqdm(desc="calibrate", unit="picture", disable=not progress)
+        self.bar = tqdm(desc="calibration", unit="picture", disable=not progress, leave=False)
+        self._counted: set[str] = set()
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -51,12 +52,17 @@ class Work:
             self.pipe.set_progress_bar_config(**had)
             self.bar.close()
 
+    def expect(self, what: str, pictures: int) -> None:
+        """Show what comes now, and how many pictures are still to come at most."""
+        self.bar.set_description(what, refresh=False)
+        self.bar.total = self.bar.n + pictures
+        self.bar.refresh()
+
     def stock(self, place: Place) -> Recording:
         """Return the stock run of a seed and prompt."""
         seed, prompt = place
-        self.bar.set_postfix_str("stock")
         run = self.runs.get(Recording, repr(place), lambda: record(self.pipe, prompt, seed=seed, **self.call))
-        self.bar.update()
+        self._count(repr(place))
         return run
 
     def skipped(self, schedule: Schedule, place: Place) -> Outcome:
@@ -67,10 +73,15 @@ class Work:
             with apply(self.pipe, schedule):
                 return outcome(self.pipe, prompt, seed=seed, **self.call)
 
-        self.bar.set_postfix_str("with skipped steps")
-        run = self.runs.get(Outcome, repr((*place, schedule.to_json())), make)
-        self.bar.update()
+        name = repr((*place, schedule.to_json()))
+        run = self.runs.get(Outcome, name, make)
+        self._count(name)
         return run
+
+    def _count(self, name: str) -> None:
+        if name not in self._counted:
+            self._counted.add(name)
+            self.bar.update()
 
     def compare(self, schedule: Schedule, place: Place, *, lpips: bool = False) -> dict[str, Any]:
         """Return the UNet calls of a picture and its distances to stock: of the latent, in PSNR, perhaps in LPIPS."""

@@ -2,15 +2,15 @@
 
 A tolerance that meets a target is found by real runs. With --calls, full steps are listed from a few recorded runs. The
 figures are of prompts that were not used for that. Give one target at most; without one it is --tolerance 0.03. An
-interrupted calibration goes on where it was. The result is JSON:
-agentsd.apply(pipe, agentsd.Calibration.from_json(text).schedule) applies it.
+interrupted calibration goes on where it was. The result is JSON: agentsd generate --schedule FILE draws with it. In
+Python, agentsd.apply(pipe, agentsd.Calibration.from_json(text).schedule) applies it.
 """
 
 import argparse
 from pathlib import Path
 
 from agentsd.cli.arguments import one_of, side, whole
-from agentsd.cli.printer import hide_loading_bars, say
+from agentsd.cli.printer import hide_loading_bars, note, say
 from agentsd.pictures.settings import DEMO, DEMO_GUIDANCE, DTYPES, SCHEDULERS, Settings, default_dtype
 
 HELP = "fit skipped steps to your model, solver and prompts, and measure them"
@@ -58,39 +58,49 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If an option is bad.
     """
     import agentsd
+    from agentsd.cli.drawing import warn_of_words
     from agentsd.demo import held_out_prompts
-    from agentsd.pictures.files import prompts_from_file
+    from agentsd.pictures.files import check_writable, prompts_from_file
     from agentsd.pictures.loading import choose_device, load_pipeline
 
     prompts = list(options.prompts or [])
     if options.prompts_file is not None:
         prompts += prompts_from_file(options.prompts_file)
-    if not prompts and options.model in DEMO_GUIDANCE:
-        prompts = held_out_prompts(8)  # the words that the demo model knows
+    if options.model in DEMO_GUIDANCE:
+        prompts = prompts or held_out_prompts(8)  # the words that the demo model knows
+        warn_of_words(prompts)
+    check_writable(options.output)
+    guidance = DEMO_GUIDANCE.get(options.model) if options.guidance_scale is None else options.guidance_scale
+    size = {name: value for name in ("height", "width") if (value := getattr(options, name)) is not None}
     device = choose_device(options.device)
     dtype = options.dtype or default_dtype(device.type)
     hide_loading_bars()
-    pipe = load_pipeline(
-        Settings(prompt="", model=options.model, steps=options.steps, dtype=dtype, scheduler=options.scheduler), device
-    )
-    guidance = DEMO_GUIDANCE.get(options.model) if options.guidance_scale is None else options.guidance_scale
-    size = {name: value for name in ("height", "width") if (value := getattr(options, name)) is not None}
-    found = agentsd.calibrate(
-        pipe,
-        prompts or None,
-        num_inference_steps=options.steps,
-        calls=options.calls,
-        tolerance=options.tolerance,
-        psnr=options.psnr,
-        lpips=options.lpips,
-        worst=options.worst,
-        kind=options.kind,
-        guidance_scale=guidance,
-        seed=options.seed,
-        cache=not options.no_cache,
-        **size,
-    )
+    settings = Settings(
+        prompt="", model=options.model, steps=options.steps, guidance_scale=guidance, dtype=dtype,
+        scheduler=options.scheduler, **size,
+    )  # fmt: skip
+    pipe = load_pipeline(settings, device)
+    try:
+        found = agentsd.calibrate(
+            pipe,
+            prompts or None,
+            num_inference_steps=options.steps,
+            calls=options.calls,
+            tolerance=options.tolerance,
+            psnr=options.psnr,
+            lpips=options.lpips,
+            worst=options.worst,
+            kind=options.kind,
+            guidance_scale=guidance,
+            seed=options.seed,
+            cache=not options.no_cache,
+            **size,
+        )
+    except KeyboardInterrupt:
+        if not options.no_cache:
+            note("finished pictures are kept: the same command goes on where it was")
+        raise
     found.save(options.output)
     say(str(found))
-    say(f"{options.output}: the calibration; agentsd.apply takes its schedule")
+    say(f"{options.output}: the calibration; agentsd generate --schedule {options.output} draws with it")
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 import agentsd
 from agentsd.cli.picture_options import base_settings, comparison_arms
 from agentsd.cli.printer import hide_loading_bars, note, say
+from agentsd.cli.schedule_file import chosen_schedule, differences
 from agentsd.pictures.files import Kind, check_writable, plan_files, prompts_from_file, read_record, write_picture
 from agentsd.pictures.settings import DEMO_GUIDANCE, Settings, plan_pictures
 from agentsd.schedule import Schedule
@@ -52,7 +53,8 @@ def prepare(options: argparse.Namespace) -> Job:
 
     device = choose_device(options.device)
     record = None if options.from_png is None else read_record(options.from_png)
-    base = base_settings(options, None if record is None else record["settings"], device.type)
+    schedule, calibration = chosen_schedule(options)
+    base = base_settings(options, None if record is None else record["settings"], schedule, device.type)
     for line in () if record is None else record.get("notes", ()):
         note(f"{options.from_png}: {line}")
     kind: Kind = "picture"
@@ -72,9 +74,12 @@ def prepare(options: argparse.Namespace) -> Job:
     groups = list(batches(pictures, 1 if kind == "comparison" else options.batch_size))
     files = plan_files(options.output, pictures, kind, force=options.force)
     if base.model in DEMO_GUIDANCE:
-        _warn_of_words(prompts)
+        warn_of_words(prompts)
     hide_loading_bars()
     pipe = load_pipeline(base, device)
+    others = [] if calibration is None else differences(calibration, pipe, base)
+    if others:
+        note(f"warning: {options.schedule} was calibrated for another run: {'; '.join(others)}.")
     for schedule in arms.values():
         agentsd.apply(pipe, schedule, seed=base.agents_seed).remove()  # refuses now what cannot be patched
     for place, (tokens, most) in cut_prompts(pipe, prompts).items():
@@ -86,7 +91,7 @@ def prepare(options: argparse.Namespace) -> Job:
     return Job(pipe, groups, files, {"agentsd": agentsd.__version__, **environment(device)}, kind, options.json, arms)
 
 
-def _warn_of_words(prompts: Sequence[str]) -> None:
+def warn_of_words(prompts: Sequence[str]) -> None:
     """Say which words the demo model does not know: it would draw something else without a word."""
     from agentsd.demo.captions import KNOWN, unknown_words
 

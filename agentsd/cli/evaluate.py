@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, and print the table.
+    """Evaluate, print the table and what it says in words.
 
     Raises:
         ValueError: If an option is bad.
@@ -92,13 +92,16 @@ def run(options: argparse.Namespace) -> int:
             given[name] = tuple(given[name])
     chosen = Options(**given)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("agentsd").setLevel(logging.INFO)
+    logging.getLogger("agentsd.evaluation").setLevel(logging.INFO)
     hide_loading_bars()
 
     from agentsd.evaluation.run import evaluate
+    from agentsd.evaluation.verdicts import sentences
 
     outcome = evaluate(chosen)
     if outcome.results is not None:
         say((outcome.folder / "table.md").read_text(encoding="utf-8"))
-        say(f"{outcome.folder / 'report.html'}")
+        for sentence in sentences(outcome.results):
+            say(sentence)
+        say(f"{outcome.folder / 'report.html'}: the page")
     return 0

@@ -143,6 +143,7 @@ def _is_memory(error: Exception) -> bool:
 
 # Fields whose option has another name, by command.
 _OTHER_NAMES = {
+    "calibrate": {"num_inference_steps": "steps"},
     "evaluate": {"height": "size", "width": "size", "arm": "arm"},
     "generate": {"prompts_file": "prompts-file"},
 }

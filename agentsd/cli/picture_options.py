@@ -71,8 +71,9 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         help="relative error that the final latent may have; 0.015 is quality, 0.03 balanced, 0.06 fast",
     )  # fmt: skip
     agents.add_argument(
-        "--schedule", type=Path, metavar="FILE", help="a schedule as JSON, as Schedule.to_json() returns it"
-    )
+        "--schedule", type=Path, metavar="FILE",
+        help="JSON that agentsd calibrate wrote, or that Schedule.to_json() returned",
+    )  # fmt: skip
     agents.add_argument("--ratio", type=float, help="share of tokens merged, with --preset paper")
     agents.add_argument("--every", type=int, metavar="N", help="a full step every N steps")
     agents.add_argument("--depth", type=int, metavar="D", help="last UNet layers that run at skipped steps")
@@ -117,12 +118,15 @@ def comparison_arms(options: argparse.Namespace, base: Settings) -> dict[str, Sc
     return arms
 
 
-def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | None, device_type: str) -> Settings:
-    """Join the options given, the settings of a recorded picture and the defaults.
+def base_settings(
+    options: argparse.Namespace, recorded: Mapping[str, Any] | None, read: Schedule | None, device_type: str
+) -> Settings:
+    """Join the options given, the settings of a recorded picture, a schedule from a file and the defaults.
 
     Args:
         options: The options.
         recorded: Fields of `Settings` out of a picture; `None` without one.
+        read: What `--schedule` names; `None` without it.
         device_type: Kind of the device, for the default dtype.
 
     Returns:
@@ -132,7 +136,6 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         ValueError: If options contradict each other or are out of range.
     """
     agents = {name: getattr(options, name) for name in _AGENTS}
-    read = None if options.schedule is None else _schedule_in(options.schedule, options.preset)
     given = [f"--{name.replace('_', '-')}" for name, value in agents.items() if value is not None]
     given += [] if read is None else ["--schedule"]
     if options.stock and (options.compare or given):
@@ -157,14 +160,3 @@ def base_settings(options: argparse.Namespace, recorded: Mapping[str, Any] | Non
         return with_model_defaults(dataclasses.replace(before, **changes))
     changes.setdefault("dtype", default_dtype(device_type))
     return with_model_defaults(Settings(prompt="", **changes))
-
-
-def _schedule_in(path: Path, preset: str | None) -> Schedule:
-    if preset is not None:
-        raise ValueError(f"--schedule contradicts --preset {preset}; leave one of them out.")
-    try:
-        return Schedule.from_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"--schedule {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ValueError(f"--schedule {path}: {error}") from error

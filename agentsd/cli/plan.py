@@ -46,9 +46,11 @@ def run(options: argparse.Namespace) -> int:
         ValueError: If an option is bad.
     """
     import agentsd
+    from agentsd.pictures.files import check_writable
     from agentsd.pictures.loading import choose_device, load_pipeline
     from agentsd.system.writing import write_whole
 
+    check_writable(options.output)
     device = choose_device(options.device)
     dtype = options.dtype or default_dtype(device.type)
     schedule = agentsd.preset(options.preset)

@@ -81,7 +81,7 @@ def check_writable(path: Path) -> None:
     """Make the folder of a file and test that it can be written, before work begins.
 
     Raises:
-        ValueError: If the folder cannot be made or the file cannot be written.
+        ValueError: If the file is a folder, its folder cannot be made or the file cannot be written.
 
     Example:
         >>> check_writable(Path(__file__) / "a.png")
@@ -89,6 +89,8 @@ def check_writable(path: Path) -> None:
         ...
         ValueError: output='...a.png' cannot be written: ...
     """
+    if path.is_dir():
+        raise ValueError(f"output={str(path)!r} is a folder; name a file in it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
