@@ -7,9 +7,9 @@ by `|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: along the 
 from the velocity. The controller adds these costs over the steps that it skips. It asks for a full step
 before their sum passes its bound.
 
-Where nearly all is noise, a prediction hardly depends on the picture: the denoised picture changes with `1 / sigma`, the
-noise with `1 / sigma ** 2`. Errors that are seen there are tiny and say little about later ones. The controller lets
-them rise by that law until the picture begins to form.
+Where nearly all is noise, a prediction hardly depends on the picture: the denoised picture changes with `1 / sigma`,
+the noise with `1 / sigma ** 2`. Errors that are seen there are tiny and say little about later ones. The controller
+lets them rise by that law until the picture begins to form.
 
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
@@ -32,8 +32,8 @@ _COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets 
 _FADE = 0.7  # share of the last change that a forecast extrapolates
 _EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 15.0  # noise level above which `alpha` does not fall further
-_OPEN = 30.0  # noise level above which the picture is still open: errors rise by (sigma_seen / sigma) ** _RISE from there
-_RISE = 2
+_OPEN = 30.0  # noise level above which the picture is still open
+_RISE = 2  # there, errors rise by (sigma_seen / sigma) ** _RISE
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
 _NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
 _SMALLEST = 1e-3
