@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 from tiny import make_tiny_pipe, make_tiny_unet
 
-# The page needs the extra agentsd[app], which a test run does without.
+# The page needs gradio (the extra `app`), which a test run does without.
 collect_ignore = [] if importlib.util.find_spec("gradio") else ["agentsd/app/page.py"]
 torch.set_num_threads(1)  # two threads on a busy two-core machine are up to 70 times slower
 settings.register_profile("default", deadline=None)  # a busy machine is no defect

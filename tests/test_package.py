@@ -17,6 +17,7 @@ from PIL import Image
 import agentsd
 from agentsd.cli.main import COMMANDS
 from agentsd.demo import MODEL_PATH
+from agentsd.system.installing import REPOSITORY, install_command
 
 ROOT = Path(__file__).parent.parent
 UNWANTED = (
@@ -100,6 +101,19 @@ def test_the_extra_for_fid_adds_nothing_as_the_docs_say():
     text = " ".join((ROOT / "docs" / "install.md").read_text(encoding="utf-8").split())
     assert "the extra `fid`, which names it, adds nothing today" in text
     assert ".[fid]" not in text
+
+
+def test_what_is_said_about_installing_works_without_a_package_index():
+    assert PROJECT["project"]["urls"]["Repository"] == REPOSITORY
+    found = set()
+    for pattern in ("*.md", "docs/**/*.md", "agentsd/**/*.py", "examples/**/*", "notebooks/*.ipynb"):
+        for path in ROOT.glob(pattern):
+            if path.suffix in (".md", ".py", ".txt", ".ipynb") and path.name != "CHANGELOG.md":
+                for extra, after in re.findall(r"agentsd\[(\w+)\](.{0,60})", path.read_text(encoding="utf-8")):
+                    assert after.startswith(f" @ git+{REPOSITORY}"), f"{path}: agentsd[{extra}]{after}"
+                    found.add(extra)
+    assert {"app", "notebooks"} <= found <= PROJECT["project"]["optional-dependencies"].keys()
+    assert install_command() == f"pip install 'agentsd @ git+{REPOSITORY}'"
 
 
 def run(*command, **arguments):

@@ -189,7 +189,10 @@ def test_what_a_page_names_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z-]+)`", text)) | set(re.findall(r"^ *make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets, f"{page} names make targets that are missing: {named - targets}"
-    paths = {ROOT / path for path in re.findall(r"\b(?:scripts|tests|notebooks|agentsd)/[\w./]+\.(?:py|ipynb)\b", text)}
+    paths = {
+        ROOT / path
+        for path in re.findall(r"(?<![\w/])(?:scripts|tests|notebooks|agentsd)/[\w./]+\.(?:py|ipynb)\b", text)
+    }
     links = relative_links(page)
     paths |= {(ROOT / page).parent / path for path, _, _ in links}
     missing = [str(path) for path in sorted(paths) if not path.exists()]

@@ -183,6 +183,15 @@ class TestDrawings:
         assert len(axes.lines) == 6
         assert len(axes.collections[0].get_offsets()) == 16
 
+    def test_an_agent_is_marked_and_keys_are_no_agents(self, tiny_pipe):
+        picture = PICTURE.permute(1, 2, 0).numpy()
+        seen = recorded(tiny_pipe, POOL)
+        places, ring = (each.get_offsets().tolist() for each in draw_agents(seen, picture, marked=5).collections)
+        assert ring == [places[5]]
+        with pytest.raises(ValueError, match=r"marked=16 must lie in \[0, 16\)"):
+            draw_agents(seen, picture, marked=16)
+        assert "sampled keys for 256 tokens" in draw_agents(recorded(tiny_pipe, SAMPLE), picture).get_title()
+
     def test_a_map_over_the_picture(self, tiny_pipe):
         seen = recorded(tiny_pipe, POOL)
         axes = draw_map(seen.maps()[0][-1, 3], seen, PICTURE.permute(1, 2, 0).numpy(), title="agent 3")
@@ -206,6 +215,10 @@ class TestDrawings:
         assert [text.get_text() for text in axes.get_legend().get_texts()] == ["stock", "agents"]
         axes = draw_front({"fast": (3.0, 30.0), "paper": (1.2, 28.0)}, "PSNR")
         assert [text.get_text() for text in axes.texts] == ["fast", "paper"]
+        axes = draw_front({"fast": (3.0, 30.0)}, "PSNR", speed="times fewer calls", fewer={"8 steps": (2.0, 20.0)})
+        assert [text.get_text() for text in axes.texts] == ["8 steps", "fast"]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["stock with fewer steps", "agentsd"]
+        assert axes.get_xlabel() == "times fewer calls"
 
     def test_without_matplotlib_the_error_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

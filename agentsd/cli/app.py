@@ -5,7 +5,7 @@ import argparse
 from agentsd.app import options as page
 from agentsd.cli.printer import say
 
-HELP = "a page in the browser (needs the extra agentsd[app])"
+HELP = "a page in the browser (needs gradio)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

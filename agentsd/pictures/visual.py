@@ -54,19 +54,20 @@ def multiply_adds(height: int, width: int, channels: int, settings: Attention | 
     return ranking + 4 * counts.agents * counts.kept * channels
 
 
-def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
-    """Draw a picture with the layer's cells and a dot for every agent.
+def draw_agents(recording: Recording, picture: Any, axes: Any = None, marked: int | None = None) -> Any:
+    """Draw a picture with the layer's cells and a dot for every agent or sampled key.
 
     Args:
-        recording: A call with agents.
+        recording: A call with agents or sampled keys.
         picture: What `imshow` takes: a PIL picture or an array [H, W, 3].
         axes: Where to draw; `None` makes a figure.
+        marked: Number of an agent that gets a yellow ring.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If the step had no agents.
+        ValueError: If the step had no agents, or not the marked one.
         ImportError: If matplotlib is not installed.
 
     Example:
@@ -86,7 +87,12 @@ def draw_agents(recording: Recording, picture: Any, axes: Any = None) -> Any:
     for line in _cell_lines(width, stride, settings):
         axes.axvline(line, color="white", linewidth=0.4)
     axes.scatter(places[:, 1], places[:, 0], s=6, color="black", edgecolors="white", linewidths=0.4)
-    axes.set_title(f"{len(places)} agents for {height * width} tokens")
+    if marked is not None:
+        if not 0 <= marked < len(places):
+            raise ValueError(f"marked={marked} must lie in [0, {len(places)}), the agents that there are.")
+        axes.scatter(places[marked, 1], places[marked, 0], s=110, facecolors="none", edgecolors="yellow", linewidths=2)
+    what = "sampled keys" if isinstance(settings, SampledKeys) else "agents"
+    axes.set_title(f"{len(places)} {what} for {height * width} tokens")
     return _bare(axes)
 
 
@@ -98,7 +104,7 @@ def _cell_lines(length: int, stride: int, settings: Attention) -> list[int]:
 
 
 def draw_map(weights: Tensor, recording: Recording, picture: Any, axes: Any = None, title: str = "") -> Any:
-    """Draw weights over the tokens of a layer on top of a picture, the heaviest brightest.
+    """Draw weights over the tokens of a layer on top of a picture, the heaviest brightest, with a colour bar.
 
     Args:
         weights: One weight a token, [N]: a row of what `Recording.maps` returns.
@@ -119,7 +125,10 @@ def draw_map(weights: Tensor, recording: Recording, picture: Any, axes: Any = No
         raise ValueError(f"weights of shape {tuple(weights.shape)} must be [{height * width}], one for each token.")
     axes = _axes(axes)
     axes.imshow(picture, extent=(0, width, height, 0))
-    axes.imshow(weights.view(height, width).cpu().numpy(), extent=(0, width, height, 0), cmap="magma", alpha=0.75)
+    shown = axes.imshow(
+        weights.view(height, width).cpu().numpy(), extent=(0, width, height, 0), cmap="magma", alpha=0.75
+    )
+    axes.figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04, format="%.2g")
     axes.set_title(title)
     return _bare(axes)
 
@@ -157,11 +166,11 @@ def draw_merging(recordings: Sequence[Recording], picture: Tensor, axes: Any = N
 def draw_costs(
     arms: Mapping[str, Attention | None], sides: Sequence[int] = (16, 32, 48, 64, 96, 128), axes: Any = None
 ) -> Any:
-    """Draw multiply-adds of one layer with 320 channels against the number of tokens, a line for each setting.
+    """Draw multiply-adds of one layer with 320 channels against the size of the picture, a line for each setting.
 
     Args:
         arms: Settings by label; `None` is stock attention.
-        sides: Sides of square token grids.
+        sides: Sides of square token grids; a token is 8 pixels wide, as in the finest layers of SD 1.x.
         axes: Where to draw; `None` makes a figure.
 
     Returns:
@@ -175,22 +184,35 @@ def draw_costs(
         [2621440.0, 41943040.0]
     """
     axes = _axes(axes)
-    for label, settings in arms.items():
+    tokens = [side * side for side in sides]
+    for place, (label, settings) in enumerate(arms.items()):
         costs = [float(multiply_adds(side, side, 320, settings)) for side in sides]
-        axes.loglog([side * side for side in sides], costs, marker="o", label=label)
-    axes.set_xlabel("tokens")
+        # A broken line shows another one below it.
+        axes.loglog(tokens, costs, marker="o", markersize=4, linestyle="--" if place % 2 else "-", label=label)
+    axes.set_xticks(tokens, [f"{side * side}\n{8 * side} px" for side in sides], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("tokens, and side of the picture in pixels")
     axes.set_ylabel("multiply-adds of one layer")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return axes
 
 
-def draw_front(figures: Mapping[str, tuple[float, float]], quality: str, axes: Any = None) -> Any:
+def draw_front(
+    figures: Mapping[str, tuple[float, float]],
+    quality: str,
+    axes: Any = None,
+    *,
+    speed: str = "speed-up over stock",
+    fewer: Mapping[str, tuple[float, float]] | None = None,
+) -> Any:
     """Draw speed against quality, a labelled point for each setting: what lies up and to the right is better.
 
     Args:
-        figures: (speed-up, quality) by label.
+        figures: (speed, quality) by label.
         quality: What the quality is, for the axis.
         axes: Where to draw; `None` makes a figure.
+        speed: What the speed is, for the axis.
+        fewer: The same of stock with fewer steps, as a grey line: what anyone can do instead.
 
     Returns:
         The axes.
@@ -203,13 +225,22 @@ def draw_front(figures: Mapping[str, tuple[float, float]], quality: str, axes: A
         'PSNR, dB'
     """
     axes = _axes(axes)
-    for label, (speed, value) in figures.items():
-        axes.scatter(speed, value)
-        axes.annotate(label, (speed, value), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axes.margins(0.15)  # room for the names
-    axes.set_xlabel("speed-up over stock")
+    for points, name, style in (
+        (fewer or {}, "stock with fewer steps", dict(color="gray", linestyle="--", marker="s")),
+        (figures, "agentsd", dict(color="tab:blue", linestyle="-", marker="o")),
+    ):
+        placed = sorted(points.values())
+        if placed:
+            axes.plot(*zip(*placed, strict=True), label=name, **style)
+        # The names of ours stand above their points, those of the other line below.
+        side = ("left", "bottom", (5, 4)) if points is figures else ("right", "top", (-5, -4))
+        for label, place in points.items():
+            axes.annotate(label, place, ha=side[0], va=side[1], xytext=side[2], textcoords="offset points", fontsize=8)
+    axes.margins(x=0.3, y=0.2)  # room for the names
+    axes.set_xlabel(speed)
     axes.set_ylabel(quality)
     axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return axes
 
 

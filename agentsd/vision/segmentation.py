@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from agentsd.system.installing import install_command
 from agentsd.vision.configs import find_config
 from agentsd.vision.registry import dense_name, register
 
@@ -40,7 +41,7 @@ def upernet(name: str, *, num_labels: int, dense: bool = True, **options: Any) -
             f"name={name!r} has one resolution, and UperNet needs four; choose a model of PVT, Swin or CSwin."
         )
     if not register():
-        raise RuntimeError("timm is needed and cannot be imported; install agentsd[vision].")
+        raise RuntimeError(f"timm is needed and cannot be imported; run {install_command('vision')}.")
     from transformers import TimmBackboneConfig, UperNetConfig, UperNetForSemanticSegmentation
 
     backbone = dense_name(name) if dense and config.traits.dense_agents else name

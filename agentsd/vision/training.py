@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agentsd.system.installing import install_command
 from agentsd.vision.data import Pictures, batches
 from agentsd.vision.model import AgentTransformer
 
@@ -91,8 +92,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> tuple[torch.optim.Optimi
         return create_optimizer_v2(model, **decay), "timm"
     if recipe.optimizer != "adamw":
         raise ValueError(
-            f"optimizer={recipe.optimizer!r} is one of timm's, which cannot be imported; install agentsd[vision] or "
-            "use adamw."
+            f"optimizer={recipe.optimizer!r} is one of timm's, which cannot be imported; run "
+            f"{install_command('vision')}, or use adamw."
         )
     bare = model.no_weight_decay() if isinstance(model, AgentTransformer) else set()
     named = list(model.named_parameters())

@@ -106,16 +106,20 @@ def attention_maps(layer: AgentAttention, x: Tensor, grid: Grid, *, name: str = 
     )
 
 
-def draw_agents(maps: AgentMaps, picture: Any, axes: Any = None) -> Any:
+def draw_agents(maps: AgentMaps, picture: Any, axes: Any = None, marked: int | None = None) -> Any:
     """Draw a picture with the cells that are averaged into agents, and a dot for every agent.
 
     Args:
         maps: Of the layer.
         picture: PIL picture or array, [H, W, 3].
         axes: Of matplotlib; `None` makes new ones.
+        marked: Number of an agent that gets a yellow ring.
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If there is no such agent.
     """
     axes = _axes(axes)
     axes.imshow(picture, extent=(0, 1, 1, 0))
@@ -126,12 +130,16 @@ def draw_agents(maps: AgentMaps, picture: Any, axes: Any = None) -> Any:
         axes.axvline(column / columns, color="white", linewidth=0.8)
     points = [((column + 0.5) / columns, (row + 0.5) / rows) for row in range(rows) for column in range(columns)]
     axes.scatter(*zip(*points, strict=True), s=14, color="white", edgecolors="black", linewidths=0.6)
+    if marked is not None:
+        if not 0 <= marked < len(points):
+            raise ValueError(f"marked={marked} must lie in [0, {len(points)}), the agents that there are.")
+        axes.scatter(*points[marked], s=110, facecolors="none", edgecolors="yellow", linewidths=2)
     axes.set_title(f"{rows * columns} agents of {maps.grid[0]} x {maps.grid[1]} tokens", fontsize=9)
     return _bare(axes)
 
 
 def draw_map(weights: Tensor, maps: AgentMaps, picture: Any, axes: Any = None, title: str = "") -> Any:
-    """Draw weights over the tokens on top of a picture, the heaviest brightest.
+    """Draw weights over the tokens on top of a picture, the heaviest brightest, with a colour bar.
 
     Args:
         weights: [h*w], such as `maps.gather[0, agent]` or `maps.spread[0, :, agent]`.
@@ -145,8 +153,9 @@ def draw_map(weights: Tensor, maps: AgentMaps, picture: Any, axes: Any = None, t
     """
     axes = _axes(axes)
     axes.imshow(picture, extent=(0, 1, 1, 0))
-    image = weights.detach().float().cpu().reshape(maps.grid)
-    axes.imshow(image, extent=(0, 1, 1, 0), cmap="magma", alpha=0.7, interpolation="nearest")
+    image = weights.detach().float().cpu().reshape(maps.grid).numpy()
+    shown = axes.imshow(image, extent=(0, 1, 1, 0), cmap="magma", alpha=0.7, interpolation="nearest")
+    axes.figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.04, format="%.2g")
     axes.set_title(title, fontsize=9)
     return _bare(axes)
 

@@ -14,7 +14,7 @@ from agentsd.vision.registry import pretrained_cfg
 class TestTimm:
     @pytest.fixture(autouse=True)
     def _timm(self):
-        self.timm = pytest.importorskip("timm", reason="timm is not installed: pip install agentsd[vision]")
+        self.timm = pytest.importorskip("timm", reason="timm is not installed")
 
     def test_all_names_are_registered(self):
         assert {*CONFIGS, *ALIASES} <= set(self.timm.list_models())
