@@ -25,6 +25,7 @@ from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
 from agentsd.system.timing import environment
+from agentsd.unet.controller import RULES
 
 # Name -> process, scheduler, its settings, steps, guidance.
 COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
@@ -53,7 +54,7 @@ EQUAL_CALLS = (0.03, 0.12)
 # What solvers need to know of flow matching, with the shift of the process.
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 Drawn = tuple[torch.Tensor, torch.Tensor, list[int]]  # pictures [B, 3, h, w], latents [B, 4, h, w], UNet calls
-KEY = ("combination", "arm", "settings", "pictures", "size", "dtype", "torch", "device")
+KEY = ("combination", "arm", "settings", "rules", "pictures", "size", "dtype", "torch", "device")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -159,6 +160,7 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
             **facts,
             "arm": arm,
             "settings": settings,
+            **({"rules": RULES} if settings else {}),
             "calls": calls,
             "stock_calls": full,
             "psnr_stock": rounded(psnr(pictures, stock)),
@@ -178,7 +180,8 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
         return statistics.mean(calls)
 
     def wanted(arm: str, settings: str) -> bool:
-        return key_of({**facts, "arm": arm, "settings": settings}, KEY) not in there
+        rules = {"rules": RULES} if settings else {}
+        return key_of({**facts, "arm": arm, "settings": settings, **rules}, KEY) not in there
 
     def expired() -> bool:
         return time.monotonic() - started > args.limit_seconds

@@ -27,6 +27,7 @@ from torch import Tensor
 from agentsd.unet.denoisers import latent_part
 from agentsd.unet.noise_levels import NoiseLevels
 
+RULES = 2  # counts changes of the rules and constants below: measured rows name those that they were measured with
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
 _COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets the promise
 _FADE = 0.7  # share of the last change that a forecast extrapolates
