@@ -330,17 +330,30 @@ def write_tables(page):
     page.write_text(text, encoding="utf-8")
 
 
+PANELS = {
+    "agents and softmax": ("agent", "softmax"),
+    "ablation": ("agent", "agent, no bias", "agent, no convolution", "agent, neither"),
+    "where, and hierarchies": ("agent", "agents early", "agents late", "agents 36, 16, 9", "agents through agents"),
+}
+
+
 def draw_training(path):
-    """The curves of all arms."""
+    """The curves of all arms, a few to a panel: mean of the seeds, shaded from the lowest to the highest."""
     import matplotlib as mpl
 
     mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     from agentsd.vision.visual import draw_curves
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw_curves(read("training")).figure
-    figure.set_size_inches(7, 4)
-    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.8), sharey=True)
+    for axis, (title, arms) in zip(axes, PANELS.items(), strict=True):
+        draw_curves([one for arm in arms for one in read("training") if one["arm"] == arm], axis)
+        axis.set_title(title, fontsize=10)
+        axis.label_outer()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def main(arguments=None):

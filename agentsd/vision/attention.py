@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.vision.caching import EvalCache
+from agentsd.vision.caching import Caching
 from agentsd.vision.functional import (
     Grid,
     agent_grid,
@@ -24,7 +24,7 @@ BLOCK = 7  # side of the block biases, the same for every grid
 REDUCTION_EPS = 1e-5  # of the norm after the key reduction, in every family
 
 
-class AgentAttention(nn.Module):
+class AgentAttention(Caching):
     """Agent Attention with learned biases and a depthwise convolution of the values.
 
     `A = pool(Q)`, `V_A = softmax(A K^T / sqrt(d) + B1) V`, `O = softmax(Q A^T / sqrt(d) + B2) V_A + DWC(V)`, then a
@@ -107,7 +107,6 @@ class AgentAttention(nn.Module):
         self.has_bias = bias
         if bias:
             self._make_biases()
-        self._cache = EvalCache()
 
     def _make_biases(self) -> None:
         (height, width), number = self.grid, self.trained_agents[0] * self.trained_agents[1]
