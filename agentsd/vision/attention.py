@@ -229,7 +229,7 @@ class AgentAttention(Caching):
 
     def _is_lean(self, x: Tensor) -> bool:
         """Whether the parts of the projection are better computed apart: no gradients, a CPU."""
-        inferring = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        inferring = not (self.training or torch.is_grad_enabled())
         return inferring and self.reduction == 1 and type(self.qkv) is nn.Linear and x.device.type == "cpu"
 
     def _folds(self, x: Tensor) -> bool:

@@ -179,6 +179,34 @@ class TestScripts:
         assert all(abs(number / numbers["agent"] - 1) < 0.035 for number in numbers.values())
         assert abs(numbers["softmax"] / numbers["agent"] - 1) < 0.005
 
+    def test_agents_through_agents(self, script):
+        module = script("train_vision")
+        model, plain = (module.build(arm, 48, 24, 3) for arm in (module.TWO_LEVELS, "agent"))
+        layer = model.stages[0].blocks[0].attn.eval()  # one head, 12 x 12 tokens, 9 agents
+        assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.state_dict().items())
+        x = torch.randn(2, 144, 32)
+        query, key, value = layer.qkv(x).chunk(3, dim=-1)
+        image = query.reshape(2, 12, 12, 32)
+        few = torch.stack([image[:, r : r + 4, c : c + 4].mean((1, 2)) for r in (0, 4, 8) for c in (0, 4, 8)], 1)
+        many = image.reshape(2, 6, 2, 6, 2, 32).mean((2, 4)).flatten(1, 2)
+        spread = layer.biases((12, 12))[1][:, 0]
+        layer.agents = 36
+        gather = layer.biases((12, 12))[0][:, 0]
+        layer.agents = 9
+        gathered = (many @ key.mT / 32**0.5 + gather).softmax(-1) @ value
+        gathered = (few @ many.mT / 32**0.5).softmax(-1) @ gathered
+        out = (query @ few.mT / 32**0.5 + spread).softmax(-1) @ gathered
+        local = layer.dwc(value.mT.reshape(2, 32, 12, 12)).flatten(2).mT
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x, (12, 12)), layer.proj(out + local), rtol=0, atol=1e-5)
+
+    def test_paired_differences(self, script):
+        difference = script("benchmark_vision").difference
+        assert difference({0: 3.0, 1: 5.0, 2: 4.0, 3: 9.0}, {0: 1.0, 1: 2.0, 2: 3.0}) == (
+            "**+2.0** [-0.5, +4.5], higher in 3 of 3 seeds"
+        )
+        assert difference({0: 3.0}, {0: 1.0, 1: 2.0}) == "*too few seeds*"
+
     def test_training_writes_rows(self, script, tmp_path, capsys):
         options = ["--arms", "agent; softmax", "--size", "24", "--pictures", "16", "--held-out", "8", "--steps", "2"]
         options += ["--batch", "4", "--every", "1", "--state", str(tmp_path), "--output", str(tmp_path / "a.jsonl")]
