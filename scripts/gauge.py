@@ -25,6 +25,7 @@ from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
 from agentsd.system.timing import environment
+from agentsd.unet.controller import RULES
 
 # Name -> process, scheduler, its settings, steps, guidance.
 COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
@@ -41,6 +42,7 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "sd15, Heun, 20": ("sd15", "HeunDiscreteScheduler", {}, 20, 7.5),
     "sd15, LCM, 8": ("sd15", "LCMScheduler", {}, 8, 1.0),
     "own, DDIM, 50": ("own", "DDIMScheduler", {}, 50, 4.0),
+    "own, DDIM, 20": ("own", "DDIMScheduler", {}, 20, 4.0),
     "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
     "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
     "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
@@ -48,10 +50,11 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
 }  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
-EQUAL_CALLS = (0.03, 0.12)  # tolerances whose UNet calls the solvers get as steps
+EQUAL_CALLS = (0.03, 0.12)
 # What solvers need to know of flow matching, with the shift of the process.
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-KEY = ("combination", "arm", "settings", "pictures", "size", "dtype", "torch", "device")
+Drawn = tuple[torch.Tensor, torch.Tensor, list[int]]  # pictures [B, 3, h, w], latents [B, 4, h, w], UNet calls
+KEY = ("combination", "arm", "settings", "rules", "pictures", "size", "dtype", "torch", "device")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--calls", type=int, nargs="*", default=[], help="full steps of calibrated schedules, an arm for each number"
     )
+    made.add_argument(
+        "--equal-calls-at", type=float, nargs="*", default=list(EQUAL_CALLS), choices=TOLERANCES, metavar="TOLERANCE",
+        help="tolerances whose UNet calls the solvers get as steps",
+    )  # fmt: skip
     made.add_argument("--size", type=int, help="side of the pictures in pixels (256)")
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further arm after this")
     made.add_argument("--output", type=Path, default=Path("outputs/gauge.jsonl"), help="rows are appended")
@@ -74,8 +81,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     started = time.monotonic()
+    goals: dict[Any, Drawn] = {}
     for name in args.combination:
-        if not measure(name, args, started):
+        if not measure(name, args, started, goals):
             return 1
     return 0
 
@@ -106,10 +114,8 @@ class Gauge:
             extra = FLOW
         self.pipe.scheduler = scheduler_class(kind).from_config({**self.base, **extra})
 
-    def draw(
-        self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-        """Return pictures [B, 3, h, w], latents [B, 4, h, w] and UNet calls of all prompts."""
+    def draw(self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None) -> Drawn:
+        """Draw all prompts."""
         latents, calls = [], []
         length = {"num_inference_steps": steps} if timesteps is None else {"timesteps": timesteps}
         with enter:
@@ -132,24 +138,29 @@ class Gauge:
         return (pictures / 2 + 0.5).clamp(0, 1), joined, calls
 
 
-def measure(name: str, args: argparse.Namespace, started: float) -> bool:
+def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any, Drawn]) -> bool:
+    """Measure the arms of a combination; `goals` keeps converged pictures for other solvers of a process."""
     facts = {**environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
              "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4],
              **({} if args.size is None else {"size": args.size})}  # fmt: skip
     there = {key_of(row, KEY) for row in read_rows(args.output)}
     gauge = Gauge(name, args)
     kind, extra = COMBINATIONS[name][1:3]
-    gauge.set("DPMSolverMultistepScheduler", {})
-    converged, goal, _ = gauge.draw(nullcontext(), 100)
-    gauge.set(kind, extra)
+    process = (COMBINATIONS[name][0], gauge.guidance)
+    if process not in goals:
+        gauge.set("DPMSolverMultistepScheduler", {})
+        goals[process] = gauge.draw(nullcontext(), 100)
+        gauge.set(kind, extra)
+    converged, goal, _ = goals[process]
     stock, latents, full = gauge.draw(nullcontext(), gauge.steps)
 
-    def keep(arm: str, settings: str, drawn: tuple[torch.Tensor, torch.Tensor, list[int]]) -> float:
+    def keep(arm: str, settings: str, drawn: Drawn) -> float:
         pictures, found, calls = drawn
         row = {
             **facts,
             "arm": arm,
             "settings": settings,
+            **({"rules": RULES} if settings else {}),
             "calls": calls,
             "stock_calls": full,
             "psnr_stock": rounded(psnr(pictures, stock)),
@@ -169,7 +180,8 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
         return statistics.mean(calls)
 
     def wanted(arm: str, settings: str) -> bool:
-        return key_of({**facts, "arm": arm, "settings": settings}, KEY) not in there
+        rules = {"rules": RULES} if settings else {}
+        return key_of({**facts, "arm": arm, "settings": settings, **rules}, KEY) not in there
 
     def expired() -> bool:
         return time.monotonic() - started > args.limit_seconds
@@ -184,7 +196,7 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
             return False
         if wanted(arm, settings):
             mean = keep(arm, settings, gauge.draw(agentsd.apply(gauge.pipe, schedule), gauge.steps))
-            counts |= {round(mean)} if tolerance in EQUAL_CALLS else set()
+            counts |= {round(mean)} if tolerance in args.equal_calls_at else set()
     for number in args.calls:
         if expired():
             return False

@@ -61,6 +61,16 @@ def test_noise_is_not_skipped():
     assert full == list(range(20))
 
 
+def test_small_errors_where_all_is_noise_do_not_allow_long_skips():
+    """The forecast's error rises with 1 / sigma ** 2 here: what the first steps show is next to nothing."""
+    sigmas = (*tuple(300.0 * 1.6 ** (-i) for i in range(16)), 0.0)
+    full, _ = drive(
+        Controller(NoiseLevels(sigmas, "epsilon"), tolerance=0.03),
+        lambda index: torch.full((1, 1, 2, 2), 12.0 * (-1) ** index / max(sigmas[index], 30.0) ** 2),
+    )
+    assert full[3] == 4, full  # noise level 46: the picture begins to form
+
+
 @given(st.floats(0.001, 0.2), st.floats(1.1, 4.0))
 def test_a_larger_tolerance_never_takes_more_full_steps(tolerance, factor):
     def truth(index):

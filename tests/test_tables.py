@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ import pytest
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.cost_tables import plans_table, scaling_table
 from agentsd.bench.demo_tables import demo_table
-from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, every_table, gauge_table, promise_table
+from agentsd.bench.gauge_tables import (
+    PRESETS_BY_TOLERANCE,
+    every_table,
+    gauge_table,
+    promise_table,
+    solvers_table,
+)
 from agentsd.bench.rows import key_of, read_rows
 from agentsd.bench.speed_tables import (
     SETUP,
@@ -22,6 +29,7 @@ from agentsd.bench.speed_tables import (
 )
 from agentsd.bench.strip_tables import FEWER_ARMS, SCHEDULES, parts_table, presets_table, strip_rows
 from agentsd.presets import BY_SPEED, PRESETS
+from agentsd.unet.controller import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -124,8 +132,9 @@ GAUGED = {
 
 
 def gauged(arm, **changes):
-    settings = PRESETS[PRESETS_BY_TOLERANCE[arm]].to_json() if arm in PRESETS_BY_TOLERANCE else ""
-    return {**GAUGED, "arm": arm, "settings": settings, **changes}
+    ours = arm in PRESETS_BY_TOLERANCE
+    settings = {"settings": PRESETS[PRESETS_BY_TOLERANCE[arm]].to_json(), "rules": RULES} if ours else {}
+    return {**GAUGED, "arm": arm, **settings, **changes}
 
 
 def timed(arm, number, seconds, **changes):
@@ -145,6 +154,17 @@ def test_a_gauged_preset_that_has_changed_since_is_not_shown(make):
     assert "| 3.0" not in shown
     assert "15.0" not in make([stock, before])
     assert "3.0 (" not in make([stock, before])
+    assert "15.0" not in make([stock, {**now, "rules": RULES - 1}])
+    assert "15.0" not in make([stock, {field: value for field, value in now.items() if field != "rules"}])
+
+
+@pytest.mark.parametrize("make", [gauge_table, promise_table, every_table, partial(solvers_table, combinations=["b"])])
+def test_combinations_that_were_gauged_elsewhere_are_marked(make):
+    rows = [gauged("stock", calls=[25, 25]), gauged("tolerance 0.03")]
+    rows += [{**row, "combination": "b", "pictures": 8, "device": "a CPU"} for row in rows]
+    shown = make(rows)
+    assert r"| b\* |" in shown
+    assert r"2 held-out prompts, a GPU, torch 2, diffusers 0. \*8 held-out prompts, a CPU, torch 2" in shown
 
 
 def test_presets_stand_with_calls_likeness_and_time(root):

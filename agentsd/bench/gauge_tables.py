@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from agentsd.bench.arms import same_schedule
 from agentsd.bench.rows import Row
 from agentsd.presets import PRESETS
+from agentsd.unet.controller import RULES
 
 PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balanced", "tolerance 0.06": "fast",
                         "tolerance 0.12": "extreme"}  # fmt: skip
+_STAR = r"\*"  # for Markdown
 
 
 def gauge_table(rows: Sequence[Row]) -> str:
@@ -35,7 +37,7 @@ def gauge_table(rows: Sequence[Row]) -> str:
         other = ("-", "-") if best is None else (spread(best, "psnr_stock"), spread(best, "psnr_converged"))
         full = ours["stock_calls"][0]
         cells = [
-            name,
+            name + _mark(arms, rows),
             str(full),
             f"{calls:.1f} ({full / calls:.1f}x fewer)",
             spread(ours, "psnr_stock"),
@@ -73,11 +75,12 @@ def solvers_table(rows: Sequence[Row], combinations: Sequence[str]) -> str:
             best = _best_solver(found[name], round(calls))
             other = "*not measured*" if best is None else spread(best, "psnr_stock")
             lines.append(
-                f"| {name} | {ours['stock_calls'][0]} | {calls:.1f} | {spread(ours, 'psnr_stock')} | {other} |"
+                f"| {name}{_mark(found[name], rows)} | {ours['stock_calls'][0]} | {calls:.1f} | "
+                f"{spread(ours, 'psnr_stock')} | {other} |"
             )
     if len(lines) == 2:
         return ""
-    note = f"{rows[0]['pictures']} held-out prompts each; otherwise as in the first table. `results/gauge.jsonl`."
+    note = f"{_measured(rows)} Otherwise as in the first table. `results/gauge.jsonl`."
     return "\n".join([*lines, "", note, ""])
 
 
@@ -103,7 +106,7 @@ def promise_table(rows: Sequence[Row]) -> str:
             error = None if row is None else statistics.median(row["latent_error"])
             cells.append("-" if row is None else f"{error:.3f} ({statistics.mean(row['calls']):.1f} calls)")
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(f"| {name}{_mark(arms, rows)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _note(rows)])
 
 
@@ -121,14 +124,13 @@ def every_table(rows: Sequence[Row]) -> str:
     for name, arms in by_combination(rows).items():
         for arm, row in sorted(arms.items(), key=lambda item: -statistics.mean(item[1]["calls"])):
             calls = f"{statistics.mean(row['calls']):.1f} [{min(row['calls'])}, {max(row['calls'])}]"
-            lines.append(
-                f"| {name} | {arm} | {calls} | {spread(row, 'psnr_stock')} | {spread(row, 'psnr_converged')} |"
-            )
+            near, far = spread(row, "psnr_stock"), spread(row, "psnr_converged")
+            lines.append(f"| {name}{_mark(arms, rows)} | {arm} | {calls} | {near} | {far} |")
     return "\n".join([*lines, "", _note(rows)])
 
 
 def by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Return the newest row of each arm by combination, without presets whose settings have changed since.
+    """Return the newest row of each arm by combination, without presets whose settings or rules have changed since.
 
     Example:
         >>> by_combination([{"combination": "a", "arm": "tolerance 0.03", "settings": "of another time"}])
@@ -137,7 +139,7 @@ def by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         name = PRESETS_BY_TOLERANCE.get(row["arm"])
-        if name is None or same_schedule(row["settings"], PRESETS[name]):
+        if name is None or (row.get("rules") == RULES and same_schedule(row["settings"], PRESETS[name])):
             found.setdefault(row["combination"], {})[row["arm"]] = row
     return found
 
@@ -161,12 +163,29 @@ def _best_solver(arms: dict[str, Row], steps: int) -> Row | None:
     return max(solvers, key=lambda row: statistics.median(row["psnr_converged"]), default=None)
 
 
+def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
+    """Return how many prompts ran where, each once, in the order of the rows."""
+    return list(dict.fromkeys((row["pictures"], row["device"], row["torch"], row["diffusers"]) for row in rows))
+
+
+def _mark(arms: dict[str, Row], rows: Sequence[Row]) -> str:
+    """Return what a combination's name carries when it was not measured where the first one was."""
+    row = next(iter(arms.values()))
+    return _STAR * _places(rows).index((row["pictures"], row["device"], row["torch"], row["diffusers"]))
+
+
+def _measured(rows: Sequence[Row]) -> str:
+    words = (
+        f"{_STAR * number}{pictures} held-out prompts, {device}, torch {torch}, diffusers {diffusers}."
+        for number, (pictures, device, torch, diffusers) in enumerate(_places(rows))
+    )
+    return " ".join(words)
+
+
 def _note(rows: Sequence[Row]) -> str:
-    row = rows[0]
     return (
-        f"Bundled demo model under each process, {row['pictures']} held-out prompts, 256x256 pixels, guidance 7.5 (4 "
-        f"under `own`, 1 with LCM), {row['dtype']}, {row['device']}, torch {row['torch']}, diffusers "
-        f"{row['diffusers']}. "
+        "Bundled demo model under each process, 256x256 pixels, guidance 7.5 (4 under `own`, 1 with LCM), "
+        f"{rows[0]['dtype']}. {_measured(rows)} "
         "PSNR: median over prompts and, in brackets, the worst 5%. *Stock* is the same solver with all its steps; "
         "*converged* is DPM++ 2M with 100 steps. `scripts/gauge.py`, `results/gauge.jsonl`."
     )

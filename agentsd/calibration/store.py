@@ -15,6 +15,7 @@ from agentsd.calibration.result import key_of
 from agentsd.system.timing import environment
 from agentsd.system.warning import warn_user
 from agentsd.system.writing import write_whole
+from agentsd.unet.controller import RULES
 
 _LOOKED_AT = 16  # values of each weight that tell models apart
 
@@ -102,7 +103,7 @@ def folder_of(pipe: Any, call: dict[str, Any]) -> Path:
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
     device = getattr(pipe, "device", "cpu")
     key = {
-        "agentsd": __version__,
+        "agentsd": [__version__, RULES],
         "environment": environment(torch.device(device)),
         "pipeline": type(pipe).__name__,
         **key_of(pipe),

@@ -7,6 +7,10 @@ by `|sigma_{i+1} - sigma_i| * e`, where `sigma` is noise over signal: along the 
 from the velocity. The controller adds these costs over the steps that it skips. It asks for a full step
 before their sum passes its bound.
 
+Where nearly all is noise, a prediction hardly depends on the picture: the denoised picture changes with `1 / sigma`,
+the noise with `1 / sigma ** 2`. Errors that are seen there are tiny and say little about later ones. The controller
+lets them rise by that law until the picture begins to form.
+
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
 sign (SADA, https://arxiv.org/abs/2507.17135).
@@ -23,11 +27,14 @@ from torch import Tensor
 from agentsd.unet.denoisers import latent_part
 from agentsd.unet.noise_levels import NoiseLevels
 
+RULES = 2  # counts changes of the rules and constants below: measured rows name those that they were measured with
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
 _COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets the promise
 _FADE = 0.7  # share of the last change that a forecast extrapolates
 _EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 15.0  # noise level above which `alpha` does not fall further
+_OPEN = 30.0  # noise level above which the picture is still open
+_RISE = 2  # there, errors rise by (sigma_seen / sigma) ** _RISE
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
 _NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
 _SMALLEST = 1e-3
@@ -41,6 +48,7 @@ class _Seen:
 
     value: Tensor
     time: float
+    sigma: float
     rest: tuple[int, Tensor] | None = None  # what was predicted beside it, and on which axis
 
 
@@ -139,7 +147,7 @@ class Controller:
             # The picture with the largest error decides for its whole batch.
             error = difference.flatten(1).square().mean(1).sqrt().max() * scale
             self._measured = _later(error)
-        fresh = _Seen(value, time, None if rest is None else (rest[0], rest[1].clone()))
+        fresh = _Seen(value, time, self.levels.sigmas[index], None if rest is None else (rest[0], rest[1].clone()))
         self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
         self._full_steps += 1
         self.skipped, self.cost = 0, 0.0
@@ -167,7 +175,9 @@ class Controller:
         alpha = 1 / math.sqrt(1 + min(sigma, _HIGHEST) ** 2)
         if self._measured is not None:
             self._error, self._measured = self._measured(), None
-        growth = max(self.times[index] - self._seen[-1].time, 0.0) / self._distance
+        last = self._seen[-1]
+        growth = max(self.times[index] - last.time, 0.0) / self._distance
+        growth *= (max(last.sigma, _OPEN) / max(sigma, _OPEN)) ** _RISE
         further = _NOISY if self.noisy else 1.0
         return float(further * abs(after - sigma) * alpha**_EARLY * self._error * growth)
 
