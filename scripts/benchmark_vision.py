@@ -6,11 +6,14 @@
     python scripts/benchmark_vision.py sizes              # parameters, FLOPs and parity of all models
     python scripts/benchmark_vision.py tables             # write tables and curves of docs/vision.md
 
-Two models are timed in one process in the order A B B A: a drifting load falls on both. A ratio above 1 says
-that agent attention is faster. Every baseline uses torch's fused attention. One row a pair is appended.
+Two models are timed in one process in the order A B B A: a drifting load falls on both. With one thread on a CPU the
+clock is the processor time of that thread, which other processes hardly change. Freed memory stays in the process: else
+the system gives and clears fresh pages within some runs and not in others. A ratio above 1 says that agent attention is
+faster. Every baseline uses torch's fused attention. One row a pair is appended.
 """
 
 import argparse
+import ctypes
 import json
 import platform
 import re
@@ -53,7 +56,9 @@ def model(name):
     if name in CONFIGS:
         return create_model(name), CONFIGS[name].image_size[0]
     import timm
+    from timm.layers import set_fused_attn
 
+    set_fused_attn(True, experimental=True)  # by default timm's Swin does not use it
     return timm.create_model(name), 224
 
 
@@ -62,12 +67,26 @@ def synchronise(device):
         torch.cuda.synchronize()
 
 
+def clock(device):
+    """Processor time of the one thread that computes, else wall time."""
+    return time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+
+def keep_freed_memory():
+    """Tell glibc not to hand freed memory back to the system, for all arms alike."""
+    if platform.libc_ver()[0] == "glibc":
+        library, size = ctypes.CDLL(None), 1 << 30
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            library.mallopt(parameter, size)
+
+
 def timed(call, device):
+    now = clock(device)
     synchronise(device)
-    started = time.perf_counter()
+    started = now()
     call()
     synchronise(device)
-    return 1e3 * (time.perf_counter() - started)
+    return 1e3 * (now() - started)
 
 
 def pair(first, second, rounds, device):
@@ -102,18 +121,20 @@ def row(kind, names, calls, options, **facts):
         "dtype": options.dtype,
         "compiled": options.compile,
         "device": where,
+        "clock": clock(options.device).__name__,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
 def processor():
-    """The processor's name, as the system gives it."""
+    """The processor's name, as the system gives it, and the instructions that torch uses."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        return re.search(r"model name\s*: (.*)", text)[1].strip()
+        name = re.search(r"model name\s*: (.*)", text)[1].strip()
     except (OSError, TypeError):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def ready(module, inputs, options):
@@ -161,8 +182,9 @@ def models(options):
 
 
 def sizes(options):
-    """Parameters and FLOPs beside the published ones; parity where golden data are there."""
+    """Parameters and FLOPs beside the published ones; parity with golden data and with the formula written out."""
     sys.path.insert(0, str(ROOT / "tests" / "vision"))
+    import formula_vision
     import golden
 
     for name in CONFIGS:
@@ -179,12 +201,15 @@ def sizes(options):
             "flops": count_flops(built, facts["img_size"]),
             "published_flops": facts["flops_fvcore"],
         }
-        if (golden.DATA / "models" / f"{published}.npz").is_file():
-            config, arrays = golden.load(f"models/{published}.npz")
-            load_published(built, golden.published_weights(published))
-            with torch.no_grad():
+        weights = golden.published_weights(published)
+        load_published(built, weights)
+        with torch.no_grad():
+            x = golden.image(1, facts["img_size"])
+            done["formula_difference"] = float((built(x) - formula_vision.logits(facts, weights, x)).abs().max())
+            if (golden.DATA / "models" / f"{published}.npz").is_file():
+                config, arrays = golden.load(f"models/{published}.npz")
                 logits = built(golden.image(config["batch"], config["img_size"]))
-            done["logits_difference"] = float((logits - torch.from_numpy(arrays["logits"])).abs().max())
+                done["logits_difference"] = float((logits - torch.from_numpy(arrays["logits"])).abs().max())
         yield done
 
 
@@ -201,7 +226,8 @@ def table(head, rows):
 def tables():
     """The tables of docs/vision.md, by the name of their marks."""
     ratio = "ratio (lowest to highest round)"
-    head = ("model", "published as", "size", "parameters (published)", "GFLOPs (published)", "logits differ by")
+    head = ("model", "published as", "size", "parameters (published)", "GFLOPs (published)")
+    head = (*head, "logits minus the formula's", "minus the authors'")
     yield "sizes", table(head, map(size_row, read("models")))
     head = ("tokens", "channels", "heads", "agents", "agents, ms", "softmax, ms", ratio, "how")
     yield "modules", table(head, (module_row(one) for one in read("speed") if one["kind"] == "module"))
@@ -209,6 +235,7 @@ def tables():
     yield "pairs", table(head, (pair_row(one) for one in read("speed") if one["kind"] != "module"))
     head = ("blocks", "parameters", "MFLOPs", "all five right, mean of seeds (each)", "labels right")
     yield "training", table(head, training_rows())
+    yield "paired", table(("blocks", "minus softmax, points", "minus agent, points"), paired_rows())
     yield "test-agents", table(("agents a stage at test time", "all five right, mean of seeds (each)"), agent_rows())
 
 
@@ -220,7 +247,8 @@ def size_row(one):
         str(one["size"]),
         f"{one['parameters']:,} ({'the same' if same else one['published_parameters']})",
         f"{one['flops'] / 1e9:.3f} ({one['published_flops'] / 1e9:.3f})",
-        f"{one['logits_difference']:.1e}" if "logits_difference" in one else "no golden data here",
+        f"{one['formula_difference']:.0e}",
+        f"{one['logits_difference']:.0e}" if "logits_difference" in one else "not here",
     )
 
 
@@ -259,6 +287,29 @@ def training_rows():
         yield (arm, *size, percent(rows, "exact"), labels)
 
 
+def paired_rows():
+    """Differences of an arm to two others, seed by seed: mean, 95 % t interval, how often it is ahead."""
+    shares = {}
+    for one in read("training"):
+        if one["kind"] == "curve" and one["step"] == one["steps"]:
+            shares.setdefault(one["arm"], {})[one["seed"]] = 100 * one["exact"]
+    for arm in shares:
+        others = ("softmax", "agent")
+        yield (arm, *("-" if arm == other else difference(shares[arm], shares[other]) for other in others))
+
+
+def difference(ours, theirs):
+    from scipy import stats
+
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(pairs) < 3:
+        return "*too few seeds*"
+    mean, error = statistics.mean(pairs), statistics.stdev(pairs) / len(pairs) ** 0.5
+    half = error * stats.t.ppf(0.975, len(pairs) - 1)
+    ahead = sum(one > 0 for one in pairs)
+    return f"**{mean:+.1f}** [{mean - half:+.1f}, {mean + half:+.1f}], higher in {ahead} of {len(pairs)} seeds"
+
+
 def agent_rows():
     tested = [one for one in read("training") if one["kind"] == "agents at test time"]
     for number in dict.fromkeys(one["agents"] for one in tested):
@@ -279,17 +330,30 @@ def write_tables(page):
     page.write_text(text, encoding="utf-8")
 
 
+PANELS = {
+    "agents and softmax": ("agent", "softmax"),
+    "ablation": ("agent", "agent, no bias", "agent, no convolution", "agent, neither"),
+    "where, and hierarchies": ("agent", "agents early", "agents late", "agents 36, 16, 9", "agents through agents"),
+}
+
+
 def draw_training(path):
-    """The curves of all arms."""
+    """The curves of all arms, a few to a panel: mean of the seeds, shaded from the lowest to the highest."""
     import matplotlib as mpl
 
     mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
     from agentsd.vision.visual import draw_curves
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = draw_curves(read("training")).figure
-    figure.set_size_inches(7, 4)
-    figure.savefig(path, dpi=100, bbox_inches="tight", metadata={"Software": None})
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.8), sharey=True)
+    for axis, (title, arms) in zip(axes, PANELS.items(), strict=True):
+        draw_curves([one for arm in arms for one in read("training") if one["arm"] == arm], axis)
+        axis.set_title(title, fontsize=10)
+        axis.label_outer()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
 def main(arguments=None):
@@ -306,6 +370,7 @@ def main(arguments=None):
     parser.add_argument("--page", default=str(ROOT / "docs" / "vision.md"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.what == "tables":
         write_tables(Path(options.page))
         if read("training"):

@@ -12,10 +12,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from agentsd.vision import AgentTransformer, VisionConfig, count_flops, create_model
+from agentsd.vision import AgentAttention, AgentTransformer, VisionConfig, count_flops, create_model
 from agentsd.vision.data import folder_pictures, scene_pictures
+from agentsd.vision.functional import merge_heads, pool_agents, split_heads
+from agentsd.vision.layers import Block
 from agentsd.vision.training import Recipe, evaluate, train
 
 # One skeleton; what differs is what stands in the blocks. The softmax blocks attend to all tokens (no reduction).
@@ -39,23 +42,60 @@ ARMS = {
     "softmax": dict(blocks=SOFTMAX, mlp_ratios=(4.4, 4.3, 4.2)),
     "agents early": dict(blocks=("AA", "AS", "SS"), mlp_ratios=(4.0, 4.1, 4.2)),
     "agents late": dict(blocks=("SS", "SA", "AA"), mlp_ratios=(4.4, 4.2, 4.0)),
+    # Hierarchies of agents: fewer from stage to stage, and two grids of agents within a layer.
+    "agents 36, 16, 9": dict(blocks=AGENTS, agents=(36, 16, 9)),
+    "agents through agents": dict(blocks=AGENTS),
 }
+TWO_LEVELS = "agents through agents"
 TEST_AGENTS = (1, 4, 9, 16, 25, 36)
+
+
+class TwoLevels(AgentAttention):
+    """Agents gather from agents of a grid twice as fine, and those from the tokens; both share the biases.
+
+    `V_f = softmax(A_f K^T + B1) V`, `V_c = softmax(A_c A_f^T) V_f`, `O = softmax(Q A_c^T + B2) V_c + DWC(V)`.
+    """
+
+    def _folds(self, x):
+        return False
+
+    def attend(self, query, key, value, grid):
+        coarse = self.agents
+        fine = self.agents = tuple(min(2 * one, side) for one, side in zip(coarse, grid, strict=True))
+        gather = self.biases(grid)[0]
+        self.agents = coarse
+        spread = self.biases(grid)[1]
+        many, few = (split_heads(pool_agents(query, grid, agents), self.heads) for agents in (fine, coarse))
+        local = self._local(value, grid, self.dwc)
+        query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
+        gathered = F.scaled_dot_product_attention(many, key, value, attn_mask=gather)
+        gathered = F.scaled_dot_product_attention(few, many, gathered)
+        return merge_heads(F.scaled_dot_product_attention(query, few, gathered, attn_mask=spread)) + local
+
+
+def two_levels(layer):
+    """The same layer, with the same weights, that attends through two grids of agents."""
+    twin = TwoLevels(layer.dim, layer.heads, grid=layer.grid, agents=layer.agents)
+    twin.load_state_dict(layer.state_dict())
+    return twin
 
 
 def build(arm, size, logits, seed):
     torch.manual_seed(seed)
-    if arm in ARMS:
-        config = VisionConfig(**(SKELETON | ARMS[arm]), image_size=(size, size))
-        return AgentTransformer(config, num_classes=logits)
-    return create_model(arm, num_classes=logits, image_size=size)
+    if arm not in ARMS:
+        return create_model(arm, num_classes=logits, image_size=size)
+    config = VisionConfig(**(SKELETON | ARMS[arm]), image_size=(size, size))
+    model = AgentTransformer(config, num_classes=logits)
+    if arm == TWO_LEVELS:
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.attn = two_levels(block.attn)
+    return model
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--arms", default="agent;softmax", help=f"of {'; '.join(ARMS)}; separated by ';' or ',', or all"
-    )
+    parser.add_argument("--arms", default="agent;softmax", help=f"of {'; '.join(ARMS)}; separated by ';', or all")
     parser.add_argument("--model", help="train a published model, such as agent_pvt_tiny, in place of the arms")
     parser.add_argument("--data", default="scenes", help="scenes, or a folder with one folder of pictures a class")
     parser.add_argument("--seeds", default="0", help="separated by commas")

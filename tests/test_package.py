@@ -183,7 +183,7 @@ class TestPackage:
     def test_its_metadata_names_the_extras(self, wheel):
         _, _, file = wheel
         text = file.read(f"agentsd-{agentsd.__version__}.dist-info/METADATA").decode()
-        for extra in ("eval", "fid", "lora", "notebooks"):
+        for extra in ("eval", "fid", "lora", "notebooks", "vision"):
             assert f"Provides-Extra: {extra}" in text
         assert "Requires-Python: >=3.11" in text
 

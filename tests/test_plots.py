@@ -8,6 +8,7 @@ import pytest
 
 from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE
 from agentsd.presets import PRESETS
+from agentsd.unet.controller import RULES
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "dev" / "plots.py"
@@ -16,8 +17,8 @@ plots = runpy.run_path(str(SCRIPT))
 
 def row(combination, arm, calls, psnr):
     settings = PRESETS[PRESETS_BY_TOLERANCE[arm]].to_json() if arm in PRESETS_BY_TOLERANCE else ""
-    return {"combination": combination, "arm": arm, "settings": settings, "calls": [calls] * 2, "stock_calls": [20] * 2,
-            "psnr_stock": [psnr, psnr + 2]}  # fmt: skip
+    return {"combination": combination, "arm": arm, "settings": settings, "rules": RULES, "calls": [calls] * 2,
+            "stock_calls": [20] * 2, "pictures": 2, "psnr_stock": [psnr, psnr + 2]}  # fmt: skip
 
 
 ROWS = [
@@ -41,7 +42,7 @@ def test_families():
 
 def test_combinations_with_something_to_compare_have_a_panel_and_all_share_a_legend():
     figure = plots["gauge"](ROWS)
-    assert [ax.get_title() for ax in figure.axes] == ["a: stock has 20 calls"]
+    assert [ax.get_title() for ax in figure.axes] == ["a: stock has 20 calls; 2 prompts"]
     (legend,) = figure.legends
     words = [text.get_text() for text in legend.get_texts()]
     assert words == ["agentsd", "fewer steps of another solver", "TaylorSeer"]

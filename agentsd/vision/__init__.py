@@ -7,8 +7,8 @@ from agentsd.vision.configs import VisionConfig as VisionConfig
 from agentsd.vision.create import create_model as create_model
 from agentsd.vision.files import load_weights as load_weights
 from agentsd.vision.files import read_checkpoint as read_checkpoint
+from agentsd.vision.flops import complexity as complexity
 from agentsd.vision.flops import count_flops as count_flops
-from agentsd.vision.functional import complexity as complexity
 from agentsd.vision.model import AgentTransformer as AgentTransformer
 from agentsd.vision.preprocess import evaluation_transform as evaluation_transform
 from agentsd.vision.published import load_published as load_published

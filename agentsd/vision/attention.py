@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agentsd.vision.caching import EvalCache
+from agentsd.vision.caching import Caching
 from agentsd.vision.functional import (
     Grid,
     agent_grid,
@@ -13,6 +13,7 @@ from agentsd.vision.functional import (
     folded_agent_attention,
     merge_heads,
     pool_agents,
+    project,
     split_heads,
     to_image,
     to_tokens,
@@ -23,7 +24,7 @@ BLOCK = 7  # side of the block biases, the same for every grid
 REDUCTION_EPS = 1e-5  # of the norm after the key reduction, in every family
 
 
-class AgentAttention(nn.Module):
+class AgentAttention(Caching):
     """Agent Attention with learned biases and a depthwise convolution of the values.
 
     `A = pool(Q)`, `V_A = softmax(A K^T / sqrt(d) + B1) V`, `O = softmax(Q A^T / sqrt(d) + B2) V_A + DWC(V)`, then a
@@ -90,9 +91,7 @@ class AgentAttention(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} is not odd and positive, so it has no middle; use 3, as published.")
         if reduction < 1 or min(grid) < reduction:
-            raise ValueError(
-                f"reduction={reduction} does not fit grid={grid}; it must lie between 1 and the shorter side."
-            )
+            raise ValueError(f"reduction={reduction} does not fit grid={grid}; use 1 to at most the shorter side.")
         if reduction > 1 and class_token:
             raise ValueError("class_token=True has no place on a grid that reduction > 1 shrinks; use reduction=1.")
         self.dim, self.heads, self.grid, self.reduction, self.class_token = dim, heads, grid, reduction, class_token
@@ -108,11 +107,9 @@ class AgentAttention(nn.Module):
         self.has_bias = bias
         if bias:
             self._make_biases()
-        self._cache = EvalCache()
 
     def _make_biases(self) -> None:
-        number = self.trained_agents[0] * self.trained_agents[1]
-        height, width = self.grid
+        (height, width), number = self.grid, self.trained_agents[0] * self.trained_agents[1]
         shapes = {
             "an_bias": (self.heads, number, BLOCK, BLOCK),
             "na_bias": (self.heads, number, BLOCK, BLOCK),
@@ -173,15 +170,15 @@ class AgentAttention(nn.Module):
         return gather.contiguous(), spread.contiguous()
 
     def _project(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        if self._is_lean(x):
+            query, key = project(x, self.qkv, 0, 2).chunk(2, dim=-1)
+            return query, key, project(x, self.qkv, 2, 3)  # apart, values need no copy before their convolution
         if self.reduction == 1:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
             return query, key, value
-        weight, bias = self.qkv.weight, self.qkv.bias
-        query = F.linear(x, weight[: self.dim], None if bias is None else bias[: self.dim])
         reduced = self.norm(to_tokens(self.sr(to_image(x, grid))))
-        both = F.linear(reduced, weight[self.dim :], None if bias is None else bias[self.dim :])
-        key, value = both.chunk(2, dim=-1)
-        return query, key, value
+        key, value = project(reduced, self.qkv, 1, 3).chunk(2, dim=-1)
+        return project(x, self.qkv, 0, 1), key, value
 
     def _local(self, value: Tensor, grid: Grid, convolution: nn.Conv2d) -> Tensor:
         if self.reduction == 1:
@@ -230,29 +227,28 @@ class AgentAttention(nn.Module):
         result: Tensor = self.dropout(self.proj(out))
         return result
 
-    def _folds(self, x: Tensor) -> bool:
-        """Whether queries and keys are better left unprojected: few agents, many channels, no gradients, a CPU."""
-        few = 2 * self.heads * self._agents[0] * self._agents[1] <= self.dim
-        plain = self.reduction == 1 and not self.class_token and type(self.qkv) is nn.Linear
+    def _is_lean(self, x: Tensor) -> bool:
+        """Whether the parts of the projection are better computed apart: no gradients, a CPU."""
         inferring = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
-        return few and plain and inferring and x.device.type == "cpu"
+        return inferring and self.reduction == 1 and type(self.qkv) is nn.Linear and x.device.type == "cpu"
+
+    def _folds(self, x: Tensor) -> bool:
+        """Whether queries and keys are better left unprojected: few agents, many channels."""
+        few = 2 * self.heads * self._agents[0] * self._agents[1] <= self.dim
+        return few and not self.class_token and self._is_lean(x)
 
     def _folded(self, x: Tensor, grid: Grid) -> Tensor:
         dim, weight, bias = self.dim, self.qkv.weight, self.qkv.bias
-        biases = [None] * 3 if bias is None else bias.split(dim)
         # Averaging commutes with the projection: the tokens are averaged, and the averages projected.
-        agents = F.linear(pool_agents(x, grid, self._agents), weight[:dim], biases[0])
-        value = F.linear(x, weight[2 * dim :], biases[2])
+        agents, value = project(pool_agents(x, grid, self._agents), self.qkv, 0, 1), project(x, self.qkv, 2, 3)
         gather, spread = None, None
         if self.has_bias:
-            key = (grid, self._agents, "tokens last")
-            gather, spread = self._cache.get(self, key, lambda: self._tokens_last(grid))
-            gather, spread = gather.to(value.dtype), spread.to(value.dtype)
+            gather, spread = self._cache.get(self, (grid, self._agents, "last"), lambda: self._tokens_last(grid))
         out = folded_agent_attention(
             x,
             agents,
             value,
-            (weight[:dim], biases[0]),
+            (weight[:dim], None if bias is None else bias[:dim]),
             weight[dim : 2 * dim],
             heads=self.heads,
             gather_bias=gather,
@@ -295,6 +291,9 @@ class AgentAttention(nn.Module):
         out = merge_heads(attended)
         if self.dwc is None:
             return out
-        local = self._local(value, grid, self.dwc)
         # The class token takes no convolution.
-        return torch.cat([out[:, :1], out[:, 1:] + local], dim=1) if self.class_token else out + local
+        local, lead = self._local(value, grid, self.dwc), int(self.class_token)
+        if torch.is_grad_enabled():
+            return torch.cat([out[:, :lead], out[:, lead:] + local], dim=1) if lead else out + local
+        out[:, lead:] += local
+        return out

@@ -14,8 +14,9 @@ class EvalCache:
     """Keeps what a module computes from its own parameters, while it is in eval mode and no gradients are taken.
 
     A parameter that changes in any way (loading, writing in place, another device or dtype) makes the entries stale.
-    `torch.compile` reads entries that are there and writes none: run the model once before compiling it. Copies and
-    pickles of a module start without entries.
+    `torch.compile` reads entries that are there and writes none: run the model once before compiling it. Compiled code
+    sees training and loading (`Caching`), but no parameter that is written in eval mode. Copies and pickles of a module
+    start without entries.
 
     Example:
         >>> layer, cache = torch.nn.Linear(2, 2).eval(), EvalCache()
@@ -67,6 +68,23 @@ class EvalCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EvalCache, ()
+
+
+class Caching(nn.Module):
+    """A module with an `EvalCache`, which loading empties: compiled code does not look at the parameters.
+
+    Example:
+        >>> Caching()._cache.get(Caching().eval(), "answer", lambda: 42)
+        42
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache = EvalCache()
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._cache.clear()
+        super()._load_from_state_dict(*args, **options)
 
 
 def _state(tensor: Tensor) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted as the authors count them."""
+"""Multiply-adds: of a layer by its formula, of a model counted as the authors count them."""
 
 import copy
 from collections.abc import Callable
@@ -63,3 +63,48 @@ def count_flops(model: nn.Module, image_size: int | Grid, *, by_operator: bool =
     if by_operator:
         return {str(operator).removeprefix("aten."): count // 2 for operator, count in counts.items()}
     return counter.get_total_flops() // 2
+
+
+def complexity(tokens: int, width: int, agents: int, *, kernel: int = 3) -> int:
+    """Count the multiply-adds of one Agent Attention layer, `4NC^2 + NC + 4nNC + k^2NC`.
+
+    Projections, pooling, four products with the agents, depthwise convolution (section 3.3 of
+    https://arxiv.org/abs/2312.08874). Softmax attention takes `4NC^2 + 2N^2C`.
+
+    Args:
+        tokens: Number of tokens N.
+        width: Channels C.
+        agents: Number of agents n.
+        kernel: Side k of the depthwise convolution.
+
+    Returns:
+        Multiply-adds for one image.
+
+    Raises:
+        ValueError: If a number is not positive.
+
+    Example:
+        >>> complexity(3136, 64, 9) < softmax_complexity(3136, 64) / 15
+        True
+    """
+    for field, number in (("tokens", tokens), ("width", width), ("agents", agents), ("kernel", kernel)):
+        if number < 1:
+            raise ValueError(f"{field}={number} is not positive; give at least 1.")
+    return tokens * width * (4 * width + 1 + 4 * agents + kernel**2)
+
+
+def softmax_complexity(tokens: int, width: int) -> int:
+    """Count the multiply-adds of one softmax attention layer, `4NC^2 + 2N^2C`.
+
+    Args:
+        tokens: Number of tokens N.
+        width: Channels C.
+
+    Returns:
+        Multiply-adds for one image.
+
+    Example:
+        >>> softmax_complexity(196, 384)
+        145108992
+    """
+    return tokens * width * (4 * width + 2 * tokens)

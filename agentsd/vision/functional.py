@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from agentsd.attention.agent import agent_attention
 
@@ -236,6 +236,27 @@ def folded_agent_attention(
     return merge_heads(second.softmax(-2).to(value.dtype).transpose(-1, -2) @ gathered)
 
 
+def project(x: Tensor, qkv: nn.Linear, first: int, last: int) -> Tensor:
+    """Apply a part of the joint projection to queries (part 0), keys (1) and values (2).
+
+    Args:
+        x: Tokens, [B, N, C].
+        qkv: The joint projection, C to 3C channels.
+        first: The first part.
+        last: The part after the last one.
+
+    Returns:
+        Projected tokens, [B, N, (last - first) * C].
+
+    Example:
+        >>> x, qkv = torch.randn(1, 4, 8), nn.Linear(8, 24)
+        >>> project(x, qkv, 1, 3).allclose(qkv(x)[..., 8:], atol=1e-6)
+        True
+    """
+    rows = slice(first * x.shape[-1], last * x.shape[-1])
+    return F.linear(x, qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
+
+
 def check_heads(dim: int, heads: int) -> None:
     """Refuse a number of heads that does not divide the channels.
 
@@ -251,48 +272,3 @@ def check_heads(dim: int, heads: int) -> None:
     """
     if heads < 1 or dim % heads:
         raise ValueError(f"heads={heads} does not divide dim={dim}; choose a divisor of dim.")
-
-
-def complexity(tokens: int, width: int, agents: int, *, kernel: int = 3) -> int:
-    """Count the multiply-adds of one Agent Attention layer, `4NC^2 + NC + 4nNC + k^2NC`.
-
-    Projections, pooling, four products with the agents, depthwise convolution (section 3.3 of
-    https://arxiv.org/abs/2312.08874). Softmax attention takes `4NC^2 + 2N^2C`.
-
-    Args:
-        tokens: Number of tokens N.
-        width: Channels C.
-        agents: Number of agents n.
-        kernel: Side k of the depthwise convolution.
-
-    Returns:
-        Multiply-adds for one image.
-
-    Raises:
-        ValueError: If a number is not positive.
-
-    Example:
-        >>> complexity(3136, 64, 9) < softmax_complexity(3136, 64) / 15
-        True
-    """
-    for field, number in (("tokens", tokens), ("width", width), ("agents", agents), ("kernel", kernel)):
-        if number < 1:
-            raise ValueError(f"{field}={number} is not positive; give at least 1.")
-    return tokens * width * (4 * width + 1 + 4 * agents + kernel**2)
-
-
-def softmax_complexity(tokens: int, width: int) -> int:
-    """Count the multiply-adds of one softmax attention layer, `4NC^2 + 2N^2C`.
-
-    Args:
-        tokens: Number of tokens N.
-        width: Channels C.
-
-    Returns:
-        Multiply-adds for one image.
-
-    Example:
-        >>> softmax_complexity(196, 384)
-        145108992
-    """
-    return tokens * width * (4 * width + 2 * tokens)

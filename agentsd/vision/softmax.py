@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agentsd.vision.attention import REDUCTION_EPS
-from agentsd.vision.caching import EvalCache
-from agentsd.vision.functional import Grid, check_heads, merge_heads, split_heads, to_image, to_tokens
+from agentsd.vision.caching import Caching
+from agentsd.vision.functional import Grid, check_heads, merge_heads, project, split_heads, to_image, to_tokens
 
 MASKED = -100.0  # what the published Swin adds to a masked score
 
@@ -56,15 +56,13 @@ class SoftmaxAttention(nn.Module):
         if self.reduction == 1:
             query, key, value = self.qkv(x).chunk(3, dim=-1)
         else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            query = F.linear(x, weight[: self.dim], bias[: self.dim])
             reduced = self.norm(to_tokens(self.sr(to_image(x, grid))))
-            key, value = F.linear(reduced, weight[self.dim :], bias[self.dim :]).chunk(2, dim=-1)
+            query, (key, value) = project(x, self.qkv, 0, 1), project(reduced, self.qkv, 1, 3).chunk(2, dim=-1)
         out: Tensor = self.proj(_attend(query, key, value, self.heads))
         return out
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Caching):
     """Softmax attention in windows, shifted or not, with a table of relative position biases (Swin).
 
     `O = softmax(Q K^T / sqrt(d) + B + mask) V` in each window; Liu et al., https://arxiv.org/abs/2103.14030. Maps that
@@ -96,7 +94,6 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         table = torch.empty((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        self._cache = EvalCache()
 
     def _bias(self, padded: Grid, window: Grid, shift: Grid) -> Tensor:
         """Return bias and mask, [windows or 1, heads, w*w, w*w]."""

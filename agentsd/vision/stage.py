@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agentsd.vision.attention import AgentAttention
-from agentsd.vision.caching import EvalCache
+from agentsd.vision.caching import Caching
 from agentsd.vision.configs import EMBED_EPS, VisionConfig
 from agentsd.vision.functional import Grid
 from agentsd.vision.layers import Block, PatchEmbed, PatchMerging
@@ -15,7 +15,7 @@ from agentsd.vision.resize import resize_positions
 from agentsd.vision.softmax import SoftmaxAttention, StripeAttention, WindowAttention
 
 
-class Stage(nn.Module):
+class Stage(Caching):
     """One resolution: patches, positions, blocks.
 
     Args:
@@ -62,7 +62,6 @@ class Stage(nn.Module):
             )
             for number, rate in enumerate(rates)
         )
-        self._cache = EvalCache()
 
     def tokens(self, image: Tensor) -> tuple[Tensor, Grid]:
         """Cut an image or the map of the last stage, [B, C, H, W], into tokens with their positions."""

@@ -92,8 +92,8 @@ def gauge(rows: list[Row]) -> Any:
                     zorder=4 if front else 3, label=who)  # fmt: skip
             ours += [(calls, middle)] if front else []
         ax.plot(*zip(*sorted(ours), strict=True), color=OURS[0], linewidth=1.6, zorder=3)
-        steps = arms["tolerance 0.03"]["stock_calls"][0]
-        ax.set_title(f"{name}: stock has {steps} calls", fontsize=10)
+        default = arms["tolerance 0.03"]
+        ax.set_title(f"{name}: stock has {default['stock_calls'][0]} calls; {default['pictures']} prompts", fontsize=10)
         ax.grid(alpha=0.25)
         calls_shown = [statistics.mean(row["calls"]) for arm, row in arms.items() if arm != "stock"]
         ax.set_xlim(min(calls_shown) - 1.5, max(calls_shown) + 1.5)
@@ -108,7 +108,7 @@ def gauge(rows: list[Row]) -> Any:
     order = [name for name in ("agentsd", "fewer steps of another solver", *rivals) if name in handles]
     figure.legend([handles[name] for name in order], order, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        "Left and up is better. Points: median of 16 prompts; bars reach down to the worst 5%.\n"
+        "Left and up is better. Points: median over prompts; bars reach down to the worst 5%.\n"
         "Bundled demo model under each process.",
         fontsize=10,
     )  # fmt: skip

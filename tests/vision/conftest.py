@@ -1,6 +1,6 @@
 """The vision tests find their helpers beside them; torchvision's missing operators get schemas."""
 
-import importlib.metadata
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -21,11 +21,14 @@ def _add_schemas():
 
     timm imports it, and it declares shapes for two operators that its binary would bring. Nothing here runs them.
     """
-    try:
-        version = importlib.metadata.version("torchvision")
-    except importlib.metadata.PackageNotFoundError:
+    found = importlib.util.find_spec("torchvision")
+    if found is None:
         return None
-    if torch.version.cuda is not None or "+cpu" in version:
+    for binary in Path(found.origin).parent.glob("_C.*"):
+        try:
+            torch.ops.load_library(str(binary))
+        except OSError:
+            break
         return None
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

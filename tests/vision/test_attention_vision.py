@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agentsd.attention.agent import agent_attention
 from agentsd.vision import AgentAttention, complexity
-from agentsd.vision.functional import agent_grid, biased_agent_attention, softmax_complexity
+from agentsd.vision.flops import softmax_complexity
+from agentsd.vision.functional import agent_grid, biased_agent_attention
 
 
 def made(**changes):
@@ -172,6 +173,18 @@ class TestCache:
 
         self.check_stale(6, load)
         self.check_stale(6, lambda layer: load(layer, assign=True))
+
+    def test_compiled_code_sees_what_is_loaded(self):
+        layer, other = made().eval(), made().eval()
+        x = torch.randn(1, 24, 16)
+        with torch.no_grad():
+            other.an_bias.normal_()
+            layer(x)
+            compiled = torch.compile(layer, fullgraph=True, backend="eager")
+            before = compiled(x)
+            layer.load_state_dict(other.state_dict())
+            torch.testing.assert_close(compiled(x), other(x), rtol=0, atol=1e-6)
+            assert not torch.allclose(before, other(x), atol=1e-3)
 
     def test_writing_in_place_makes_it_stale(self):
         self.check_stale(6, lambda layer: layer.an_bias.normal_())

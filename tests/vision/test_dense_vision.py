@@ -1,9 +1,13 @@
 """Segmenters and detectors on these backbones train on a few generated scenes."""
 
+import ctypes
 import functools
 import importlib.util
+import runpy
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +121,16 @@ class TestDetectors:
     def test_one_resolution_is_refused(self):
         with pytest.raises(ValueError, match="has one resolution; choose a model of PVT, Swin or CSwin"):
             retinanet("agent_deit_t", num_classes=2)
+
+
+@pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("readelf")), reason="needs gcc and readelf")
+def test_stand_ins_are_libraries_that_load(tmp_path):
+    root = Path(__file__).resolve().parent.parent.parent
+    script = runpy.run_path(str(root / "scripts" / "dev" / "torchvision_beside_cpu.py"))
+    script["build"](tmp_path, "libcudart.so.99", [("NOTYPE", "cudaGetLastError"), ("OBJECT", "allocator")])
+    library = tmp_path / "libcudart.so.99"
+    assert ctypes.CDLL(str(library)).cudaGetLastError() == 0
+    assert set(script["symbols"](str(library))) >= {
+        ("FUNC", True, "cudaGetLastError", "libcudart.so.99"),
+        ("OBJECT", True, "allocator", "libcudart.so.99"),
+    }

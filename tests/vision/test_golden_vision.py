@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from golden import DATA, image, load, published_weights, sampled, weight
+from formula_vision import logits as formula
+from golden import DATA, MANIFESTS, image, load, manifest, published_weights, sampled, weight
 
 from agentsd.vision import AgentAttention, create_model, load_published
 from agentsd.vision.layers import Block
@@ -113,3 +114,22 @@ def test_pyramid_of_a_detector():
         assert list(feature.shape) == config["shapes"][index]
         np.testing.assert_allclose(sampled(feature).numpy(), arrays["samples"][index], rtol=0, atol=1e-4)
         assert abs(float(feature.mean()) - arrays["mean"][index]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["agent_deit_t", "agent_pvt_t"])
+def test_the_formula_gives_the_golden_logits(name):
+    config, arrays = load(f"models/{name}.npz")
+    with torch.no_grad():
+        logits = formula(manifest(name), published_weights(name), image(config["batch"], config["img_size"]))
+    np.testing.assert_allclose(logits.numpy(), arrays["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.endswith("_t") else pytest.mark.slow) for name in MANIFESTS]
+)
+def test_all_models_compute_the_formula(name):
+    weights, x = published_weights(name), image(1, manifest(name)["img_size"])
+    model = create_model(name).eval()
+    load_published(model, weights)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), formula(manifest(name), weights, x), rtol=0, atol=1e-4)

@@ -7,7 +7,7 @@ import agentsd.vision
 
 PACKAGE = Path(agentsd.vision.__file__).parent
 
-# A module imports those before it; of the rest of the package, the shared core alone, and the demo's scenes.
+# A module imports those before it; of the rest of the package, the shared core, `system` and the demo's scenes alone.
 ORDER = (
     "functional",
     "resize",
@@ -32,7 +32,7 @@ ORDER = (
     "visual",
     "__main__",
 )
-OUTSIDE = {"functional": {"attention"}, "data": {"demo"}}
+OUTSIDE = {"functional": {"attention"}, "data": {"demo"}, "segmentation": {"system"}, "training": {"system"}}
 
 
 def imported(path):
