@@ -53,6 +53,7 @@ def test_a_calibration_is_said_in_words_written_and_drawn_with(run, tmp_path):
     assert (settings.label, settings.schedule) == ("calibration", found.schedule)
 
     _, out, err = run(*draw, "--steps", 13, "--scheduler", "euler")
+    assert "warning: calibration skipped no step: full steps are listed for 12 calls from noise level" in err
     assert "was calibrated for another run: scheduler is 'EulerDiscreteScheduler' here and 'DDIMSched" in err
     assert "; steps is 13 here and 12 in the calibration." in err
     assert out.endswith("13 of 13 steps full\n")
@@ -63,6 +64,13 @@ def test_a_comparison_takes_a_calibration(run, tmp_path):
     code, out, _ = run("compare", "--prompt", "a", "--steps", 12, "--schedule", "mine.json", "--output", "a.png")
     assert code == 0
     assert "a.png: mine is " in out
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_run_without_a_skipped_step_says_why(run, command):
+    _, _, err = run(command, "--prompt", "a", "--prompt", "b", "--steps", 4, "--preset", "fast")
+    assert err.count("warning: fast skipped no step: the run has 4 steps, and agentsd skips none below 10.") == 1
+    assert "skipped no step" not in run(command, "--prompt", "a", "--steps", 4, "--preset", "gentle", "--force")[2]
 
 
 def test_other_settings_of_one_solver_are_named_one_by_one(model):
