@@ -36,10 +36,10 @@ def test_a_calibration_is_said_in_words_written_and_drawn_with(run, tmp_path):
     code, out, err = run("calibrate", "--steps", 12, "--calls", 7, "--prompt", "a", "--prompt", "b")
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0].endswith(", DDIMScheduler, 12 steps, for 7 UNet calls")
+    assert lines[0].endswith(", DDIMScheduler, 12 steps, for 7 calls")
     assert lines[1].startswith("  steps: 7 of 12 listed as full")
-    assert lines[2] == "  UNet calls: 7.0 instead of 12, 1.71 times fewer"
-    assert lines[4].startswith("  error of the final latent: median 0.")
+    assert lines[2] == "  calls: 7.0 instead of 12, 1.71 times fewer"
+    assert lines[4].startswith("  error of the final latent: 0.")
     assert lines[-1] == (
         "outputs/calibration.json: the calibration; agentsd generate --schedule outputs/calibration.json draws with it"
     )
@@ -53,6 +53,7 @@ def test_a_calibration_is_said_in_words_written_and_drawn_with(run, tmp_path):
     assert (settings.label, settings.schedule) == ("calibration", found.schedule)
 
     _, out, err = run(*draw, "--steps", 13, "--scheduler", "euler")
+    assert "warning: calibration skipped no step: full steps are listed for 12 calls from noise level" in err
     assert "was calibrated for another run: scheduler is 'EulerDiscreteScheduler' here and 'DDIMSched" in err
     assert "; steps is 13 here and 12 in the calibration." in err
     assert out.endswith("13 of 13 steps full\n")
@@ -63,6 +64,13 @@ def test_a_comparison_takes_a_calibration(run, tmp_path):
     code, out, _ = run("compare", "--prompt", "a", "--steps", 12, "--schedule", "mine.json", "--output", "a.png")
     assert code == 0
     assert "a.png: mine is " in out
+
+
+@pytest.mark.parametrize("command", ["generate", "compare"])
+def test_a_run_without_a_skipped_step_says_why(run, command):
+    _, _, err = run(command, "--prompt", "a", "--prompt", "b", "--steps", 4, "--preset", "fast")
+    assert err.count("warning: fast skipped no step: the run has 4 steps, and agentsd skips none below 10.") == 1
+    assert "skipped no step" not in run(command, "--prompt", "a", "--steps", 4, "--preset", "gentle", "--force")[2]
 
 
 def test_other_settings_of_one_solver_are_named_one_by_one(model):
@@ -94,7 +102,7 @@ def test_a_stopped_calibration_says_that_it_goes_on(run, monkeypatch):
         (["--prompts-file", "absent.txt"], "--prompts-file 'absent.txt' cannot be read", 0),
         (["--calls", "8", "--worst"], "--calls 8 lists so many full steps; it goes neither with", 0),
         (["--calls", "30"], "--calls 30 must lie in [5, 16] for runs of 16 calls", 1),
-        (["--steps", "5"], "--steps 5 makes 5 UNet calls, and a tolerance skips none below 10", 1),
+        (["--steps", "5"], "--steps 5 makes 5 calls, and a tolerance skips none below 10", 1),
     ],
 )
 def test_bad_input_ends_with_2_before_the_work(run, monkeypatch, tmp_path, words, said, pictures):

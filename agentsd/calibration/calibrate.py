@@ -59,7 +59,7 @@ def calibrate(
     """Fit skipped steps to one pipeline, one solver and one number of steps from its own runs.
 
     A few stock runs are recorded. Real runs then find the tolerance that meets a target. Or full steps are listed: the
-    recorded runs show, without further UNet calls, what each choice of them would cost. Held-out prompts measure the
+    recorded runs show, without further calls, what each choice of them would cost. Held-out prompts measure the
     result. An interrupted calibration goes on where it was: finished runs are kept in the user's cache folder.
 
     Give one target at most: `calls`, `tolerance`, `psnr` or `lpips`. Without one it is `tolerance=0.03`.
@@ -69,7 +69,7 @@ def calibrate(
         prompts: One or more prompts; `None` takes ten of ours. The first half is fitted to, at most 10; the rest is
             held out. A single prompt is used for both, with other noise.
         num_inference_steps: Steps of the run.
-        calls: UNet calls that a picture may take.
+        calls: Calls of the UNet or transformer that a picture may take.
         tolerance: Relative error of the final latent, in (0, 1].
         psnr: PSNR to the stock picture, in dB.
         lpips: LPIPS to the stock picture (AlexNet; needs its weights, see `agentsd.bench.lpips`).
@@ -127,7 +127,7 @@ def calibrate(
         results = [work.compare(schedule, place, lpips=lpips is not None) for place in checked]
     return Calibration(
         schedule=schedule,
-        target=f"{target} UNet calls" if isinstance(target, int) else str(target),
+        target=f"{target} calls" if isinstance(target, int) else str(target),
         **key_of(pipe),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
@@ -198,7 +198,7 @@ def _check_calls(steps: int, calls: int, target: Target | int, kind: str) -> Non
         check_number_of_calls(target, calls)
     elif kind == "tolerance" and calls < FEWEST_CALLS:
         raise ValueError(
-            f"num_inference_steps={steps} makes {calls} UNet calls, and a tolerance skips none below {FEWEST_CALLS}; "
+            f"num_inference_steps={steps} makes {calls} calls, and a tolerance skips none below {FEWEST_CALLS}; "
             "take more steps, or give calls to list full steps."
         )
 
@@ -221,11 +221,6 @@ def _check(pipe: Any, steps: object, seed: object) -> None:
     denoiser = denoiser_of(pipe)
     if denoiser is pipe or not callable(pipe) or not hasattr(pipe, "scheduler"):
         raise ValueError(f"pipe={type(pipe).__name__} must be a pipeline: calibration makes pictures with it.")
-    if getattr(pipe, "unet", None) is None:
-        raise ValueError(
-            f"pipe={type(pipe).__name__} denoises with {type(denoiser).__name__}; calibration records pipelines with a "
-            "UNet. Use agentsd.apply(pipe, tolerance=...) without it."
-        )
     if SITE in denoiser.__dict__:
         raise ValueError("pipe is patched, so stock cannot be recorded; call agentsd.remove(pipe) first.")
     check_skipping(denoiser, preset("balanced"))

@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         latent: The final latent.
         picture: The picture, [3, H, W] in [0, 1].
-        calls: UNet calls, one element.
+        calls: Calls of the UNet or transformer, one element.
     """
 
     latent: Tensor
@@ -121,7 +121,10 @@ def _run(pipe: Any, prompt: str, seed: int, call: dict[str, Any]) -> tuple[Tenso
             f"{type(pipe).__name__} makes several pictures for one prompt, or does not step its scheduler; calibration "
             "needs one picture for each prompt."
         )
-    return seen.latent[0], made.images[0].detach().float().cpu().clamp(0, 1), seen
+    images = getattr(made, "images", None)
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f"{type(pipe).__name__} makes no pictures, which calibration compares; use apply without it.")
+    return seen.latent[0], images[0].detach().float().cpu().clamp(0, 1), seen
 
 
 @contextmanager

@@ -30,8 +30,8 @@ class Calibration:
         scheduler_config: Its settings.
         num_inference_steps: Steps of the run.
         guidance_scale: Guidance; `None` is the pipeline's own.
-        stock_calls: UNet calls of a stock picture.
-        calls: UNet calls of each held-out picture.
+        stock_calls: Calls of the UNet or transformer for a stock picture.
+        calls: Those of each held-out picture.
         psnr: PSNR of each to its stock picture, in dB; `None` where the two are equal.
         latent_error: Relative error of each final latent.
         lpips: LPIPS of each, if it was asked for.
@@ -65,12 +65,12 @@ class Calibration:
 
     @property
     def mean_calls(self) -> float:
-        """UNet calls of a picture, on average."""
+        """Calls of a picture, on average."""
         return sum(self.calls) / len(self.calls)
 
     @property
     def speedup(self) -> float:
-        """How many times fewer UNet calls than stock; whole runs gain less, because other parts take time too."""
+        """How many times fewer calls than stock; whole runs gain less, because other parts take time too."""
         return self.stock_calls / self.mean_calls
 
     def psnr_interval(self) -> Interval:
@@ -132,27 +132,26 @@ class Calibration:
         write_whole(Path(path), self.to_json() + "\n")
 
     def __str__(self) -> str:
-        likeness, error = self.psnr_interval(), interval(self.latent_error)
-        spread = spread_of(len(self.psnr))
+        worst = min(float("inf") if one is None else one for one in self.psnr)
+        prompts = "1 held-out prompt" if len(self.held_out) == 1 else f"{len(self.held_out)} held-out prompts"
+        pictures = "1 other picture" if len(self.prompts) == 1 else f"{len(self.prompts)} other pictures"
         lines = [
             f"calibration of {self.model}, {self.scheduler}, {self.num_inference_steps} steps, for {self.target}",
             f"  steps: {steps_in_words(self.schedule)}",
-            f"  UNet calls: {self.mean_calls:.1f} instead of {self.stock_calls}, {self.speedup:.2f} times fewer",
-            f"  PSNR to stock: median {likeness.value:.1f} dB ({spread}: {likeness.low:.1f} to {likeness.high:.1f}), "
-            f"worst {min(float('inf') if one is None else one for one in self.psnr):.1f}",
-            f"  error of the final latent: median {error.value:.3f} ({spread}: {error.low:.3f} to {error.high:.3f}), "
-            f"worst {max(self.latent_error):.3f}",
+            f"  calls: {self.mean_calls:.1f} instead of {self.stock_calls}, {self.speedup:.2f} times fewer",
+            self._figure("PSNR to stock", self.psnr_interval(), worst, digits=1, unit=" dB"),
+            self._figure("error of the final latent", interval(self.latent_error), max(self.latent_error)),
         ]
         lpips = self.lpips_interval()
         if lpips is not None:
-            lines.append(
-                f"  LPIPS to stock: median {lpips.value:.3f} ({spread}: {lpips.low:.3f} to {lpips.high:.3f}), "
-                f"worst {max(self.lpips):.3f}"
-            )
-        lines.append(
-            f"  measured on {len(self.held_out)} held-out prompts; fitted to {len(self.prompts)} other pictures"
-        )
-        return "\n".join(lines)
+            lines.append(self._figure("LPIPS to stock", lpips, max(self.lpips)))
+        return "\n".join([*lines, f"  measured on {prompts}; fitted to {pictures}"])
+
+    def _figure(self, name: str, found: Interval, worst: float, *, digits: int = 3, unit: str = "") -> str:
+        value, low, high, last = (f"{one:.{digits}f}" for one in (found.value, found.low, found.high, worst))
+        if len(self.held_out) == 1:
+            return f"  {name}: {value}{unit}"
+        return f"  {name}: median {value}{unit} ({spread_of(len(self.held_out))}: {low} to {high}), worst {last}"
 
 
 def key_of(pipe: Any) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Work:
             self.bar.update()
 
     def compare(self, schedule: Schedule, place: Place, *, lpips: bool = False) -> dict[str, Any]:
-        """Return the UNet calls of a picture and its distances to stock: of the latent, in PSNR, perhaps in LPIPS."""
+        """Return the calls of a picture and its distances to stock: of the latent, in PSNR, perhaps in LPIPS."""
         stock, run = self.stock(place), self.skipped(schedule, place)
         pictures = run.picture[None], stock.picture[None]
         found: dict[str, Any] = {

@@ -102,8 +102,14 @@ def warn_of_words(prompts: Sequence[str]) -> None:
         note(f"warning: the demo model does not know {', '.join(map(repr, words[:8]))}{more}. It knows {KNOWN}.")
 
 
+def _warn_of_full_steps(label: str, why: str | None) -> None:
+    if why is not None:
+        note(f"warning: {label} skipped no step: {why}.")
+
+
 def draw(job: Job) -> list[dict[str, Any]]:
     """Draw batch by batch, and write every picture as soon as it is there; return one row for each picture."""
+    from agentsd.pictures.compare import why_all_full
     from agentsd.pictures.generate import generate, resolve
 
     first = job.groups[0][0]
@@ -115,7 +121,10 @@ def draw(job: Job) -> list[dict[str, Any]]:
         began = time.perf_counter()
         made = generate(job.pipe, group)  # PIL pictures: whatever the device had to do is done
         seconds = round((time.perf_counter() - began) / len(group), 4)
-        last = None if patch is None else patch.report().last_run
+        report = None if patch is None else patch.report()
+        last = None if report is None else report.last_run
+        if report is not None and not rows:
+            _warn_of_full_steps(first.label, why_all_full(report))
         for settings, picture in zip(group, made, strict=True):
             path, settings = job.files[len(rows)], resolve(job.pipe, settings, picture)
             row = {"settings": settings.to_dict(), "seconds": seconds, "batch_size": len(group)}
@@ -153,6 +162,8 @@ def draw_comparisons(job: Job) -> list[dict[str, Any]]:
             rows += [{"path": str(path), **row} for row in made]
             if not job.quiet:
                 with bar.external_write_mode():
+                    for label, result in results.items() if number == 1 else ():
+                        _warn_of_full_steps(label, result.all_full)
                     for row in made:
                         say(f"{path}: {describe(row)}")
     return rows

@@ -19,6 +19,7 @@ from agentsd.pictures.generate import generate
 from agentsd.pictures.settings import Settings
 from agentsd.schedule import Schedule
 from agentsd.system.timing import interleave
+from agentsd.unet.report import Report
 
 _WARMUP_STEPS = 4
 _WARMUP_RUNS = 2
@@ -35,6 +36,7 @@ class Comparison:
         agents_seconds: Times of the two runs between.
         psnr_db: PSNR of the patched picture against the stock one; infinite if they are equal.
         ssim: SSIM of the two.
+        all_full: Why no step was skipped, if the schedule would skip some; `None` if steps were skipped.
     """
 
     stock: Image.Image
@@ -43,6 +45,7 @@ class Comparison:
     agents_seconds: tuple[float, float]
     psnr_db: float
     ssim: float
+    all_full: str | None = None
 
     @property
     def speed_ratio(self) -> float:
@@ -115,6 +118,7 @@ def compare_arms(
         ['gentle', 'fast']
     """
     pictures: dict[str | None, Image.Image] = {}
+    reasons: dict[str, str | None] = {}
     names: dict[str, str | None] = {"stock": None} | {f"agentsd {label}": label for label in arms}
 
     def draw(name: str) -> None:
@@ -122,8 +126,10 @@ def compare_arms(
 
     @contextmanager
     def arm(label: str | None) -> Iterator[None]:
-        with nullcontext() if label is None else apply(pipe, arms[label], seed=settings.agents_seed):
+        with nullcontext() if label is None else apply(pipe, arms[label], seed=settings.agents_seed) as patch:
             yield
+            if label is not None and patch is not None:
+                reasons[label] = why_all_full(patch.report())
         if on_run is not None:
             on_run()
 
@@ -146,8 +152,22 @@ def compare_arms(
                 agents_seconds=(seconds[name][0], seconds[name][1]),
                 psnr_db=float(psnr(own, stock)),
                 ssim=float(ssim(own, stock)),
+                all_full=reasons[label],
             )
     return found
+
+
+def why_all_full(report: Report) -> str | None:
+    """Return why no step of the last run was skipped although the schedule skips steps; `None` if one was.
+
+    Example:
+        >>> with agentsd.apply(pipe) as patch:
+        ...     _ = pipe("a red circle", num_inference_steps=4)
+        >>> why_all_full(patch.report())
+        'the run has 4 steps, and agentsd skips none below 10'
+    """
+    run = report.last_run
+    return None if run is None or run.skipped else report.skipping_problem
 
 
 def speed_in_words(ratio: float) -> str:

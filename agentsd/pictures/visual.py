@@ -236,7 +236,7 @@ def draw_front(
         side = ("left", "bottom", (5, 4)) if points is figures else ("right", "top", (-5, -4))
         for label, place in points.items():
             axes.annotate(label, place, ha=side[0], va=side[1], xytext=side[2], textcoords="offset points", fontsize=8)
-    axes.margins(x=0.3, y=0.2)  # room for the names
+    axes.margins(x=0.4, y=0.2)  # room for the names
     axes.set_xlabel(speed)
     axes.set_ylabel(quality)
     axes.grid(alpha=0.3)
