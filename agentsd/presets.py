@@ -113,6 +113,8 @@ def as_schedule(schedule: object, ratio: float | None = None) -> Schedule:
         )
     if isinstance(schedule, list | tuple) and schedule and all(isinstance(one, Phase) for one in schedule):
         raise ValueError(f"schedule={schedule!r} holds phases; write agentsd.Schedule(phases).")
+    if isinstance(getattr(schedule, "schedule", None), Schedule):
+        raise ValueError(f"schedule is a {type(schedule).__name__}, which holds one; give its attribute .schedule.")
     raise ValueError(
         f"schedule={schedule!r} must be the name of a preset ({', '.join(PRESETS)}), a Schedule, a Plan, or settings: "
         "MergedTokens, PooledAgents or SampledKeys."

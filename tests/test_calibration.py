@@ -129,6 +129,15 @@ def test_calibrate_says_what_it_measured_and_goes_on(tmp_path, monkeypatch, caps
     assert again.differences(with_scheduler(EulerDiscreteScheduler))
 
 
+def test_a_calibration_in_the_place_of_its_schedule_is_told():
+    pipe = make_tiny_pipe()
+    found = agentsd.calibrate(pipe, ["a"], num_inference_steps=12, calls=8, progress=False, cache=False)
+    with pytest.raises(ValueError, match=r"schedule is a Calibration, which holds one; give its attribute \.schedule"):
+        agentsd.apply(pipe, found)
+    with pytest.raises(ValueError, match=r"the text of a calibration or of a plan, which holds one; read it with"):
+        Schedule.from_json(found.to_json())
+
+
 def test_a_tolerance_is_found_for_a_picture_measure():
     found = agentsd.calibrate(make_tiny_pipe(), ["a"], num_inference_steps=12, psnr=45.0, progress=False, cache=False)
     assert 0 < found.schedule.skipping.tolerance <= 1

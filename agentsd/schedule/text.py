@@ -30,7 +30,13 @@ def read(text: str | bytes) -> Schedule:
         >>> read('{"version": 1, "phases": [{"until": 1.0}]}') == Schedule.constant(None)
         True
     """
-    return schedule_from(load_object(text, "schedule", _VERSION))
+    data = load_object(text, "schedule", _VERSION)
+    if "schedule" in data:
+        raise ValueError(
+            "schedule is the text of a calibration or of a plan, which holds one; read it with "
+            "agentsd.Calibration.from_json or agentsd.Plan.from_json."
+        )
+    return schedule_from(data)
 
 
 def attention_object(attention: Attention) -> dict[str, Any]:
