@@ -1,6 +1,7 @@
 """Calibration: the simulation is exact where predictions do not react, and what is chosen runs as it says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,15 @@ def test_a_calibration_in_the_place_of_its_schedule_is_told():
         agentsd.apply(pipe, found)
     with pytest.raises(ValueError, match=r"the text of a calibration or of a plan, which holds one; read it with"):
         Schedule.from_json(found.to_json())
+
+
+def test_a_target_that_the_held_out_pictures_miss_is_named():
+    found = agentsd.calibrate(
+        make_tiny_pipe(), ["a"], held_out=["b"], num_inference_steps=12, tolerance=0.05, cache=False, progress=False
+    )
+    assert found.excess == pytest.approx(found.latent_error[0] / 0.05, rel=0.01)
+    assert "target missed" not in str(replace(found, excess=1.0))
+    assert "target missed: the error is 1.9 times what was asked for" in str(replace(found, excess=1.94))
 
 
 def test_a_tolerance_is_found_for_a_picture_measure():

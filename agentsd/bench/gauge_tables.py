@@ -37,7 +37,7 @@ def gauge_table(rows: Sequence[Row]) -> str:
         other = ("-", "-") if best is None else (spread(best, "psnr_stock"), spread(best, "psnr_converged"))
         full = ours["stock_calls"][0]
         cells = [
-            name + _mark(arms, rows),
+            name + _mark(ours, rows),
             str(full),
             f"{calls:.1f} ({full / calls:.1f}x fewer)",
             spread(ours, "psnr_stock"),
@@ -75,7 +75,7 @@ def solvers_table(rows: Sequence[Row], combinations: Sequence[str]) -> str:
             best = _best_solver(found[name], round(calls))
             other = "*not measured*" if best is None else spread(best, "psnr_stock")
             lines.append(
-                f"| {name}{_mark(found[name], rows)} | {ours['stock_calls'][0]} | {calls:.1f} | "
+                f"| {name}{_mark(ours, rows)} | {ours['stock_calls'][0]} | {calls:.1f} | "
                 f"{spread(ours, 'psnr_stock')} | {other} |"
             )
     if len(lines) == 2:
@@ -106,7 +106,8 @@ def promise_table(rows: Sequence[Row]) -> str:
             error = None if row is None else statistics.median(row["latent_error"])
             cells.append("-" if row is None else f"{error:.3f} ({statistics.mean(row['calls']):.1f} calls)")
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {name}{_mark(arms, rows)} | " + " | ".join(cells) + " |")
+            shown_row = next(arms[arm] for arm in shown if arm in arms)
+            lines.append(f"| {name}{_mark(shown_row, rows)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", _note(rows)])
 
 
@@ -125,7 +126,7 @@ def every_table(rows: Sequence[Row]) -> str:
         for arm, row in sorted(arms.items(), key=lambda item: -statistics.mean(item[1]["calls"])):
             calls = f"{statistics.mean(row['calls']):.1f} [{min(row['calls'])}, {max(row['calls'])}]"
             near, far = spread(row, "psnr_stock"), spread(row, "psnr_converged")
-            lines.append(f"| {name}{_mark(arms, rows)} | {arm} | {calls} | {near} | {far} |")
+            lines.append(f"| {name}{_mark(row, rows)} | {arm} | {calls} | {near} | {far} |")
     return "\n".join([*lines, "", _note(rows)])
 
 
@@ -168,9 +169,8 @@ def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
     return list(dict.fromkeys((row["pictures"], row["device"], row["torch"], row["diffusers"]) for row in rows))
 
 
-def _mark(arms: dict[str, Row], rows: Sequence[Row]) -> str:
-    """Return what a combination's name carries when it was not measured where the first one was."""
-    row = next(iter(arms.values()))
+def _mark(row: Row, rows: Sequence[Row]) -> str:
+    """Return what a name carries when its row was not measured where the first one was."""
     return _STAR * _places(rows).index((row["pictures"], row["device"], row["torch"], row["diffusers"]))
 
 

@@ -125,6 +125,7 @@ def calibrate(
             schedule = _listed(work, learned, stock, target)
         work.expect("held-out pictures", 2 * len(checked))
         results = [work.compare(schedule, place, lpips=lpips is not None) for place in checked]
+        excess = work.excess(schedule, checked, target) if isinstance(target, Target) else None
     return Calibration(
         schedule=schedule,
         target=f"{target} calls" if isinstance(target, int) else str(target),
@@ -136,6 +137,7 @@ def calibrate(
         psnr=tuple(None if math.isinf(one["psnr"]) else round(one["psnr"], 3) for one in results),
         latent_error=tuple(round(one["tolerance"], 6) for one in results),
         lpips=tuple(round(one["lpips"], 5) for one in results if "lpips" in one),
+        excess=None if excess is None else round(excess, 3),
         prompts=tuple(fitted),
         held_out=tuple(measured),
         seed=seed,

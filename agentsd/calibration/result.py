@@ -35,6 +35,7 @@ class Calibration:
         psnr: PSNR of each to its stock picture, in dB; `None` where the two are equal.
         latent_error: Relative error of each final latent.
         lpips: LPIPS of each, if it was asked for.
+        excess: Their error over what the target allows: above 1 it is missed. `None` for a number of calls.
         prompts: The prompts that the schedule was fitted to.
         held_out: The prompts of the figures.
         seed: Seed of the first picture's noise.
@@ -59,6 +60,7 @@ class Calibration:
     psnr: tuple[float | None, ...]
     latent_error: tuple[float, ...]
     lpips: tuple[float, ...]
+    excess: float | None
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
     seed: int
@@ -145,6 +147,8 @@ class Calibration:
         lpips = self.lpips_interval()
         if lpips is not None:
             lines.append(self._figure("LPIPS to stock", lpips, max(self.lpips)))
+        if self.excess is not None and self.excess > 1:
+            lines.append(f"  target missed: the error is {self.excess:.1f} times what was asked for; give more prompts")
         return "\n".join([*lines, f"  measured on {prompts}; fitted to {pictures}"])
 
     def _figure(self, name: str, found: Interval, worst: float, *, digits: int = 3, unit: str = "") -> str:
