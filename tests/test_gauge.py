@@ -11,7 +11,7 @@ from agentsd.bench.rows import read_rows
 
 ROWS = read_rows(Path(__file__).resolve().parents[1] / "results" / "gauge.jsonl")
 COMBINATIONS = sorted({row["combination"] for row in ROWS})
-# Median errors beyond twice the tolerance, as the README says: the solver takes very long steps at high noise.
+# Median errors beyond twice the tolerance, as docs/benchmarks.md says: the solver takes very long steps at high noise.
 MISSED = {"own, DPM++ 2M, 20"}
 
 
