@@ -20,7 +20,7 @@ import agentsd
 from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.bench.skippers import SKIPPERS, skipping_by
-from agentsd.bench.solvers import KARRAS, SOLVERS
+from agentsd.bench.solvers import KARRAS, SOLVERS, Solver
 from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
@@ -53,6 +53,11 @@ FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is m
 EQUAL_CALLS = (0.03, 0.12)
 # What solvers need to know of flow matching, with the shift of the process.
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+FLOW_SOLVERS = {
+    "DPM++ 2M": Solver("DPMSolverMultistepScheduler", FLOW),
+    "UniPC": Solver("UniPCMultistepScheduler", FLOW),
+    "DEIS": Solver("DEISMultistepScheduler", FLOW),
+}  # the noise levels of Karras and AYS are those of other processes
 Drawn = tuple[torch.Tensor, torch.Tensor, list[int]]  # pictures [B, 3, h, w], latents [B, 4, h, w], UNet calls
 KEY = ("combination", "arm", "settings", "rules", "pictures", "size", "dtype", "torch", "device")
 
@@ -143,7 +148,7 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
     facts = {**environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
              "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4],
              **({} if args.size is None else {"size": args.size})}  # fmt: skip
-    there = {key_of(row, KEY) for row in read_rows(args.output)}
+    there = {key_of(row, KEY): row for row in read_rows(args.output)}
     gauge = Gauge(name, args)
     kind, extra = COMBINATIONS[name][1:3]
     process = (COMBINATIONS[name][0], gauge.guidance)
@@ -179,9 +184,12 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
         )  # fmt: skip
         return statistics.mean(calls)
 
-    def wanted(arm: str, settings: str) -> bool:
+    def key(arm: str, settings: str) -> tuple[Any, ...]:
         rules = {"rules": RULES} if settings else {}
-        return key_of({**facts, "arm": arm, "settings": settings, **rules}, KEY) not in there
+        return key_of({**facts, "arm": arm, "settings": settings, **rules}, KEY)
+
+    def wanted(arm: str, settings: str) -> bool:
+        return key(arm, settings) not in there
 
     def expired() -> bool:
         return time.monotonic() - started > args.limit_seconds
@@ -196,7 +204,9 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
             return False
         if wanted(arm, settings):
             mean = keep(arm, settings, gauge.draw(agentsd.apply(gauge.pipe, schedule), gauge.steps))
-            counts |= {round(mean)} if tolerance in args.equal_calls_at else set()
+        else:
+            mean = statistics.mean(there[key(arm, settings)]["calls"])
+        counts |= {round(mean)} if tolerance in args.equal_calls_at else set()
     for number in args.calls:
         if expired():
             return False
@@ -207,7 +217,7 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
             )  # fmt: skip
             keep(f"calibrated, {number} calls", "", gauge.draw(agentsd.apply(gauge.pipe, found.schedule), gauge.steps))
     for steps in sorted(counts) if "solvers" in args.arms else ():
-        for label, solver in SOLVERS.items():
+        for label, solver in (FLOW_SOLVERS if gauge.flow else SOLVERS).items():
             if expired():
                 return False
             gauge.pipe.scheduler = solver.make(gauge.base)

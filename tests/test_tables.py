@@ -167,6 +167,14 @@ def test_combinations_that_were_gauged_elsewhere_are_marked(make):
     assert r"2 held-out prompts, a GPU, torch 2, diffusers 0. \*8 held-out prompts, a CPU, torch 2" in shown
 
 
+@pytest.mark.parametrize("make", [gauge_table, partial(solvers_table, combinations=[GAUGED["combination"]])])
+def test_a_solver_that_was_gauged_elsewhere_is_marked(make):
+    solver = gauged("UniPC, 15 steps", device="a CPU", psnr_stock=[30.0, 32.0])
+    shown = make([gauged("stock", calls=[25, 25]), gauged("tolerance 0.03"), solver])
+    assert r"| 31.0 (30.0) dB\* |" in shown
+    assert r"| sd15, DPM++ 2M Karras, 25 |" in shown
+
+
 def test_presets_stand_with_calls_likeness_and_time(root):
     rows = [gauged("stock", calls=[25, 25], psnr_stock=[120.0, 120.0]), gauged("tolerance 0.03")]
     write(root, *(timed("stock", n, 10.0) for n in (0, 1)), timed("balanced", 0, 4.0), timed("balanced", 1, 5.0),

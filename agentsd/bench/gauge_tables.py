@@ -34,7 +34,9 @@ def gauge_table(rows: Sequence[Row]) -> str:
             continue
         calls = statistics.mean(ours["calls"])
         best = _best_solver(arms, round(calls))
-        other = ("-", "-") if best is None else (spread(best, "psnr_stock"), spread(best, "psnr_converged"))
+        other = ["-", "-"]
+        if best is not None:
+            other = [spread(best, field) + _other_mark(best, ours, rows) for field in ("psnr_stock", "psnr_converged")]
         full = ours["stock_calls"][0]
         cells = [
             name + _mark(ours, rows),
@@ -73,7 +75,9 @@ def solvers_table(rows: Sequence[Row], combinations: Sequence[str]) -> str:
         if ours is not None:
             calls = statistics.mean(ours["calls"])
             best = _best_solver(found[name], round(calls))
-            other = "*not measured*" if best is None else spread(best, "psnr_stock")
+            other = "*not measured*"
+            if best is not None:
+                other = spread(best, "psnr_stock") + _other_mark(best, ours, rows)
             lines.append(
                 f"| {name}{_mark(ours, rows)} | {ours['stock_calls'][0]} | {calls:.1f} | "
                 f"{spread(ours, 'psnr_stock')} | {other} |"
@@ -172,6 +176,12 @@ def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
 def _mark(row: Row, rows: Sequence[Row]) -> str:
     """Return what a name carries when its row was not measured where the first one was."""
     return _STAR * _places(rows).index((row["pictures"], row["device"], row["torch"], row["diffusers"]))
+
+
+def _other_mark(row: Row, beside: Row, rows: Sequence[Row]) -> str:
+    """Return the mark of a figure that was not measured where the others of its line were."""
+    mark = _mark(row, rows)
+    return "" if mark == _mark(beside, rows) else mark
 
 
 def _measured(rows: Sequence[Row]) -> str:
