@@ -33,10 +33,7 @@ def gauge_table(rows: Sequence[Row]) -> str:
         if ours is None or "stock" not in arms:
             continue
         calls = statistics.mean(ours["calls"])
-        best = _best_solver(arms, round(calls))
-        other = ["-", "-"]
-        if best is not None:
-            other = [spread(best, field) + _other_mark(best, ours, rows) for field in ("psnr_stock", "psnr_converged")]
+        other = [_best_solver(arms, field, rows) or "-" for field in ("psnr_stock", "psnr_converged")]
         full = ours["stock_calls"][0]
         cells = [
             name + _mark(ours, rows),
@@ -74,10 +71,7 @@ def solvers_table(rows: Sequence[Row], combinations: Sequence[str]) -> str:
         ours = found.get(name, {}).get("tolerance 0.03")
         if ours is not None:
             calls = statistics.mean(ours["calls"])
-            best = _best_solver(found[name], round(calls))
-            other = "*not measured*"
-            if best is not None:
-                other = spread(best, "psnr_stock") + _other_mark(best, ours, rows)
+            other = _best_solver(found[name], "psnr_stock", rows) or "*not measured*"
             lines.append(
                 f"| {name}{_mark(ours, rows)} | {ours['stock_calls'][0]} | {calls:.1f} | "
                 f"{spread(ours, 'psnr_stock')} | {other} |"
@@ -163,9 +157,16 @@ def spread(row: Row, field: str) -> str:
     return f"{min(statistics.median(values), 120.0):.1f} ({statistics.mean(worst):.1f}) dB"
 
 
-def _best_solver(arms: dict[str, Row], steps: int) -> Row | None:
+def _best_solver(arms: dict[str, Row], field: str, rows: Sequence[Row]) -> str:
+    """Return the best figure of another solver with as many steps as the default makes calls; empty without one."""
+    ours = arms["tolerance 0.03"]
+    steps = round(statistics.mean(ours["calls"]))
     solvers = [row for arm, row in arms.items() if arm.endswith(f", {steps} steps")]
-    return max(solvers, key=lambda row: statistics.median(row["psnr_converged"]), default=None)
+    if not solvers:
+        return ""
+    best = max(solvers, key=lambda row: statistics.median(row[field]))
+    mark = _mark(best, rows)  # where it was measured, if the default was measured elsewhere
+    return spread(best, field) + ("" if mark == _mark(ours, rows) else mark)
 
 
 def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
@@ -176,12 +177,6 @@ def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
 def _mark(row: Row, rows: Sequence[Row]) -> str:
     """Return what a name carries when its row was not measured where the first one was."""
     return _STAR * _places(rows).index((row["pictures"], row["device"], row["torch"], row["diffusers"]))
-
-
-def _other_mark(row: Row, beside: Row, rows: Sequence[Row]) -> str:
-    """Return the mark of a figure that was not measured where the others of its line were."""
-    mark = _mark(row, rows)
-    return "" if mark == _mark(beside, rows) else mark
 
 
 def _measured(rows: Sequence[Row]) -> str:
