@@ -2,14 +2,16 @@
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from agentsd.bench.arms import same_schedule
-from agentsd.bench.rows import Row
+from agentsd.bench.rows import Row, key_of
 from agentsd.presets import PRESETS
 from agentsd.unet.controller import RULES
 
 PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balanced", "tolerance 0.06": "fast",
                         "tolerance 0.12": "extreme"}  # fmt: skip
+_PLACE = ("pictures", "device", "torch", "diffusers")  # how many prompts ran where
 _STAR = r"\*"  # for Markdown
 
 
@@ -169,14 +171,14 @@ def _best_solver(arms: dict[str, Row], field: str, rows: Sequence[Row]) -> str:
     return spread(best, field) + ("" if mark == _mark(ours, rows) else mark)
 
 
-def _places(rows: Sequence[Row]) -> list[tuple[int, str, str, str]]:
+def _places(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
     """Return how many prompts ran where, each once, in the order of the rows."""
-    return list(dict.fromkeys((row["pictures"], row["device"], row["torch"], row["diffusers"]) for row in rows))
+    return list(dict.fromkeys(key_of(row, _PLACE) for row in rows))
 
 
 def _mark(row: Row, rows: Sequence[Row]) -> str:
     """Return what a name carries when its row was not measured where the first one was."""
-    return _STAR * _places(rows).index((row["pictures"], row["device"], row["torch"], row["diffusers"]))
+    return _STAR * _places(rows).index(key_of(row, _PLACE))
 
 
 def _measured(rows: Sequence[Row]) -> str:

@@ -125,7 +125,7 @@ def calibrate(
             schedule = _listed(work, learned, stock, target)
         work.expect("held-out pictures", 2 * len(checked))
         results = [work.compare(schedule, place, lpips=lpips is not None) for place in checked]
-        excess = work.excess(schedule, checked, target) if isinstance(target, Target) else None
+    excess = target.excess_of([one[target.measure] for one in results]) if isinstance(target, Target) else None
     return Calibration(
         schedule=schedule,
         target=f"{target} calls" if isinstance(target, int) else str(target),

@@ -1,8 +1,10 @@
 """The fastest setting whose measured pictures meet a target."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 MEASURES = ("tolerance", "psnr", "lpips")
 MOST_TRIES = 7  # settings that are measured
@@ -37,6 +39,16 @@ class Target:
         if self.measure == "psnr":
             return 0.0 if math.isinf(found) else float(10 ** ((self.goal - found) / 20))
         return found / self.goal
+
+    def excess_of(self, found: Sequence[float]) -> float:
+        """Return the same for several pictures: of their median, or of the worst 5%.
+
+        Example:
+            >>> Target("tolerance", 0.02).excess_of([0.01, 0.02, 0.06])
+            1.0
+        """
+        each = [self.excess(one) for one in found]
+        return float(np.quantile(each, 0.95) if self.worst else np.median(each))
 
     def __str__(self) -> str:
         part = "worst 5% with a" if self.worst else "median"

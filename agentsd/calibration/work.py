@@ -101,8 +101,7 @@ class Work:
     def excess(self, schedule: Schedule, places: Sequence[Place], target: Target) -> float:
         """Return by what factor the pictures of a schedule miss a target; at most 1 if they meet it."""
         lpips = target.measure == "lpips"
-        each = [target.excess(self.compare(schedule, place, lpips=lpips)[target.measure]) for place in places]
-        return float(np.quantile(each, 0.95) if target.worst else np.median(each))
+        return target.excess_of([self.compare(schedule, place, lpips=lpips)[target.measure] for place in places])
 
 
 def simulation_of(runs: Sequence[Recording]) -> Simulation:

@@ -44,9 +44,8 @@ class ListedController(Controller):
     @property
     def nbytes(self) -> int:
         """Bytes of the predictions that are held: three at most."""
-        held = {value.data_ptr(): value.nbytes for _, value in self._older}
-        held |= {seen.value.data_ptr(): seen.value.nbytes for seen in self._seen}
-        return sum(held.values()) + sum(seen.rest[1].nbytes for seen in self._seen if seen.rest is not None)
+        seen = {one.value.data_ptr() for one in self._seen}
+        return super().nbytes + sum(value.nbytes for _, value in self._older if value.data_ptr() not in seen)
 
     def needs_full(self, index: int) -> bool:
         """Return whether the list has the call, or too few full steps came before it."""
