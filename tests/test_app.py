@@ -1,19 +1,23 @@
 """The page's own logic, without gradio: fields, works, pictures, strips, files."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny import make_tiny_pipe
 
 import agentsd
 from agentsd import Schedule, Skipping
+from agentsd.app import launch
 from agentsd.app.form import MODELS_OWN, OPENED, OWN, Limits, fields_of, settings_of
 from agentsd.app.handlers import FIELDS, LOADING, Handlers, MessageError, arms_of
 from agentsd.app.options import is_loopback
-from agentsd.app.results import opened, rows
+from agentsd.app.results import opened, rows, save
 from agentsd.app.strip import in_words, strip_html
-from agentsd.app.studio import CancelledError, Studio
+from agentsd.app.studio import CancelledError, Made, Studio
 from agentsd.app.work import Done, Progress, Works
 from agentsd.pictures.settings import Settings
 
@@ -52,6 +56,8 @@ class TestForm:
             ({"height": 2048}, "Height is 2048, and must lie between 16 and 1024."),
             ({"guidance": 31}, "Guidance is 31, and must lie between 0 and 30; 1 switches it off."),
             ({"scheduler": "x"}, "The scheduler 'x' is unknown. Choose one of the list."),
+            ({"steps": float("inf")}, "Steps is inf, and must be a whole number."),
+            ({"steps": float("nan")}, "Steps is nan, and must be a whole number."),
             ({"seed": -1}, "Seed is -1, and must lie between 0 and 4294967295."),
             ({"choice": "slow"}, "preset 'slow' is unknown."),
             ({"choice": OPENED}, "No file is open. Open a PNG, or choose a preset."),
@@ -80,6 +86,10 @@ class TestForm:
         assert fields["choice"] == choice
         again = settings_of(fields, Limits(), schedule if choice == OPENED else None)
         assert again.to_dict() | {"label": ""} == first.to_dict() | {"label": ""}
+
+    def test_no_guidance_stays_none(self):
+        fields = fields_of(Settings(prompt="a", steps=9, guidance_scale=0))
+        assert settings_of(fields, Limits()).guidance_scale == 1  # 0 in the field is the model's own
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +162,39 @@ class TestMaking:
             broken.setattr(handlers.studio._pipe.vae, "decode", lambda *args, **kwargs: 1 / 0)
             with pytest.raises(MessageError, match=r"The picture failed: ZeroDivisionError\. The terminal"):
                 list(handlers.make("me", settings, []))
+            for words in ("CUDA out of memory", "not enough memory: you tried to allocate", "invalid buffer size"):
+                error = RuntimeError(words)
+                broken.setattr(handlers.studio._pipe.vae, "decode", partial(raising, error))
+                with pytest.raises(MessageError, match="Memory does not suffice for this picture"):
+                    list(handlers.make("me", settings, []))
             broken.setattr(handlers.studio._pipe.vae, "decode", lambda *a, **k: torch.empty(2**60))
             with pytest.raises(MessageError, match="Memory does not suffice for this picture"):
                 list(handlers.make("me", settings, []))
         with pytest.raises(MessageError, match="no PNG with settings"):
             handlers.restore(__file__)
+
+    def test_a_picture_that_cannot_be_written_is_a_message(self, handlers, tmp_path):
+        (tmp_path / "file").touch()
+        nowhere = Handlers(handlers.studio, Limits(), tmp_path / "file" / "app")
+        with pytest.raises(MessageError, match="The picture cannot be written"):
+            nowhere.files(Settings(prompt="a"), Made("stock", Image.new("RGB", (8, 8)), 1.0), None)
+
+    def test_what_no_field_can_hold_is_said(self, handlers, tmp_path):
+        settings = Settings(prompt="a", model="mine", dtype="bfloat16", agents_seed=3)
+        path = save(tmp_path, settings, Image.new("RGB", (8, 8)))
+        fixed = Handlers(handlers.studio, Limits(), tmp_path, model="demo")
+        fields, _, notes = fixed.restore(str(path))
+        assert fields["model"] == "demo"
+        assert notes == [
+            "model is mine in the file and demo on this page",
+            "dtype is bfloat16 in the file and float32 on this page",
+            "agents_seed is 3 in the file and 0 on this page",
+        ]
+        info = PngInfo()
+        info.add_text("parameters", "a ring\nSteps: 20, Seed: 5")
+        Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
+        half = Handlers(Studio(torch.device("cpu"), dtype="float16"), Limits(), tmp_path, model="mine")
+        assert len(half.restore(str(tmp_path / "theirs.png"))[2]) == 1  # A1111 says nothing of model and dtype
 
     def test_a_model_that_is_not_there(self, tmp_path):
         handlers = Handlers(Studio(torch.device("cpu")), Limits(), tmp_path)
@@ -167,6 +205,10 @@ class TestMaking:
     def test_an_open_page_has_one_model(self, handlers, tmp_path):
         fixed = Handlers(handlers.studio, Limits(), tmp_path, model="demo")
         assert fixed.settings(values(model="/etc"), None).model == "demo"
+
+
+def raising(error, *args, **kwargs):
+    raise error
 
 
 class TestWorks:
@@ -207,6 +249,20 @@ def test_the_strip_says_what_it_shows():
     assert f'aria-label="{in_words(steps)}"' in drawn
     assert [drawn.count(f'class="step-{kind}" x=') for kind in ("full", "forced", "skipped")] == [3, 1, 3]
     assert strip_html([]) == ""
+
+
+def test_pictures_of_one_second_keep_their_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    for milliseconds in (1, 2):  # some clocks tick no faster
+        monkeypatch.setattr("time.time_ns", lambda now=milliseconds: now * 10**6)
+        save(tmp_path, Settings(prompt="a"), Image.new("RGB", (8, 8)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".org", "..", "not a host"])
+def test_a_host_that_is_none_is_named(host):
+    with pytest.raises(ValueError, match=r"host='.*' is no address; give 127\.0\.0\.1"):
+        launch(host=host)
 
 
 def test_only_loopback_is_closed():

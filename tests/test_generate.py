@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +410,24 @@ def test_records_of_other_files_are_refused(tmp_path):
     write_picture(newer, Image.new("RGB", (16, 16)), {"settings": {"prompt": "a", "sparkle": 3}})
     with pytest.raises(ValueError, match=r"settings are not of this version of agentsd: .*sparkle"):
         Settings.from_dict(read_record(newer)["settings"])
+
+
+def test_pngs_that_take_too_much_are_refused_by_name(tmp_path):
+    deep, long, large = (tmp_path / name for name in ("deep.png", "long.png", "large.png"))
+    for path, text, compressed in ((deep, "[" * 100_000, False), (long, "x" * (2**20 + 1), True)):
+        info = PngInfo()
+        info.add_text("agentsd", text, zip=compressed)
+        Image.new("RGB", (16, 16)).save(path, pnginfo=info)
+    head = b"IHDR" + struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    large.write_bytes(start + deep.read_bytes()[33:])
+    for path, words in (
+        (deep, "holds settings that cannot be understood"),
+        (long, "cannot be read"),
+        (large, "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=rf"from_png='.*{path.name}' {words}"):
+            read_record(path)
 
 
 def test_demo_settings_hold_for_the_demo_alone():

@@ -136,7 +136,7 @@ def fields_of(settings: Settings) -> dict[str, Any]:
         "prompt": settings.prompt,
         "negative": settings.negative_prompt or "",
         "steps": settings.steps or 0,
-        "guidance": settings.guidance_scale or 0,
+        "guidance": 0 if settings.guidance_scale is None else settings.guidance_scale or 1,  # both switch it off
         "width": settings.width or 0,
         "height": settings.height or 0,
         "scheduler": settings.scheduler or MODELS_OWN,
@@ -149,7 +149,7 @@ def fields_of(settings: Settings) -> dict[str, Any]:
 def _whole(name: str, value: Any, least: int, most: int) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not float(value).is_integer():
         raise ValueError(f"{name} is {value}, and must be a whole number.")
     if not least <= value <= most:
         raise ValueError(f"{name} is {int(value)}, and must lie between {least} and {most}.")

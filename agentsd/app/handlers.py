@@ -85,8 +85,16 @@ class Handlers:
             raise MessageError(text) from error
 
     def files(self, settings: Settings, made: Made, schedule: Schedule | None) -> Path:
-        """Write a picture with its settings, and return the file."""
-        return save(self.folder, replace(settings, schedule=schedule, label=made.label), made.picture)
+        """Write a picture with its settings, and return the file.
+
+        Raises:
+            MessageError: If it cannot be written.
+        """
+        try:
+            return save(self.folder, replace(settings, schedule=schedule, label=made.label), made.picture)
+        except OSError as error:  # the disk is full, the folder gone
+            _LOG.exception("a picture cannot be written")
+            raise MessageError("The picture cannot be written. The terminal of agentsd shows why.") from error
 
     def restore(self, path: str) -> tuple[dict[str, Any], str | None, list[str]]:
         """Return the fields of a PNG, its schedule if no field can hold it, and notes for the visitor.
@@ -95,12 +103,17 @@ class Handlers:
             MessageError: If the file holds no settings.
         """
         try:
-            settings, notes = opened(Path(path))
+            defaults = {"dtype": self.studio.dtype} | ({} if self.model is None else {"model": self.model})
+            settings, notes = opened(Path(path), **defaults)
         except ValueError as error:
             raise MessageError(str(error)) from error
         fields = fields_of(settings)
         if self.model is not None:
             fields["model"] = self.model
+        here = (("model", fields["model"]), ("dtype", self.studio.dtype), ("agents_seed", 0))  # what no field changes
+        for name, value in here:
+            if getattr(settings, name) != value:
+                notes.append(f"{name} is {getattr(settings, name)} in the file and {value} on this page")
         kept = settings.schedule.to_json() if fields["choice"] == OPENED and settings.schedule is not None else None
         return fields, kept, notes
 

@@ -92,9 +92,7 @@ def build(handlers: Handlers, model: str) -> gr.Blocks:
 def _fields(handlers: Handlers, model: str) -> dict[str, Any]:
     limits = handlers.limits
     made: dict[str, Any] = {
-        "prompt": gr.Textbox(
-            "a red ring on a white background", label="Prompt", lines=2, elem_id="prompt", max_lines=6
-        ),
+        "prompt": gr.Textbox(_EXAMPLE, label="Prompt", lines=2, elem_id="prompt", max_lines=6),
         "choice": gr.Radio([*PRESETS, OWN], value="balanced", label="Preset", elem_id="choice"),
         "tolerance": gr.Slider(
             *(0, LARGEST_TOLERANCE),
@@ -129,9 +127,12 @@ def _fields(handlers: Handlers, model: str) -> dict[str, Any]:
 
 def _slider_of(choice: str) -> Any:
     tolerance = tolerance_of(choice)
-    if tolerance is not None:
-        return gr.Slider(value=tolerance, interactive=True)
-    return gr.Slider(interactive=choice == OWN)
+    value = {} if tolerance is None else {"value": tolerance}
+    return gr.Slider(interactive=_has_slider(choice), **value)
+
+
+def _has_slider(choice: str) -> bool:
+    return choice == OWN or tolerance_of(choice) is not None
 
 
 class _Events:
@@ -203,7 +204,9 @@ class _Events:
         except MessageError as error:
             raise _told(error) from None
         choices = [*PRESETS, OWN, *([OPENED] if kept else [])]
-        fields["choice"] = gr.Radio(choices, value=fields["choice"])
+        choice, tolerance = fields["choice"], fields["tolerance"]
+        fields["choice"] = gr.Radio(choices, value=choice)
+        fields["tolerance"] = gr.Slider(value=tolerance, interactive=_has_slider(choice))
         text = " ".join(["The settings of the file are in the fields.", *(f"Note: {note}." for note in notes)])
         return [*(fields[name] for name in FIELDS), kept, f'<p role="status">{html.escape(text)}</p>']
 

@@ -99,13 +99,17 @@ def save(folder: Path, settings: Settings, picture: Image.Image) -> Path:
     """
     words = re.sub(r"[^a-z0-9]+", "-", settings.prompt.lower()).strip("-")[:40].strip("-") or "picture"
     label = re.sub(r"[^a-z0-9.]+", "-", settings.label.lower()).strip("-")
-    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}-{words}-{label}.png"
+    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() // 1000 % 10**6:06d}-{words}-{label}.png"
     write_picture(path, picture, {"settings": settings.to_dict()})
     return path
 
 
-def opened(path: Path) -> tuple[Settings, list[str]]:
+def opened(path: Path, **defaults: str) -> tuple[Settings, list[str]]:
     """Return the settings in a PNG of agentsd or A1111, and notes on what could not be taken over.
+
+    Args:
+        path: The PNG.
+        defaults: Fields of `Settings` for what it does not say.
 
     Raises:
         ValueError: If it holds none; the message is for the visitor.
@@ -118,6 +122,6 @@ def opened(path: Path) -> tuple[Settings, list[str]]:
     """
     try:
         record = read_record(path)
-        return Settings.from_dict(record["settings"]), list(record.get("notes", ()))
-    except (ValueError, Image.DecompressionBombError) as error:
+        return Settings.from_dict(defaults | record["settings"]), list(record.get("notes", ()))
+    except ValueError as error:
         raise ValueError("This file cannot be opened: it is no PNG with settings of agentsd.") from error

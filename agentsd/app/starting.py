@@ -161,7 +161,7 @@ def run(options: argparse.Namespace, say: Callable[[str], object]) -> int:
 def _check_host(host: str) -> None:
     try:
         socket.getaddrinfo(host, None)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter: a part of a name is empty or too long
         raise ValueError(f"host={host!r} is no address; give 127.0.0.1, 0.0.0.0 or one of this machine's.") from error
 
 

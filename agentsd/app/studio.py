@@ -19,6 +19,7 @@ from agentsd.pictures.generate import call_arguments, resolve
 from agentsd.pictures.loading import load_pipeline, set_scheduler
 from agentsd.pictures.settings import Settings
 from agentsd.schedule import Schedule
+from agentsd.system.memory import is_out_of_memory
 from agentsd.unet.using import Using
 
 OnStep = Callable[[str, int, int], None]  # label of the picture, steps done, steps in all
@@ -131,7 +132,7 @@ class Studio:
                     found.append(_against(stock, made))
                 return stock, found
             except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if self._patch is not None:
                     self._patch.reset()
@@ -199,11 +200,6 @@ class Studio:
             return Made(label, picture, seconds)
         report = used.report()
         return Made(label, picture, seconds, used.last_steps, f"{report}\n\n{report.details()}")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _against(stock: Made, made: Made) -> Against:

@@ -12,6 +12,7 @@ from importlib import import_module
 from types import ModuleType
 
 from agentsd.cli.printer import note, quiet
+from agentsd.system.memory import is_out_of_memory
 
 # Each is a module of this folder with HELP, add_arguments(parser) and run(options) -> exit code.
 COMMANDS = ("generate", "compare", "plan", "calibrate", "bench", "evaluate", "info", "app")
@@ -98,12 +99,10 @@ def explain(error: Exception, options: argparse.Namespace) -> tuple[int, str] | 
         (2, 'error: --steps 0 must be at least 1.')
     """
     text = " ".join(str(error).split())
-    if _is_memory(error):
+    if is_out_of_memory(error):
         return BAD_INPUT, f"error: {memory_advice(options)}"
-    if isinstance(error, ValueError | TypeError | OSError):
+    if isinstance(error, ValueError | TypeError | OSError | ImportError):
         return BAD_INPUT, f"error: {_with_options(text, options)}"
-    if isinstance(error, ImportError):
-        return BAD_INPUT, f"error: {text}"
     if type(error).__name__ == "UnfinishedError":  # its module loads numpy
         return UNFINISHED, f"unfinished: {text}"
     return None
@@ -132,20 +131,10 @@ def memory_advice(options: argparse.Namespace) -> str:
     return f"the memory of this device does not suffice. Try {' '.join(advice) or 'a smaller picture'}."
 
 
-def _is_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    words = (
-        r"out of memory|can't allocate memory|not enough memory|Storage size calculation overflowed|invalid buffer size"
-    )
-    return isinstance(error, RuntimeError) and re.search(words, str(error), re.IGNORECASE) is not None
-
-
 # Fields whose option has another name, by command.
 _OTHER_NAMES = {
     "calibrate": {"num_inference_steps": "steps"},
     "evaluate": {"height": "size", "width": "size", "arm": "arm"},
-    "generate": {"prompts_file": "prompts-file"},
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from agentsd.pictures.a1111 import PARAMETERS, record_of_parameters
@@ -155,7 +155,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path) as picture:
             text, parameters = record_text(picture), getattr(picture, "text", {}).get(PARAMETERS)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"from_png={str(path)!r} cannot be read: {error}.") from error
     if text is None and parameters is not None:
         return record_of_parameters(parameters)
@@ -165,7 +165,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(text)
         if not isinstance(record["settings"], dict):
             raise TypeError("settings is not an object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"from_png={str(path)!r} holds settings that cannot be understood: {error}.") from error
     return dict(record)
 
