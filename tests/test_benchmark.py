@@ -98,6 +98,20 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):
     assert len(run(output, *arms, "--again")) == 9
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--dry-run"], "error: --dry-run is for the suite; add --suite gpu, or leave --dry-run out."),
+        (["--minutes", "1"], "error: --minutes is for the suite;"),
+        (["--output", "."], "error: --output '.' is a folder; name a file in it."),
+    ],
+)
+def test_bad_words_are_refused_before_a_model_is_made(words, said, monkeypatch, capsys):
+    monkeypatch.setattr("agentsd.bench.architectures.random_unet", lambda *_, **__: pytest.fail("made"))
+    assert main(["--device", "cpu", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_arm_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     def refuse(pipe):
         raise ImportError("no such rival")

@@ -1,6 +1,7 @@
 """The command `agentsd`: its parser, its lines in the docs, what it says, and what it hides."""
 
 import argparse
+import io
 import logging
 import re
 import shlex
@@ -15,7 +16,7 @@ import pytest
 from agentsd.bench.store import UnfinishedError
 from agentsd.cli import main as cli
 from agentsd.cli.main import COMMANDS, explain, guard, main, memory_advice, parser
-from agentsd.cli.printer import quiet
+from agentsd.cli.printer import quiet, say
 from agentsd.system.warning import warn_user
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +94,13 @@ def test_a_traceback_can_be_asked_for(monkeypatch):
     monkeypatch.setenv("AGENTSD_TRACEBACK", "1")
     with pytest.raises(ValueError, match="steps=0"):
         guard("agentsd bench", fail)
+
+
+def test_letters_that_a_pipe_cannot_take_are_written_in_ascii(monkeypatch):
+    pipe = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    say("é Δ")
+    assert pipe.buffer.getvalue() == b"\xe9 \\u0394\n"
 
 
 def test_warnings_of_others_are_hidden_and_ours_are_one_line(capsys):

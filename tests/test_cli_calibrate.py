@@ -69,7 +69,9 @@ def test_a_comparison_takes_a_calibration(run, tmp_path):
 @pytest.mark.parametrize("command", ["generate", "compare"])
 def test_a_run_without_a_skipped_step_says_why(run, command):
     _, _, err = run(command, "--prompt", "a", "--prompt", "b", "--steps", 4, "--preset", "fast")
-    assert err.count("warning: fast skipped no step: the run has 4 steps, and agentsd skips none below 10.") == 1
+    warning = "warning: fast skipped no step: the run has 4 steps, and agentsd skips none below 10."
+    assert err.count(warning) == 1
+    assert warning in run(command, "--prompt", "a", "--steps", 4, "--preset", "fast", "--json", "--force")[2]
     assert "skipped no step" not in run(command, "--prompt", "a", "--steps", 4, "--preset", "gentle", "--force")[2]
 
 
@@ -121,6 +123,7 @@ def test_bad_input_ends_with_2_before_the_work(run, monkeypatch, tmp_path, words
         ('{"version": 1}', "neither of the two"),
         ("no JSON", "neither of the two"),
         ("[1]", "neither of the two"),
+        ("[" * 100_000, "neither of the two"),
         ('{"version": 1, "schedule": {}, "timings": []}', "a plan, which only agentsd.apply takes"),
     ],
 )

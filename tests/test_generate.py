@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny import make_tiny_pipe
 
 import agentsd
+from agentsd.cli.drawing import summary
 from agentsd.cli.main import main as cli
 from agentsd.pictures import files
 from agentsd.pictures.compare import Comparison, compare, side_by_side
@@ -592,6 +593,47 @@ def test_several_presets_stand_in_one_picture(run, tmp_path):
     code, _, err = run(*words, output=tmp_path / "one")
     assert code == 2
     assert "--preset is given 2 times; give one, or compare them with agentsd compare." in err
+
+
+def test_a_comparison_is_repeated_with_all_its_arms(run, tmp_path):
+    first, again = tmp_path / "first.png", tmp_path / "again"
+    words = ["--prompt", "a ring", "--steps", 2, "--preset", "paper", "--preset", "gentle", "--compare"]
+    assert run(*words, output=first)[0] == 0
+
+    def labels(*changes):
+        code, out, _ = run("--from-png", first, *changes, "--json", "--force", output=again, given_model=None)
+        assert code == 0
+        return [row["settings"]["label"] for row in json.loads(out)["pictures"]]
+
+    assert labels() == ["paper", "gentle"]
+    assert labels("--every", 2) == ["paper, every 2", "gentle, every 2"]
+    assert labels("--preset", "fast") == ["fast"]
+    assert labels("--stock") == ["stock"]
+
+
+def test_a_median_of_some_equal_pictures_is_not_called_equal():
+    settings = {"label": "fast", "width": 8, "height": 8, "steps": 9, "dtype": "float32"}
+    row = {"settings": settings, "speed_ratio": 2.0}
+    equal, other = {**row, "psnr_db": None, "ssim": 1.0}, {**row, "psnr_db": 20.0, "ssim": 0.6}
+    environment = dict.fromkeys(("device", "threads", "torch", "diffusers"), "")
+
+    def first_line(*rows):
+        return summary(rows, environment).splitlines()[0].partition("faster, ")[2]
+
+    assert first_line(equal, other) == "1 of them equal, the least alike 20.0 dB"
+    assert first_line(equal, equal) == "equal pictures"
+    assert first_line(equal, other, other) == "20.0 dB PSNR, SSIM 0.600, the least alike 20.0 dB"
+
+
+def test_a_comparison_has_no_batches(run):
+    code, _, err = run("--prompt", "a", "--compare", "--batch-size", 2)
+    assert code == 2
+    assert "error: --batch-size 2: a comparison times one picture at a time; leave it out." in err
+
+
+def test_a_stride_does_not_change_a_preset_with_its_own(capsys, tmp_path):
+    assert cli(["plan", "--preset", "paper", "--stride", "4", "--output", str(tmp_path / "plan.json")]) == 2
+    assert "error: --stride 4 contradicts --preset paper, which has an attention of its own;" in capsys.readouterr().err
 
 
 def test_a_plan_is_said_in_words_and_written(model, tmp_path, capsys):

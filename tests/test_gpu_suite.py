@@ -58,6 +58,8 @@ def test_a_suite_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
         (["--device", "cpu"], "error: --suite gpu needs a CUDA device, and this is cpu; rehearse it with --dry-run."),
         (["--dry-run", "--minutes", "0"], "error: --minutes 0.0 must be above 0."),
         (["--dry-run", "--output", __file__], "is a file; name a folder."),
+        (["--dry-run", "--size", "64"], "error: --size has no effect on --suite gpu; leave one of them out."),
+        (["--dry-run", "--compile"], "error: --compile or --channels-last has no effect on --suite gpu;"),
     ],
 )
 def test_bad_words_are_refused(words, said, capsys):

@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError: If an option is bad.
     """
+    _check_parts(options)
     if options.suite is not None:
         return _suite(options)
     options.output = options.output or Path("outputs/speed.jsonl")
@@ -78,6 +79,20 @@ def run(options: argparse.Namespace) -> int:
     if options.pipeline and options.batch % 2:
         raise ValueError(f"--batch {options.batch}: a pipeline call with guidance has an even number of samples.")
     return _measure(options, {name: known[name] for name in names})
+
+
+def _check_parts(options: argparse.Namespace) -> None:
+    """Refuse an option that would be passed over: one of the suite without it, or another one with it."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if name in ("suite", "device", "output") or getattr(options, name) == default:
+            continue
+        option = {"twins": "--compile or --channels-last"}.get(name, f"--{name.replace('_', '-')}")
+        if options.suite is None and name in ("minutes", "dry_run"):
+            raise ValueError(f"{option} is for the suite; add --suite gpu, or leave {option} out.")
+        if options.suite is not None and name not in ("minutes", "dry_run"):
+            raise ValueError(f"{option} has no effect on --suite {options.suite}; leave one of them out.")
 
 
 def _suite(options: argparse.Namespace) -> int:
@@ -116,9 +131,11 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
     from agentsd.bench.gpu_suite import described
     from agentsd.bench.rows import read_rows
     from agentsd.bench.speed import Calls, Setup, Steps, measure
+    from agentsd.pictures.files import check_writable
     from agentsd.pictures.loading import choose_device
     from agentsd.system.precision import dtype_name
 
+    check_writable(options.output)
     started = time.monotonic()
     device = str(choose_device(options.device))
     dtype = dtype_name(options.dtype, device)

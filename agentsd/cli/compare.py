@@ -1,6 +1,7 @@
 """Draw stock beside agentsd in one PNG, with both times and how alike the pictures are.
 
-Whole pipeline calls in the order stock, agentsd, agentsd, stock after a warm-up.
+Whole pipeline calls after a warm-up, in the order stock, agentsd, agentsd, stock. With two presets: stock, A, B, B, A,
+stock.
 """
 
 import argparse

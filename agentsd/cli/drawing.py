@@ -60,6 +60,8 @@ def prepare(options: argparse.Namespace) -> Job:
     kind: Kind = "picture"
     if options.compare or (record is not None and record.get("kind") == "comparison" and not options.stock):
         kind = "comparison"
+    if kind == "comparison" and options.batch_size != 1:
+        raise ValueError(f"--batch-size {options.batch_size}: a comparison times one picture at a time; leave it out.")
     prompts = list(options.prompt or [])
     if options.prompts_file is not None:
         prompts += prompts_from_file(options.prompts_file)
@@ -67,19 +69,20 @@ def prepare(options: argparse.Namespace) -> Job:
         prompts = [base.prompt]
     pictures = plan_pictures(base, prompts, options.num_images)
 
-    arms = comparison_arms(options, base)
+    others = [] if record is None else [Settings.from_dict(one["settings"]) for one in record.get("others", ())]
+    arms = comparison_arms(options, base, others)
 
     from agentsd.pictures.generate import batches, cut_prompts
 
-    groups = list(batches(pictures, 1 if kind == "comparison" else options.batch_size))
+    groups = list(batches(pictures, options.batch_size))
     files = plan_files(options.output, pictures, kind, force=options.force)
     if base.model in DEMO_GUIDANCE:
         warn_of_words(prompts)
     hide_loading_bars()
     pipe = load_pipeline(base, device)
-    others = [] if calibration is None else differences(calibration, pipe, base)
-    if others:
-        note(f"warning: {options.schedule} was calibrated for another run: {'; '.join(others)}.")
+    different = [] if calibration is None else differences(calibration, pipe, base)
+    if different:
+        note(f"warning: {options.schedule} was calibrated for another run: {'; '.join(different)}.")
     for schedule in arms.values():
         agentsd.apply(pipe, schedule, seed=base.agents_seed).remove()  # refuses now what cannot be patched
     for place, (tokens, most) in cut_prompts(pipe, prompts).items():
@@ -160,12 +163,11 @@ def draw_comparisons(job: Job) -> list[dict[str, Any]]:
             record = {"kind": "comparison", **made[0], "others": made[1:], "environment": job.environment}
             _write(path, strip(results, about=_about(arm)), record)
             rows += [{"path": str(path), **row} for row in made]
-            if not job.quiet:
-                with bar.external_write_mode():
-                    for label, result in results.items() if number == 1 else ():
-                        _warn_of_full_steps(label, result.all_full)
-                    for row in made:
-                        say(f"{path}: {describe(row)}")
+            with bar.external_write_mode():
+                for label, result in results.items() if number == 1 else ():
+                    _warn_of_full_steps(label, result.all_full)
+                for row in () if job.quiet else made:
+                    say(f"{path}: {describe(row)}")
     return rows
 
 
@@ -214,13 +216,18 @@ def summary(rows: Sequence[dict[str, Any]], environment: dict[str, Any]) -> str:
             decibels = sorted(float("inf") if row["psnr_db"] is None else row["psnr_db"] for row in own)
             median = statistics.median(decibels)
             worst = "" if decibels[0] == float("inf") else f", the least alike {decibels[0]:.1f} dB"
-            alike = likeness_in_words(
-                None if median == float("inf") else median, statistics.median(row["ssim"] for row in own)
-            )
+            equal = decibels.count(float("inf"))
+            if equal < len(own) and median == float("inf"):
+                alike = f"{equal} of them equal"
+            else:
+                ssim = statistics.median(row["ssim"] for row in own)
+                alike = likeness_in_words(None if equal == len(own) else median, ssim)
             lines.append(f"{label}, median of {len(own)} pictures: {speed_in_words(ratio)}, {alike}{worst}")
+    names = ["stock", *(by_label if len(by_label) > 1 else ["agentsd"])]
+    order = ", ".join([*names, *reversed(names)])
     lines.append(
         f"{settings['width']}x{settings['height']}, {settings['steps']} steps, {settings['dtype']}, "
         f"{environment['device']}, {environment['threads']} CPU threads, torch {environment['torch']}, diffusers "
-        f"{environment['diffusers']}; whole pipeline calls in the order stock, agentsd, agentsd, stock after a warm-up"
+        f"{environment['diffusers']}; whole pipeline calls in the order {order} after a warm-up"
     )
     return "\n".join(lines)

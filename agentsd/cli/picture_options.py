@@ -2,7 +2,7 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,15 @@ class _Presets(argparse.Action):
         namespace.presets, namespace.preset = given, given[0]
 
 
-def comparison_arms(options: argparse.Namespace, base: Settings) -> dict[str, Schedule]:
-    """Return the schedules beside stock, by label: that of the settings, and those of further presets.
+def comparison_arms(
+    options: argparse.Namespace, base: Settings, others: Sequence[Settings] = ()
+) -> dict[str, Schedule]:
+    """Return the schedules beside stock, by label: that of the settings, and further ones.
 
     Args:
         options: The options.
         base: What `base_settings` returned.
+        others: Further arms of a recorded comparison; presets or a schedule that are given replace them.
 
     Raises:
         ValueError: If several presets are given where one picture is drawn.
@@ -110,11 +113,14 @@ def comparison_arms(options: argparse.Namespace, base: Settings) -> dict[str, Sc
     if base.schedule is None:
         return {}
     arms = {base.label: base.schedule}
+    changes = {name: getattr(options, name) for name in _AGENTS if name != "preset"}
     for name in presets[1:]:
-        schedule, label = labelled_schedule(
-            name, **{name: getattr(options, name) for name in _AGENTS if name != "preset"}
-        )
+        schedule, label = labelled_schedule(name, **changes)
         arms[label] = schedule
+    for other in others if not presets and options.schedule is None else ():
+        if other.schedule is not None:
+            schedule, label = changed_schedule(other.schedule, other.label, **changes)
+            arms[label] = schedule
     return arms
 
 

@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=whole(1), default=2, help="samples in a UNet call; guidance doubles them (2)")
     parser.add_argument("--preset", type=one_of(PRESETS), default="balanced", help=f"{', '.join(PRESETS)} (balanced)")
     parser.add_argument(
-        "--stride", type=whole(1), default=4,
-        help="one sampled key and value for each cell of so many tokens in both directions (4)",
+        "--stride", type=whole(1), metavar="N",
+        help="one sampled key and value for each cell of N tokens in both directions (4); not for presets that have "
+        "an attention of their own",
     )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, default=Path("outputs/plan.json"), help="where the plan goes (outputs/plan.json)"
@@ -50,12 +51,17 @@ def run(options: argparse.Namespace) -> int:
     from agentsd.pictures.loading import choose_device, load_pipeline
     from agentsd.system.writing import write_whole
 
+    schedule = agentsd.preset(options.preset)
+    if not schedule.attentions:  # the presets that skip steps leave attention stock
+        schedule = schedule.with_attention(agentsd.SampledKeys(stride=options.stride or 4, min_keys=64))
+    elif options.stride is not None:
+        raise ValueError(
+            f"--stride {options.stride} contradicts --preset {options.preset}, which has an attention of its own; "
+            "leave one of them out."
+        )
     check_writable(options.output)
     device = choose_device(options.device)
     dtype = options.dtype or default_dtype(device.type)
-    schedule = agentsd.preset(options.preset)
-    if not schedule.attentions:  # the presets that skip steps leave attention stock
-        schedule = schedule.with_attention(agentsd.SampledKeys(stride=options.stride, min_keys=64))
     hide_loading_bars()
     pipe = load_pipeline(Settings(prompt="", model=options.model, dtype=dtype), device)
     plan = agentsd.plan(pipe, schedule, height=options.height, width=options.width, batch=options.batch)

@@ -32,7 +32,8 @@ def note(text: str) -> None:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    stream.write(text + "\n")
+    encoding = stream.encoding or "utf-8"  # that of a pipe may lack a prompt's letters
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()
 
 

@@ -51,7 +51,7 @@ def read_schedule(path: Path) -> "tuple[Schedule, Calibration | None]":
         raise ValueError(f"--schedule {path} cannot be read: {error.strerror}.") from error
     try:
         data: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     given = set(data) if isinstance(data, dict) else set()
     try:
