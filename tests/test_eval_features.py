@@ -1,6 +1,7 @@
 """Extractors and scores: the FID network piece by piece, resizing, the demo's features, CLIP."""
 
 import logging
+import shutil
 import tomllib
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from packaging.requirements import Requirement
+from safetensors.torch import load_file, save_file
 from tiny import _tokenizer
 from torch import nn
 
@@ -501,3 +503,15 @@ def test_pictures_and_texts_must_match(scorer):
 def test_a_folder_without_clip(tmp_path):
     with pytest.raises(ValueError, match=r"clip model '.*': cannot be loaded \(.*\); give a folder with a CLIPModel"):
         load_clip(tmp_path)
+
+
+def test_a_clip_with_part_of_its_weights_is_refused(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "visual_projection" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"cannot be loaded \(it lacks the weights visual_projection.weight\); give"):
+        load_clip(folder)
+    (folder / "model.safetensors").write_bytes(b"cut o")
+    with pytest.raises(ValueError, match=r"cannot be loaded \("):
+        load_clip(folder)

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -266,6 +267,24 @@ def test_pictures_of_another_machine_are_merged(place, whole, tmp_path):
         evaluate(options(place, tmp_path / "third", merge=(tmp_path / "nothing",)))
     with pytest.raises(ValueError, match=r"other settings: seed differ"):
         evaluate(options(place, tmp_path / "fourth", seed=1, merge=(whole,)))
+
+
+def test_another_arm_of_the_same_name_is_not_merged(place, whole, tmp_path):
+    given = options(place, tmp_path / "run", num=5, arms=("ours:preset=quality",))
+    with pytest.raises(ValueError, match=r"merge='.*' has another arm 'ours' \(schedule\..* there, .* here"):
+        evaluate(replace(given, merge=(whole,)))
+    assert not (tmp_path / "run" / "arms").exists()  # else the folder could not go on with its own arm
+
+
+def test_steps_that_are_not_fewer_are_refused(place, tmp_path):
+    with pytest.raises(ValueError, match=r"fewer_steps=\(1, 2\) must lie below the 2 steps of stock"):
+        evaluate(options(place, tmp_path / "run", fewer_steps=(1, 2)))
+
+
+def test_a_pipeline_without_unet_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("agentsd.evaluation.session.load_pipeline", lambda *_: type("FluxPipeline", (), {})())
+    with pytest.raises(ValueError, match=r"model='.*' is a FluxPipeline, which has no UNet"):
+        evaluate(options(place, tmp_path / "run"))
 
 
 # --- seeds and batches ---
@@ -642,6 +661,9 @@ def test_moments_give_a_frechet_distance_alone(place, tmp_path):
     np.savez(tmp_path / "wrong.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match=r"statistics have 3 features, quarters 12"):
         evaluate(options(place, tmp_path / "run", reference=str(tmp_path / "wrong.npz"), fewer_steps=(0,)))
+    np.savez(tmp_path / "words.npz", mu=np.array(["a"]), sigma=np.eye(1))
+    with pytest.raises(ValueError, match=r"reference='.*words\.npz' must be a \.npz file with the arrays mu and sigma"):
+        make_reference(str(tmp_path / "words.npz"), [], (SIDE, SIDE))
 
 
 def test_center_cuts_and_stretch_distorts(tmp_path):
@@ -740,7 +762,8 @@ def test_arms_are_read():
         ("x:", r"cannot be read"),
         (":preset=fast", r"cannot be read"),
         ("x:speed=3", r"cannot be read \(unknown: speed\)"),
-        ("x:preset=fastest", r"preset 'fastest' is unknown\. Did you mean 'fast'"),
+        ("x:preset=fastest", r"arm='x:preset=fastest': preset 'fastest' is unknown\. Did you mean 'fast'"),
+        ("x:every=0", r"arm='x:every=0': every=0 must be"),
         ("x:steps=many", r"steps='many' must be a whole number"),
         ("x:steps=0", r"steps=0 must be a whole number from 1 to 1000"),
         ("x:noise=-1", r"noise=-1 must be 0"),
@@ -788,6 +811,7 @@ def test_an_arm_no_faster_than_stock_is_told_and_has_no_arm_of_equal_time(place,
         ({"crop": "left"}, r"crop='left' is unknown; choose one of center, stretch"),
         ({"protocol": "mine"}, r"protocol='mine' is unknown; choose one of paper, coco2017-5k"),
         ({"wait_hours": 0}, r"wait_hours=0 must be above 0"),
+        ({"wait_hours": math.inf}, r"wait_hours=inf must be above 0 and at most 10000"),
         ({"class_names": Path("x")}, r"class_names='x' belongs to --protocol paper"),
         ({"features": "demo", "inception_weights": Path("x")}, r"features='demo' uses no inception_weights"),
         (

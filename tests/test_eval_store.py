@@ -143,7 +143,7 @@ def test_a_missing_key_differs():
 def test_a_broken_manifest_is_not_written_over(tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"holds a manifest\.json that cannot be read"):
+    with pytest.raises(ValueError, match=r"holds a manifest\.json that cannot be read: .*; remove the file"):
         claim(path, {"steps": 20})
     assert path.read_text() == "{"
 

@@ -120,13 +120,12 @@ def parse_arm(text: str, steps: int) -> EvaluationArm:
         return replace(plain, rival=given["rival"])
     if not ours:
         return plain  # stock with other steps or noise
-    schedule, _ = labelled_schedule(
-        given.get("preset"),
-        tolerance=_number(text, given, "tolerance", float, None),
-        ratio=_number(text, given, "ratio", float, None),
-        every=_number(text, given, "every", int, None),
-        depth=_number(text, given, "depth", int, None),
-    )
+    kinds = (("tolerance", float), ("ratio", float), ("every", int), ("depth", int))
+    numbers = {key: _number(text, given, key, kind, None) for key, kind in kinds}
+    try:
+        schedule, _ = labelled_schedule(given.get("preset"), **numbers)
+    except ValueError as error:
+        raise ValueError(f"arm={text!r}: {error}") from error
     return replace(plain, schedule=schedule)
 
 

@@ -9,6 +9,7 @@ from agentsd.evaluation import measures
 from agentsd.evaluation.arms import no_faster, with_equal_time
 from agentsd.evaluation.manifest import claim, differing, digest, listed
 from agentsd.evaluation.session import Session
+from agentsd.evaluation.store import Store
 from agentsd.evaluation.timing import equal_time_steps
 from agentsd.system.writing import sweep
 
@@ -59,6 +60,14 @@ def _merge(session: Session) -> None:
         keys = differing(session.config, manifest.get("config", {}))
         if keys:
             raise ValueError(f"merge={str(folder)!r} was made with other settings: {', '.join(keys)} differ.")
+        for arm in session.arms:  # before any file of it lies in our folder
+            said = read_json(Store(folder).arm_folder(arm.name) / "arm.json") or {}
+            keys = differing(said.get("config", {}), session.arm_config(arm)) if said else {}
+            if keys:
+                raise ValueError(
+                    f"merge={str(folder)!r} has another arm {arm.name!r} ({listed(keys, 'there', 'here')}); give that "
+                    "arm, or another name to yours."
+                )
         taken = 0
         for source in sorted((folder / "arms").rglob("*.*")):
             target = session.store.folder / source.relative_to(folder)

@@ -101,7 +101,7 @@ def load_clip(model: Path | str, *, device: torch.device | str = "cpu") -> ClipS
         The scorer. Its image processor is Pillow's: scores do not depend on whether torchvision is installed.
 
     Raises:
-        ValueError: If no CLIP model with tokenizer and image processor can be loaded from there.
+        ValueError: If no complete CLIP model with tokenizer and image processor can be loaded from there.
 
     Example:
         >>> load_clip("/absent/clip")
@@ -115,13 +115,16 @@ def load_clip(model: Path | str, *, device: torch.device | str = "cpu") -> ClipS
     processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
     name = str(model)
     try:
+        network, found = transformers.CLIPModel.from_pretrained(name, output_loading_info=True)
+        if found["missing_keys"]:  # transformers makes them random
+            raise ValueError(f"it lacks the weights {', '.join(sorted(found['missing_keys']))}")
         return ClipScorer(
             name=name,
-            model=transformers.CLIPModel.from_pretrained(name).float().eval().to(device),
+            model=network.float().eval().to(device),
             tokenizer=transformers.AutoTokenizer.from_pretrained(name),
             image_processor=processor.from_pretrained(name),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever a foreign folder, cache or network can raise
         raise ValueError(
             f"clip model {name!r}: cannot be loaded ({' '.join(str(error).split())[:200]}); give a folder with a "
             "CLIPModel, its tokenizer and its image processor, or a hub id that can be downloaded."

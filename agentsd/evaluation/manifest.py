@@ -103,7 +103,8 @@ def claim(path: Path, config: Mapping[str, Any], about: Mapping[str, Any] | None
             old = dict(there["config"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"output={str(path.parent)!r} holds a {path.name} that cannot be read: {error}."
+                f"output={str(path.parent)!r} holds a {path.name} that cannot be read: {error}; remove the file (every "
+                "picture says what made it, and is checked), or name another --output."
             ) from error
         keys = differing(old, plain)
         if keys:

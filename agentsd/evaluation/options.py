@@ -24,6 +24,7 @@ FEATURES = ("auto", "inception", "demo")
 CROPS = ("center", "stretch")
 RESIZES = ("clean", "legacy")  # of the pictures that FID-Inception looks at
 DEMO_NUM = 64
+_LONGEST_WAIT = 10_000  # hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,8 @@ class Options:
             raise ValueError(f"fewer_steps={self.fewer_steps} must be steps from 1 to 1000, or 0 for none.")
         if self.output.exists() and not self.output.is_dir():
             raise ValueError(f"output={str(self.output)!r} is a file; name a folder.")
-        if not self.wait_hours > 0:
-            raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0.")
+        if not 0 < self.wait_hours <= _LONGEST_WAIT:
+            raise ValueError(f"wait_hours={self.wait_hours!r} must be above 0 and at most {_LONGEST_WAIT}.")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol={self.protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}.")
         if self.retime and self.mode == "quality":

@@ -179,12 +179,13 @@ def _demo(prompts: Sequence[Prompt], size: tuple[int, int], seed: int) -> Refere
 
 
 def _moments(path: Path) -> Reference:
-    arrays = read_arrays(path)
-    if arrays is None or not {"mu", "sigma"} <= arrays.keys():
+    arrays = read_arrays(path) or {}
+    try:
+        mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"reference={str(path)!r} must be a .npz file with the arrays mu and sigma, as pytorch-fid writes."
-        )
-    mean, covariance = (np.asarray(arrays[name], dtype=np.float64) for name in ("mu", "sigma"))
+        ) from error
     if mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
         raise ValueError(
             f"reference={str(path)!r} holds mu {mean.shape} and sigma {covariance.shape}: must be (d,), (d, d)."

@@ -1,6 +1,5 @@
 """What an evaluation leaves for people: results, table, single pictures, plot, grids, and one page with all of it."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,8 +15,6 @@ from agentsd.evaluation.plot import panels, pareto
 from agentsd.evaluation.results import Rows, worst_by_psnr
 from agentsd.evaluation.store import Store
 from agentsd.evaluation.tables import markdown, per_image
-
-logger = logging.getLogger(__name__)
 
 _FIXED = 3  # pictures at the same places for every arm
 _WORST = 5

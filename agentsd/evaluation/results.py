@@ -1,6 +1,5 @@
 """The figures of an evaluation from its measures: distances, differences with intervals, and what they allow to say."""
 
-import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,17 +10,11 @@ import numpy as np
 
 from agentsd.bench.intervals import Interval, interval, spread_of
 from agentsd.evaluation.arms import STOCK, EvaluationArm
-from agentsd.evaluation.differences import (
-    Delta,
-    delta_of,
-    small_sample_stamp,
-)
+from agentsd.evaluation.differences import Delta, delta_of, small_sample_stamp
 from agentsd.evaluation.feature_sets import Array
 from agentsd.evaluation.features import FeatureExtractor
 from agentsd.evaluation.frechet import frechet_distance
 from agentsd.evaluation.real import Distances, Real
-
-logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 _LONG_FEATURES = 512
@@ -220,8 +213,9 @@ def _likeness(name: str, values: Array, resamples: int, seed: int) -> dict[str, 
     # The order statistic: between two infinite PSNR numpy's interpolation gives none.
     tail = np.sort(values)[round(worst * (len(values) - 1))]
     entry[f"p{round(100 * worst)}"] = _plain(float(tail))
-    entry["equal_pictures"] = int(np.isinf(values).sum()) if name == "psnr_db" else None
-    return {key: value for key, value in entry.items() if not (key == "equal_pictures" and value is None)}
+    if name == "psnr_db":
+        entry["equal_pictures"] = int(np.isinf(values).sum())
+    return entry
 
 
 def _entry(value: float, number: int, method: str) -> dict[str, Any]:

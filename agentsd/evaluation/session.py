@@ -49,8 +49,17 @@ class Session:
             device = f"cuda:{group.local_rank}"
         settings = options.settings()
         self.pipe = load_pipeline(settings, choose_device(device))
+        if getattr(self.pipe, "unet", None) is None:
+            raise ValueError(
+                f"model={settings.model!r} is a {type(self.pipe).__name__}, which has no UNet; an evaluation needs one."
+            )
         self.painter = Painter(self.pipe, self.prompts, settings)
         self.arms = base_arms(options.arms, self.painter.steps)
+        if any(fewer >= self.painter.steps for fewer in options.fewer_steps):
+            raise ValueError(
+                f"fewer_steps={options.fewer_steps} must lie below the {self.painter.steps} steps of stock; "
+                "give fewer, or 0 for none."
+            )
         self.no_faster: list[str] = []
         self.store = Store(options.output)
         self.config = self.painter.config(options.batch)

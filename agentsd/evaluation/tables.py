@@ -5,8 +5,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from agentsd.bench.intervals import FEWEST_FOR_INTERVAL, spread_of
 from agentsd.evaluation.captions import Prompt
 from agentsd.evaluation.results import Rows, seconds_by_prompt
@@ -204,12 +202,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-def finite(values: Any) -> Any:
-    """Return the finite ones of some values."""
-    array = np.asarray(values, dtype=np.float64)
-    return array[np.isfinite(array)]
 
 
 def _speedup(arm: Arm, name: str) -> str:
