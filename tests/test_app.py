@@ -196,6 +196,15 @@ class TestMaking:
         half = Handlers(Studio(torch.device("cpu"), dtype="float16"), Limits(), tmp_path, model="mine")
         assert len(half.restore(str(tmp_path / "theirs.png"))[2]) == 1  # A1111 says nothing of model and dtype
 
+    def test_the_slider_follows_an_opened_file(self, handlers, tmp_path):
+        pytest.importorskip("gradio")
+        from agentsd.app.page import _Events
+
+        settings = Settings(prompt="a", schedule=agentsd.preset("fast"), label="fast")
+        path = save(tmp_path, settings, Image.new("RGB", (8, 8)))
+        slider = _Events(handlers).restore(str(path))[FIELDS.index("tolerance")]
+        assert (slider.value, slider.interactive) == (0.06, True)  # a preset without a tolerance had switched it off
+
     def test_a_model_that_is_not_there(self, tmp_path):
         handlers = Handlers(Studio(torch.device("cpu")), Limits(), tmp_path)
         settings = handlers.settings(values(model="./nowhere"), None)

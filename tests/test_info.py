@@ -100,10 +100,11 @@ class TestFigures:
         with pytest.raises(ValueError, match=message):
             read_measured(tmp_path / "m.json")
 
-    def test_every_preset_has_figures(self):
+    def test_presets_without_a_tolerance_have_figures(self):
         assert MEASURED.exists()
         figures = collect()["presets"]
         fixed = {name for name in figures if PRESETS[name].skipping.tolerance is None}
+        assert fixed
         assert all(figures[name] for name in fixed), "measure again, then run scripts/dev/measured.py"
         assert "balanced (default): skips steps within a relative error of 0.03" in describe(collect())
 

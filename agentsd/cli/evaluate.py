@@ -21,12 +21,13 @@ HELP = "quality and speed on captions, as a page"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `agentsd evaluate`; those that are not given keep the defaults of `Options`."""
-    made = parser
-    made.argument_default = argparse.SUPPRESS
-    made.add_argument("--output", type=Path, default=Path("outputs/evaluation"), help="run folder (outputs/evaluation)")
-    made.add_argument("--protocol", choices=sorted(PROTOCOLS), help="a published protocol; fills in what it fixes")
-    made.add_argument("--mode", choices=MODES, help="quality, timing, or all (all)")
-    prompts = made.add_argument_group("prompts and reference")
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument(
+        "--output", type=Path, default=Path("outputs/evaluation"), help="run folder (outputs/evaluation)"
+    )
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="a published protocol; fills in what it fixes")
+    parser.add_argument("--mode", choices=MODES, help="quality, timing, or all (all)")
+    prompts = parser.add_argument_group("prompts and reference")
     prompts.add_argument("--captions", help="demo, or COCO .json, .csv, .tsv, .txt (demo)")
     prompts.add_argument("--class-names", type=Path, metavar="FILE", help="1,000 ImageNet names, for --protocol paper")
     prompts.add_argument(
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", help="demo (rendered), folder of real pictures (sub-folders too), or .npz with mu and sigma"
     )
     prompts.add_argument("--crop", choices=CROPS, help="how reference pictures get the shape of the generated (center)")
-    model = made.add_argument_group("model")
+    model = parser.add_argument_group("model")
     model.add_argument("--model", help="demo (bundled, the default), a local diffusers folder, or a hub id")
     model.add_argument("--steps", type=int, help="denoising steps of stock (demo: 50; else the pipeline's default)")
     model.add_argument("--guidance-scale", type=float, metavar="G", help="guidance (demo: 4; else the pipeline's)")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps (auto; with several processes a GPU each)")
     model.add_argument("--batch", type=int, metavar="N", help="pictures at a time (1)")
     model.add_argument("--seed", type=int, help="seed of all noise (0)")
-    arms = made.add_argument_group("arms (stock and stock A/A are always there)")
+    arms = parser.add_argument_group("arms (stock and stock A/A are always there)")
     arms.add_argument(
         "--arm", dest="arms", action="append", metavar="NAME:KEY=VALUE,...",
         help="keys preset, ratio, every, depth, rival, steps, noise; a preset's name alone will do (balanced)",
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fewer-steps", type=int, nargs="+", metavar="N",
         help="steps of the stock arms of equal time; 0: none (measured for each arm)",
     )  # fmt: skip
-    metrics = made.add_argument_group("metrics and times")
+    metrics = parser.add_argument_group("metrics and times")
     metrics.add_argument(
         "--features", choices=FEATURES, help="inception for FID and KID, demo for rendered scenes (auto)"
     )
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timing-prompts", type=int, metavar="N", help="batches of prompts timed, twice by each arm (8)"
     )
     metrics.add_argument("--retime", action="store_true", help="time anew although times are there")
-    several = made.add_argument_group("several machines")
+    several = parser.add_argument_group("several machines")
     several.add_argument("--merge", type=Path, nargs="+", metavar="FOLDER", help="run folders to take pictures from")
     several.add_argument("--wait-hours", type=float, metavar="H", help="how long processes wait for the slowest (24)")
 
