@@ -2,14 +2,19 @@
 
 Every arm runs the same prompts, one picture a call. A row holds the UNet calls of each picture and its distance to two
 references: stock of the same solver and steps, and the converged picture (DPM++ 2M, 100 steps, same noise). A row is
-appended as soon as its arm is measured. Arms that the output holds already are left out.
+appended as soon as its arm is measured. Arms that the output holds already are left out. References and
+pictures of other solvers are kept beside the output, so combinations of one process share them.
 """
 
 import argparse
 import datetime
+import functools
+import hashlib
+import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
 from agentsd.system.timing import environment
+from agentsd.system.writing import whole_file
 from agentsd.unet.controller import RULES
 
 # Name -> process, scheduler, its settings, steps, guidance.
@@ -71,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", choices=["ours", "rivals", "solvers"], nargs="+", default=["ours", "rivals", "solvers"])
     made.add_argument(
+        "--tolerance", type=float, nargs="+", default=list(TOLERANCES), choices=TOLERANCES, help="what ours is run with"
+    )
+    made.add_argument(
         "--calls", type=int, nargs="*", default=[], help="full steps of calibrated schedules, an arm for each number"
     )
     made.add_argument(
@@ -86,11 +95,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     started = time.monotonic()
-    goals: dict[Any, Drawn] = {}
-    for name in args.combination:
-        if not measure(name, args, started, goals):
-            return 1
-    return 0
+    return 0 if all(measure(name, args, started) for name in args.combination) else 1
 
 
 class Gauge:
@@ -143,21 +148,34 @@ class Gauge:
         return (pictures / 2 + 0.5).clamp(0, 1), joined, calls
 
 
-def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any, Drawn]) -> bool:
-    """Measure the arms of a combination; `goals` keeps converged pictures for other solvers of a process."""
+def kept(args: argparse.Namespace, facts: dict[str, Any], name: str, draw: Callable[[], Drawn]) -> Drawn:
+    """Return pictures of stock: those kept beside the output, or new ones."""
+    # The text of the settings names the file: a reference with other settings is another file.
+    settings = {key: facts.get(key) for key in ("device", "torch", "dtype", "size", "pictures", "guidance")}
+    text = hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
+    path = args.output.parent / "gauge-references" / f"{text}.pt"
+    if path.exists():
+        pictures, latents, calls = torch.load(path, map_location=args.device, weights_only=True)
+        return pictures, latents, calls
+    drawn = draw()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as fresh:
+        torch.save(drawn, fresh)
+    return drawn
+
+
+def measure(name: str, args: argparse.Namespace, started: float) -> bool:
+    """Measure the arms of a combination; return whether the time was enough."""
     facts = {**environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
              "pictures": args.pictures, "steps": COMBINATIONS[name][3], "guidance": COMBINATIONS[name][4],
              **({} if args.size is None else {"size": args.size})}  # fmt: skip
     there = {key_of(row, KEY): row for row in read_rows(args.output)}
     gauge = Gauge(name, args)
-    kind, extra = COMBINATIONS[name][1:3]
-    process = (COMBINATIONS[name][0], gauge.guidance)
-    if process not in goals:
-        gauge.set("DPMSolverMultistepScheduler", {})
-        goals[process] = gauge.draw(nullcontext(), 100)
-        gauge.set(kind, extra)
-    converged, goal, _ = goals[process]
-    stock, latents, full = gauge.draw(nullcontext(), gauge.steps)
+    process, kind, extra = COMBINATIONS[name][:3]
+    gauge.set("DPMSolverMultistepScheduler", {})
+    converged, goal, _ = kept(args, facts, f"converged, {process}", lambda: gauge.draw(nullcontext(), 100))
+    gauge.set(kind, extra)
+    stock, latents, full = kept(args, facts, name, lambda: gauge.draw(nullcontext(), gauge.steps))
 
     def keep(arm: str, settings: str, drawn: Drawn) -> float:
         pictures, found, calls = drawn
@@ -197,7 +215,7 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
     if wanted("stock", ""):
         keep("stock", "", (stock, latents, full))
     counts = set()
-    for tolerance in TOLERANCES if "ours" in args.arms else ():
+    for tolerance in args.tolerance if "ours" in args.arms else ():
         schedule = agentsd.preset("balanced").with_tolerance(tolerance)
         arm, settings = f"tolerance {tolerance:g}", schedule.to_json()
         if expired():
@@ -225,7 +243,8 @@ def measure(name: str, args: argparse.Namespace, started: float, goals: dict[Any
             if solver.timesteps is not None:
                 timesteps = solver.timesteps(gauge.pipe.scheduler, steps, COMBINATIONS[name][0] == "sdxl")
             if wanted(f"{label}, {steps} steps", ""):
-                keep(f"{label}, {steps} steps", "", gauge.draw(nullcontext(), steps, timesteps))
+                draw = functools.partial(gauge.draw, nullcontext(), steps, timesteps)
+                keep(f"{label}, {steps} steps", "", kept(args, facts, f"{label}, {steps} steps, {process}", draw))
     gauge.set(kind, extra)
     for rival, make in SKIPPERS.items() if "rivals" in args.arms else ():
         if expired():

@@ -103,7 +103,7 @@ def test_a_stopped_calibration_says_that_it_goes_on(run, monkeypatch):
         (["--output", "/proc/no/a.json"], "--output '/proc/no/a.json' cannot be written", 0),
         (["--prompts-file", "absent.txt"], "--prompts-file 'absent.txt' cannot be read", 0),
         (["--calls", "8", "--worst"], "--calls 8 lists so many full steps; it goes neither with", 0),
-        (["--calls", "30"], "--calls 30 must lie in [5, 16] for runs of 16 calls", 1),
+        (["--calls", "30"], "--calls 30 must lie in [4, 16] for runs of 16 calls", 1),
         (["--steps", "5"], "--steps 5 makes 5 calls, and a tolerance skips none below 10", 1),
     ],
 )

@@ -22,7 +22,7 @@ from tiny import make_tiny_pipe
 import agentsd
 from agentsd import Phase, Schedule
 from agentsd.schedule import Skipping
-from agentsd.unet.controller import FEWEST_CALLS, Controller
+from agentsd.unet.controller import FEWEST_CALLS, Controller, _moves
 from agentsd.unet.noise_levels import NoiseLevels, noise_levels
 
 FALLING = (*tuple(2.0 ** (2 - 0.4 * i) for i in range(20)), 0.0)
@@ -46,7 +46,7 @@ def test_constant_predictions_are_skipped_up_to_the_cap():
     full, worst = drive(
         Controller(NoiseLevels(FALLING, "epsilon"), tolerance=0.01), lambda index: torch.ones(1, 1, 2, 2)
     )
-    assert full == [0, 1, 2, 7, 12, 17, 19]
+    assert full == [0, 1, 2, 7, 12, 17]  # the last call too may be a skipped one
     assert worst == 0
 
 
@@ -66,7 +66,7 @@ def test_small_errors_where_all_is_noise_do_not_allow_long_skips():
     sigmas = (*tuple(300.0 * 1.6 ** (-i) for i in range(16)), 0.0)
     full, _ = drive(
         Controller(NoiseLevels(sigmas, "epsilon"), tolerance=0.03),
-        lambda index: torch.full((1, 1, 2, 2), 12.0 * (-1) ** index / max(sigmas[index], 30.0) ** 2),
+        lambda index: torch.full((1, 1, 2, 2), 24.0 * (-1) ** index / max(sigmas[index], 30.0) ** 2),
     )
     assert full[3] == 4, full  # noise level 46: the picture begins to form
 
@@ -118,10 +118,79 @@ def test_kinds_of_prediction_forecast_the_same_noise(kind):
             assert (moved - found).abs().max() > 0.01 or kind == "sample"
 
 
-def test_one_noise_level_visited_twice_counts_calls():
+def test_a_forecast_leaves_out_half_of_an_error_that_alternates():
+    """Noises 0, 1, 0, 1: the errors of the line are -1.7 and 1.7, so their cosine is -1 and half of the last goes."""
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    zeros = torch.zeros(1, 1, 1, 1)
+    for index, value in enumerate((0.0, 1.0, 0.0, 1.0)):
+        controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
+    assert controller.forecast(4, zeros).item() == pytest.approx(1 + 0.7 * 1 - 0.5 * 1.7, abs=1e-5)
+
+
+@pytest.mark.parametrize(("angle", "share"), [(180, 0.5), (135, 0.5 * (2 * math.sqrt(0.5) - 1)), (120, 0), (60, 0)])
+def test_the_share_that_is_left_out_follows_the_angle_between_errors(angle, share):
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    turned = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
+    first = torch.tensor([1.0, 0.0])
+    # Values whose forecast errors are `first`, then `turned`: steps are equally long in -log(sigma).
+    values = [torch.zeros(2), torch.zeros(2), first, first + 0.7 * first + turned]
+    zeros = torch.zeros(1, 1, 1, 2)
+    for index, value in enumerate(values):
+        controller.observe(index, zeros, value.view(1, 1, 1, 2))
+    expected = values[3] + 0.7 * (values[3] - values[2]) - share * turned
+    torch.testing.assert_close(controller.forecast(4, zeros).flatten(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("sign", "counts"), [(1, 1.0), (-1, 0.5)])
+def test_half_of_an_error_that_alternates_counts(sign, counts):
+    """A quarter of its power, so half of its size."""
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    zeros = torch.zeros(1, 1, 1, 1)
+    for index, value in enumerate((0.0, 0.0, 1.0, 1.7 + sign)):  # errors 1 and then `sign`
+        controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
+    controller.needs_full(4)
+    sigma, after = FALLING[4:6]
+    expected = (sigma - after) * (1 + sigma**2) ** -0.325 * counts
+    controller.forecast(4, zeros)
+    assert controller.cost == pytest.approx(expected, rel=1e-4)
+
+
+def test_errors_alternate_after_guidance():
+    """Both halves follow one line, but their guided difference alternates."""
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    zeros = torch.zeros(2, 1, 1, 1)
+    for index, value in enumerate((0.0, 1.0, 0.0, 1.0)):
+        rising = 10.0 * index
+        prediction = torch.tensor([rising, rising + value]).view(2, 1, 1, 1)
+        controller.observe(index, zeros, prediction, guide=lambda error: error[1:] - error[:1])
+    unconditional, conditional = controller.forecast(4, zeros).flatten().tolist()
+    # Both halves lose half of their own last error: 3 of the rising line, and 1.7 of the alternation.
+    assert unconditional == pytest.approx(30 + 7 - 0.5 * 3, abs=1e-4)
+    assert conditional - unconditional == pytest.approx(1 + 0.7 - 0.5 * 1.7, abs=1e-4)
+
+
+def test_held_bytes_are_those_of_two_predictions_and_an_error():
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=0.1)
+    drive(controller, lambda index: torch.full((1, 1, 2, 2), float(index)))
+    assert controller.nbytes == 3 * 4 * 4
+
+
+def test_the_second_visit_of_a_noise_level_costs_nothing():
+    sigmas = (8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.0)
+    controller = Controller(NoiseLevels(sigmas, "epsilon"), tolerance=1e-6)
+    full, _ = drive(controller, lambda index: torch.full((1, 1, 2, 2), math.log(sigmas[index]) ** 2))
+    assert full == [0, 1, 2, 3, 5, 7]  # 0.5 for the second time is call 8, which is skipped too
+
+
+def test_calls_of_a_level_that_is_visited_twice_count_by_half_of_the_steps_around_them():
     sigmas = (8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 0.0)
-    controller = Controller(NoiseLevels(sigmas, "epsilon"), tolerance=0.1)
-    assert controller.times == tuple(float(index) for index in range(7))
+    assert _moves(sigmas) == (2.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5)
+    assert _moves((8.0, 4.0, 4.0, 2.0, 1.0, 0.0)) == (4.0, 0.0, 2.0, 1.0, 1.0)  # PNDM: twice at the start alone
+
+
+def test_levels_that_rise_again_count_calls_as_time():
+    sigmas = (8.0, 4.0, 2.0, 3.0, 1.0, 0.0)
+    assert Controller(NoiseLevels(sigmas, "epsilon"), tolerance=0.1).times == (0.0, 1.0, 2.0, 3.0, 4.0)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from agentsd.bench.gauge_tables import (
     PRESETS_BY_TOLERANCE,
     every_table,
     gauge_table,
+    lists_table,
     promise_table,
     solvers_table,
 )
@@ -27,7 +28,14 @@ from agentsd.bench.speed_tables import (
     speed_rows,
     speed_table,
 )
-from agentsd.bench.strip_tables import FEWER_ARMS, SCHEDULES, parts_table, presets_table, strip_rows
+from agentsd.bench.strip_tables import (
+    FEWER_ARMS,
+    SCHEDULES,
+    facts_of,
+    parts_table,
+    presets_table,
+    strip_rows,
+)
 from agentsd.presets import BY_SPEED, PRESETS
 from agentsd.unet.controller import RULES
 
@@ -141,7 +149,7 @@ def timed(arm, number, seconds, **changes):
     schedule = SCHEDULES.get(arm)
     return {
         "arm": arm, "number": number, "calls": 25, "cpu_seconds": seconds, "psnr_db": None if arm == "stock" else 40.0,
-        "settings": "" if schedule is None else schedule.to_json(), "device": "a CPU", "torch": "2", **changes,
+        **facts_of(schedule), "device": "a CPU", "torch": "2", **changes,
     }  # fmt: skip
 
 
@@ -158,6 +166,16 @@ def test_a_gauged_preset_that_has_changed_since_is_not_shown(make):
     assert "15.0" not in make([stock, {field: value for field, value in now.items() if field != "rules"}])
 
 
+def test_tolerances_stand_beside_lists_in_the_order_of_their_calls():
+    rows = [gauged("stock", calls=[25, 25]), gauged("tolerance 0.03"), gauged("calibrated, 16 calls", calls=[16, 16])]
+    lines = lists_table(rows, GAUGED["combination"]).splitlines()[2:]
+    assert lines == [
+        "| listed, 16 calls | 16.0 | 0.020 (0.030) | 42.0 (40.0) dB |",
+        "| decided at run time, tolerance 0.03 | 15.0 (14 to 16) | 0.020 (0.030) | 42.0 (40.0) dB |",
+    ]
+    assert lists_table(rows[:2], GAUGED["combination"]) == ""
+
+
 @pytest.mark.parametrize("make", [gauge_table, promise_table, every_table, partial(solvers_table, combinations=["b"])])
 def test_combinations_that_were_gauged_elsewhere_are_marked(make):
     rows = [gauged("stock", calls=[25, 25]), gauged("tolerance 0.03")]
@@ -165,6 +183,17 @@ def test_combinations_that_were_gauged_elsewhere_are_marked(make):
     shown = make(rows)
     assert r"| b\* |" in shown
     assert r"2 held-out prompts, a GPU, torch 2, diffusers 0. \*8 held-out prompts, a CPU, torch 2" in shown
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown"), [((15, 16), "33.0"), ((17, 16), "43.0 (43.0) dB, 16 steps"), ((14, 19), "| -")]
+)
+def test_other_solvers_have_as_many_calls_or_a_few_more(steps, shown):
+    near = {14: 63.0, 15: 33.0, 16: 43.0, 17: 53.0, 19: 53.0}
+    solvers = [gauged(f"UniPC, {number} steps", psnr_stock=[near[number]] * 2) for number in steps]
+    made = gauge_table([gauged("stock", calls=[25, 25]), gauged("tolerance 0.03"), *solvers])
+    assert shown in made
+    assert not [other for other in ("33.0", "43.0", "53.0", "63.0") if other in made and other not in shown]
 
 
 @pytest.mark.parametrize("make", [gauge_table, partial(solvers_table, combinations=[GAUGED["combination"]])])
@@ -184,6 +213,8 @@ def test_presets_stand_with_calls_likeness_and_time(root):
     assert lines[3] == "| `balanced` | 15.0 | 2.22x [2.00, 2.50] | 42.0 (40.0) dB | 31.0 (30.0) dB |"
     assert "ratio of the times of 2 prompts" in lines[-1]
     write(root, timed("stock", 0, 10.0), timed("balanced", 0, 4.0, settings="others"), name="demo/strip")
+    assert "| `balanced` | 15.0 | - |" in presets_table(rows, strip_rows(root / "results"))
+    write(root, timed("stock", 0, 10.0), timed("balanced", 0, 4.0, rules=RULES - 1), name="demo/strip")
     assert "| `balanced` | 15.0 | - |" in presets_table(rows, strip_rows(root / "results"))
     assert presets_table([], strip_rows(root / "results")) == ""
 

@@ -19,7 +19,7 @@ from agentsd import Phase, Schedule, Skipping
 from agentsd.unet.record import LastRun, RunRecord
 from agentsd.unet.steps import Position
 
-FAST, QUALITY = "extreme", Schedule.constant(None, 3, skipping=Skipping(depth=0, forecast=0.2))
+FAST, QUALITY = "extreme", Schedule.constant(None, 2, skipping=Skipping(depth=0, forecast=0.2))
 STEPS = 14
 
 

@@ -1,5 +1,6 @@
 """The tables of `results/gauge.jsonl`: UNet calls and likeness under processes and solvers."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balance
                         "tolerance 0.12": "extreme"}  # fmt: skip
 _PLACE = ("pictures", "device", "torch", "diffusers")  # how many prompts ran where
 _STAR = r"\*"  # for Markdown
+_STEPS = re.compile(r", (\d+) steps$")
+_FURTHER = 1.2  # solvers with more steps than so many times our calls are no comparison
 
 
 def gauge_table(rows: Sequence[Row]) -> str:
@@ -111,6 +114,34 @@ def promise_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", _note(rows)])
 
 
+def lists_table(rows: Sequence[Row], combination: str) -> str:
+    """Return tolerances beside calibrated lists of full steps, by UNet calls.
+
+    Args:
+        rows: Rows of the gauge.
+        combination: The one to show.
+
+    Returns:
+        The table; empty without a calibrated list.
+
+    Example:
+        >>> lists_table([], "own, DDIM, 50")
+        ''
+    """
+    arms = by_combination(rows).get(combination, {})
+    if not any(arm.startswith("calibrated") for arm in arms):
+        return ""
+    lines = ["| | UNet calls | error of the final latent | PSNR to stock |", "|---|--:|--:|--:|"]
+    shown = [arm for arm in arms if arm.startswith(("calibrated", "tolerance"))]
+    for arm in sorted(shown, key=lambda arm: -statistics.mean(arms[arm]["calls"])):
+        calls, errors = arms[arm]["calls"], arms[arm]["latent_error"]
+        span = "" if min(calls) == max(calls) else f" ({min(calls)} to {max(calls)})"
+        error = f"{statistics.median(errors):.3f} ({max(errors):.3f})"
+        label = arm.replace("calibrated, ", "listed, ").replace("tolerance", "decided at run time, tolerance")
+        lines.append(f"| {label} | {statistics.mean(calls):.1f}{span} | {error} | {spread(arms[arm], 'psnr_stock')} |")
+    return "\n".join([*lines, ""])
+
+
 def every_table(rows: Sequence[Row]) -> str:
     """Return all rows: the arms of a combination in the order of their calls.
 
@@ -160,15 +191,20 @@ def spread(row: Row, field: str) -> str:
 
 
 def _best_solver(arms: dict[str, Row], field: str, rows: Sequence[Row]) -> str:
-    """Return the best figure of another solver with as many steps as the default makes calls; empty without one."""
+    """Return the best figure of another solver with as many steps as the default makes calls; empty without one.
+
+    Where none was measured with as many, those with the next larger number stand in, and the figure says so.
+    """
     ours = arms["tolerance 0.03"]
-    steps = round(statistics.mean(ours["calls"]))
-    solvers = [row for arm, row in arms.items() if arm.endswith(f", {steps} steps")]
-    if not solvers:
+    calls = round(statistics.mean(ours["calls"]))
+    found = [(int(match[1]), arms[arm]) for arm in arms if (match := _STEPS.search(arm))]
+    steps = min((number for number, _ in found if calls <= number <= _FURTHER * calls), default=0)
+    if not steps:
         return ""
-    best = max(solvers, key=lambda row: statistics.median(row[field]))
+    best = max((row for number, row in found if number == steps), key=lambda row: statistics.median(row[field]))
     mark = _mark(best, rows)  # where it was measured, if the default was measured elsewhere
-    return spread(best, field) + ("" if mark == _mark(ours, rows) else mark)
+    more = "" if steps == calls else f", {steps} steps"
+    return spread(best, field) + ("" if mark == _mark(ours, rows) else mark) + more
 
 
 def _places(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

@@ -11,9 +11,10 @@ from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, by_combination, spr
 from agentsd.bench.rows import Row, newest, read_rows
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
+from agentsd.unet.controller import RULES
 
 SAMPLED = SampledKeys(stride=4, min_keys=64)
-STEPS, FEWER = 25, 14  # 14: the UNet calls of `balanced` in `GAUGED`, rounded
+STEPS, FEWER = 25, 13  # 13: the UNet calls of `balanced` in `GAUGED`, rounded
 GAUGED = "sd15, DPM++ 2M Karras, 25"
 SHOWN = ("quality", "balanced", "fast", "extreme")
 # The arms that keep the solver and its steps; None is stock.
@@ -37,7 +38,7 @@ _PARTS = ("stock", "key/value sampling alone", "balanced", "balanced + key/value
 
 
 def strip_rows(results: Path) -> list[Row]:
-    """Return the newest row of each prompt and arm, without arms whose settings have changed since.
+    """Return the newest row of each prompt and arm, without arms whose settings or rules have changed since.
 
     Args:
         results: The folder of result files.
@@ -50,7 +51,18 @@ def strip_rows(results: Path) -> list[Row]:
         []
     """
     rows = newest(read_rows(results / "demo" / "strip.jsonl"), ("number", "arm"))
-    return [row for row in rows if _is_current(row["arm"], row["settings"])]
+    return [row for row in rows if _is_current(row)]
+
+
+def facts_of(schedule: Schedule | None) -> Row:
+    """Return what a row says about its schedule: its text, and the rules of the controller that it asks.
+
+    Example:
+        >>> facts_of(None)
+        {'settings': ''}
+    """
+    rules = {} if schedule is None or schedule.skipping.tolerance is None else {"rules": RULES}
+    return {"settings": "" if schedule is None else schedule.to_json(), **rules}
 
 
 def presets_table(gauged: Sequence[Row], timed: Sequence[Row]) -> str:
@@ -119,9 +131,11 @@ def parts_table(timed: Sequence[Row]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def _is_current(arm: str, settings: str) -> bool:
-    schedule = SCHEDULES.get(arm)
-    return arm in FEWER_ARMS or arm == "stock" or (schedule is not None and same_schedule(settings, schedule))
+def _is_current(row: Row) -> bool:
+    schedule = SCHEDULES.get(row["arm"])
+    if schedule is None:
+        return row["arm"] in SCHEDULES or row["arm"] in FEWER_ARMS
+    return same_schedule(row["settings"], schedule) and row.get("rules") == facts_of(schedule).get("rules")
 
 
 def _label(name: str) -> str:

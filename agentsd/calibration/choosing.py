@@ -20,9 +20,9 @@ def fewest(calls: int) -> int:
 
     Example:
         >>> fewest(10)
-        4
+        3
     """
-    return FIRST + math.ceil((calls - FIRST) / (MOST_SKIPPED + 1))
+    return FIRST + max(0, math.ceil((calls - FIRST - MOST_SKIPPED) / (MOST_SKIPPED + 1)))
 
 
 def check_number_of_calls(number: int, calls: int) -> None:
@@ -41,7 +41,7 @@ def check_number_of_calls(number: int, calls: int) -> None:
 def choose(simulation: Simulation, number: int) -> tuple[int, ...]:
     """Return the full steps of least simulated error.
 
-    The first two calls and the last are among them, and at most five calls in a row are skipped.
+    The first two calls are among them, and at most five calls in a row are skipped.
 
     Args:
         simulation: Recorded runs.
@@ -87,7 +87,11 @@ def _planned(simulation: Simulation, number: int) -> tuple[int, ...]:
                 if known is None or total < known[0]:
                     layer[last, after] = (total, (before, last))
         layers.append(layer)
-    ends = {pair: found[0] for pair, found in layers[-1].items() if pair[1] == calls - 1}
+    ends = {
+        (before, last): so_far + cost(before, last, calls)
+        for (before, last), (so_far, _origin) in layers[-1].items()
+        if calls - last <= MOST_SKIPPED + 1
+    }
     pair: tuple[int, int] | None = min(ends, key=lambda one: ends[one])
     full: list[int] = []
     for layer in reversed(layers):
@@ -103,12 +107,12 @@ def _exchanged(simulation: Simulation, full: tuple[int, ...]) -> tuple[int, ...]
     error, better = simulation.error(full), True
     while better:
         better = False
-        for place in range(FIRST, len(full) - 1):
+        for place in range(FIRST, len(full)):
             for call in range(full[place] - _REACH, full[place] + _REACH + 1):
-                if call in full or not FIRST <= call < simulation.calls - 1:
+                if call in full or not FIRST <= call < simulation.calls:
                     continue
                 other = tuple(sorted({*full[:place], call, *full[place + 1 :]}))
-                if max(np.diff(other)) > MOST_SKIPPED + 1:
+                if max(np.diff((*other, simulation.calls))) > MOST_SKIPPED + 1:
                     continue
                 found = simulation.error(other)
                 if found < _GAIN * error:

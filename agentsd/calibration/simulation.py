@@ -53,6 +53,8 @@ class Simulation:
     def line(self, index: int, full: Sequence[int]) -> tuple[float, ...]:
         """Return the weights of 0.7 of the straight line at a call, newest full step first."""
         last, before = full[-1], full[-2]
+        if self.times[last] <= self.times[before]:  # one noise level twice: no line goes through both
+            return (1.0, 0.0)
         share = FADE * (self.times[index] - self.times[last]) / (self.times[last] - self.times[before])
         return (1 + share, -share)
 

@@ -17,7 +17,7 @@ class ListedSteps:
     Args:
         sigmas: Noise over signal at each UNet call of the run, and after the last. Another solver or another number of
             steps has other levels. Such a run skips nothing, and the report says so.
-        full: Numbers of the calls that are full steps, rising from 0. The last call is one of them.
+        full: Numbers of the calls that are full steps, rising from 0.
         weights: For each skipped call, in order, the weights of the noises that the last full steps predicted, newest
             first. Empty: each forecast is 0.7 of the straight line through the last two.
 
@@ -46,10 +46,10 @@ class ListedSteps:
             raise ValueError(f"sigmas={self.sigmas!r} must hold three or more noise levels, none below 0.")
         for index in self.full:
             check_int("full", index, minimum=0)
-        if self.full[:2] != (0, 1) or self.full[-1] != self.calls - 1 or sorted(set(self.full)) != list(self.full):
+        if self.full[:2] != (0, 1) or self.full[-1] >= self.calls or sorted(set(self.full)) != list(self.full):
             raise ValueError(
-                f"full={self.full!r} must rise from 0 to {self.calls - 1}, the last call of the noise levels, and hold "
-                "call 1: a forecast needs two full steps."
+                f"full={self.full!r} must rise from 0 to at most {self.calls - 1}, the last call of the noise levels, "
+                "and hold call 1: a forecast needs two full steps."
             )
         if self.weights and len(self.weights) != len(self.skipped):
             raise ValueError(

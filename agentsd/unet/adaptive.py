@@ -1,7 +1,6 @@
 """Skipping by noise levels: the policy that asks a controller, and guidance applied to its errors."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +22,7 @@ _NO_PIPELINE = "no pipeline is known whose scheduler says how noisy each step is
 
 
 class WithinTolerance:
-    """Chooses full steps at run time, within a tolerance, or takes them from a list; holds two or three predictions.
+    """Chooses full steps at run time, within a tolerance, or takes them from a list; holds at most three predictions.
 
     Args:
         skipping: Settings with a tolerance or listed full steps.
@@ -41,7 +40,6 @@ class WithinTolerance:
     def __init__(self, skipping: Skipping) -> None:
         self.skipping = skipping
         self.controller: Controller | str | None = None
-        self._left_out = 0  # calls at the end of the scheduler's list that the controller does not count
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +77,7 @@ class WithinTolerance:
             self.controller.observe(self._index(self.controller, step.position), step.sample, feature, guide=guide)
 
     def _index(self, controller: Controller, position: Position) -> int:
-        return controller.calls - (position.total - self._left_out) + position.index
+        return controller.calls - position.total + position.index
 
     def _start(self, step: Step) -> Controller | str:
         if step.scheduler is None or not step.pipes:
@@ -96,9 +94,6 @@ class WithinTolerance:
                 return ListedController(levels, listed, noisy=step.noisy, sign=step.sign)
             highest, first = listed.sigmas[0], levels.sigmas[0]
             return _OTHER_RUN.format(listed=listed.calls, highest=highest, calls=len(levels.sigmas) - 1, first=first)
-        self._left_out = step.left_out
-        if step.left_out:  # the last call that is made must be full
-            levels = replace(levels, sigmas=levels.sigmas[: -step.left_out])
         return Controller(
             levels,
             tolerance=self.skipping.tolerance or 0.0,

@@ -11,6 +11,10 @@ Where nearly all is noise, a prediction hardly depends on the picture: the denoi
 the noise with `1 / sigma ** 2`. Errors that are seen there are tiny and say little about later ones. The controller
 lets them rise by that law until the picture begins to form.
 
+Under strong guidance the denoiser answers an error of the latent with an opposite error of its prediction. Errors of
+successive full steps then alternate, and the rest of the run takes most of them back. The controller counts the
+alternating part less, and takes a share of the last error out of its forecasts, which ends the alternation.
+
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
 sign (SADA, https://arxiv.org/abs/2507.17135).
@@ -27,17 +31,21 @@ from torch import Tensor
 from agentsd.unet.denoisers import latent_part
 from agentsd.unet.noise_levels import NoiseLevels
 
-RULES = 2  # counts changes of the rules and constants below: measured rows name those that they were measured with
+RULES = 3  # counts changes of the rules and constants below: measured rows name those that they were measured with
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
-_COST_PER_TOLERANCE = 2.4  # the sum of costs between two full steps that meets the promise
+_COST_PER_TOLERANCE = 1.5  # the sum of costs between two full steps that meets the promise
 _FADE = 0.7  # share of the last change that a forecast extrapolates
-_EARLY = 0.5  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
-_HIGHEST = 15.0  # noise level above which `alpha` does not fall further
+_EARLY = 0.65  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
+_HIGHEST = 75.0  # noise level above which `alpha` does not fall further
+_TAKEN_BACK = 0.75  # share of the power of alternating errors that does not count
+_DAMPED = 0.5  # share of the last error that a forecast leaves out where errors alternate fully
+_ALTERNATES = 0.5  # minus the cosine between successive errors above which forecasts leave out some
 _OPEN = 30.0  # noise level above which the picture is still open
 _RISE = 2  # there, errors rise by (sigma_seen / sigma) ** _RISE
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
 _NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
 _SMALLEST = 1e-3
+_TINY = 1e-12
 MOST_SKIPPED = 4  # steps in a row
 FEWEST_CALLS = 10  # shorter runs have no steps to spare
 
@@ -91,9 +99,12 @@ class Controller:
         self.max_skipped = max_skipped
         self.noisy = noisy
         self.times = _times(levels.sigmas)
+        self._moves = _moves(levels.sigmas)
         self.skipped = 0  # in a row
         self.cost = 0.0  # of the steps skipped in a row
         self._seen: list[_Seen] = []
+        self._off: Tensor | None = None  # the last error, of the samples as they enter the denoiser
+        self._left: Tensor | None = None  # the share of it that forecasts leave out, for each sample
         self._shape: torch.Size | None = None  # of the samples
         self._full_steps = 0
         self._measured: Callable[[], float] | None = None
@@ -107,12 +118,13 @@ class Controller:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the predictions that are held: two at most."""
-        return sum(seen.value.nbytes + (0 if seen.rest is None else seen.rest[1].nbytes) for seen in self._seen)
+        """Bytes of what is held: two predictions and an error at most."""
+        held = sum(seen.value.nbytes + (0 if seen.rest is None else seen.rest[1].nbytes) for seen in self._seen)
+        return held + (0 if self._off is None else self._off.nbytes)
 
     def needs_full(self, index: int) -> bool:
         """Return whether call `index` must be a full step. Waits for the device at the first call after a full step."""
-        if self._full_steps < _LEARNING or index >= self.calls - 1 or self.skipped >= self.max_skipped:
+        if self._full_steps < _LEARNING or self.skipped >= self.max_skipped:
             return True
         if self._measured is None and math.isinf(self._error):
             return True
@@ -140,13 +152,7 @@ class Controller:
         again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
         if self.measures and len(self._seen) == 2 and not again:
             self._distance = time - self._seen[-1].time
-            difference = value - self._forecast(time)
-            if guide is not None:
-                difference = guide(difference)
-            scale = 1 / max(self.levels.sigmas[index], _SMALLEST) if self.noisy else 1.0
-            # The picture with the largest error decides for its whole batch.
-            error = difference.flatten(1).square().mean(1).sqrt().max() * scale
-            self._measured = _later(error)
+            self._measured = _later(self._measure(index, value - self._forecast(time), guide))
         fresh = _Seen(value, time, self.levels.sigmas[index], None if rest is None else (rest[0], rest[1].clone()))
         self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
         self._full_steps += 1
@@ -155,8 +161,10 @@ class Controller:
     def forecast(self, index: int, sample: Tensor) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step.
 
-        With full steps at times `a < b`, time `t` uses `y_b + 0.7 (t - b) / (b - a) (y_b - y_a)`. Time is
-        `-log(sigma)`, or the number of the call where a solver visits one noise level twice.
+        With full steps at times `a < b`, time `t` uses `y_b + 0.7 (t - b) / (b - a) (y_b - y_a) - w e_b`. The error
+        `e_b` is that of the forecast for `b`. Its weight is `w = 0.5 (2 c - 1)`, where `-c` is the cosine between this
+        error and the one before, and 0 where `c < 0.5`. Time is `-log(sigma)`, or the number of the call where noise
+        levels rise again.
 
         Args:
             index: Number of the call.
@@ -170,8 +178,23 @@ class Controller:
         value = self._forecast(self.times[index])
         return self._prediction(index, sample, value)
 
+    def _measure(self, index: int, off: Tensor, guide: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return the size of an error as it counts, and keep what later forecasts leave out of it."""
+        guided = (off if guide is None else guide(off)).flatten(1)
+        power = guided.square().mean(1)
+        opposite = torch.zeros_like(power)
+        if self._off is not None:
+            before = (self._off if guide is None else guide(self._off)).flatten(1)
+            sizes = (power * before.square().mean(1)).sqrt().clamp(min=_TINY)
+            opposite = (-(guided * before).mean(1) / sizes).clamp(0, 1)
+        share = _DAMPED * (opposite - _ALTERNATES).clamp(min=0) / (1 - _ALTERNATES)
+        self._off, self._left = off, share.repeat(len(off) // len(share))
+        scale = 1 / max(self.levels.sigmas[index], _SMALLEST) if self.noisy else 1.0
+        # The picture with the largest error decides for its whole batch.
+        return (power * (1 - _TAKEN_BACK * opposite.square())).sqrt().max() * scale
+
     def _cost(self, index: int) -> float:
-        sigma, after = self.levels.sigmas[index : index + 2]
+        sigma = self.levels.sigmas[index]
         alpha = 1 / math.sqrt(1 + min(sigma, _HIGHEST) ** 2)
         if self._measured is not None:
             self._error, self._measured = self._measured(), None
@@ -179,7 +202,7 @@ class Controller:
         growth = max(self.times[index] - last.time, 0.0) / self._distance
         growth *= (max(last.sigma, _OPEN) / max(sigma, _OPEN)) ** _RISE
         further = _NOISY if self.noisy else 1.0
-        return float(further * abs(after - sigma) * alpha**_EARLY * self._error * growth)
+        return float(further * self._moves[index] * alpha**_EARLY * self._error * growth)
 
     def _forecast(self, time: float) -> Tensor:
         last = self._seen[-1]
@@ -187,7 +210,10 @@ class Controller:
             return last.value
         before = self._seen[-2]
         share = _FADE * (time - last.time) / (last.time - before.time)
-        return torch.add(last.value, last.value - before.value, alpha=share)
+        found = torch.add(last.value, last.value - before.value, alpha=share)
+        if self._off is None or self._left is None:
+            return found
+        return found - self._left.view(-1, *[1] * (found.ndim - 1)) * self._off
 
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise of a latent's prediction, or the denoised picture for a noisy solver; float32."""
@@ -226,11 +252,24 @@ class Controller:
 
 
 def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return when calls happen: `-log(sigma)`, or their number if a level comes back after the first three calls."""
+    """Return when calls happen: `-log(sigma)`, or their number if noise levels rise after the first three calls."""
     late = sigmas[2:-1]
-    if any(later >= earlier for earlier, later in pairwise(late)):
+    if any(later > earlier for earlier, later in pairwise(late)):
         return tuple(float(index) for index in range(len(sigmas) - 1))
     return tuple(-math.log(max(sigma, _SMALLEST)) for sigma in sigmas[:-1])
+
+
+def _moves(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return by how much an error of each call's noise moves the final latent.
+
+    That is the step in `sigma` that follows. Solvers that visit one noise level twice (Heun) use the mean of both ends
+    of a step. Each of the two visits then moves by half of the steps around it.
+    """
+    steps = [abs(after - sigma) for sigma, after in pairwise(sigmas)]
+    late = sigmas[3:-1]
+    if all(later < earlier for earlier, later in pairwise(late)):
+        return tuple(steps)
+    return tuple((before + after) / 2 for before, after in pairwise([0.0, *steps]))
 
 
 def _later(error: Tensor) -> Callable[[], float]:

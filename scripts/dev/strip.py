@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 import agentsd
 from agentsd.bench.metrics import psnr, relative_l2, ssim
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN, STEPS
+from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN, STEPS, facts_of
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline
 from agentsd.system.timing import environment
@@ -33,7 +33,7 @@ ARMS: dict[str, tuple[agentsd.Schedule | None, str, int]] = {
     **{name: (schedule, DPM, STEPS) for name, schedule in SCHEDULES.items()},
     **{name: (None, solver, FEWER) for name, solver in zip(FEWER_ARMS, (DPM, UNIPC), strict=True)},
 }
-KEY = ("prompt", "arm", "settings", "device", "torch")
+KEY = ("prompt", "arm", "settings", "rules", "device", "torch")
 COLUMNS = ("stock", *SHOWN, FEWER_ARMS[0])  # the columns of the strip
 
 
@@ -70,7 +70,7 @@ def measure(args: argparse.Namespace) -> bool:
         for arm in stock_first:
             schedule, solver, steps = ARMS[arm]
             row = {**facts, "prompt": texts[number], "number": number, "arm": arm, "steps": steps,
-                   "settings": "" if schedule is None else schedule.to_json()}  # fmt: skip
+                   **facts_of(schedule)}  # fmt: skip
             if key_of(row, KEY) in there and picture_of(args.pictures, number, arm).exists():
                 continue
             if time.monotonic() - started > args.limit_seconds:

@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/benchmarks.md and results/README.md from the committed result files.
+"""Write the tables of README.md, docs/ and results/README.md from the committed result files.
 
 They stand between `<!-- table:NAME -->` markers.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agentsd.bench.cost_tables import plans_table, scaling_table
 from agentsd.bench.demo_tables import demo_table
-from agentsd.bench.gauge_tables import every_table, gauge_table, promise_table, solvers_table
+from agentsd.bench.gauge_tables import every_table, gauge_table, lists_table, promise_table, solvers_table
 from agentsd.bench.help_table import help_table
 from agentsd.bench.rows import read_rows
 from agentsd.bench.speed_tables import current_rows, h200_table, main_table, other_tables, speed_rows
@@ -18,7 +18,7 @@ from agentsd.bench.strip_tables import parts_table, presets_table, strip_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"
-PAGES = ("README.md", "docs/benchmarks.md", "results/README.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/calibrate.md", "results/README.md")
 # What docs/benchmarks.md shows of the long table; results/README.md shows all.
 SHORT = (
     "stock",
@@ -33,6 +33,7 @@ SHORT = (
     "full step every 3 + key/value sampling",
     "full step every 5 + key/value sampling",
 )
+LISTED = "sd15, DPM++ 2M Karras, 20"  # where tolerances stand beside calibrated lists
 # Three solvers of the README; docs/benchmarks.md shows all.
 SHORT_GAUGE = ("sd15, PNDM, 50", "sdxl, Euler, 30", "sd15, Euler ancestral, 30")
 
@@ -71,6 +72,7 @@ def fill(text: str) -> str:
         "speed-short": lambda: main_table(RESULTS, SHORT),
         "gauge": lambda: gauge_table(rows),
         "gauge-promise": lambda: promise_table(rows),
+        "lists": lambda: lists_table(rows, LISTED),
         "gauge-all": lambda: every_table(rows),
         "speed": lambda: main_table(RESULTS),
         "speed-others": lambda: other_tables(RESULTS),
