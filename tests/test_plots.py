@@ -36,13 +36,15 @@ COSTS = [
 
 def test_families():
     names = {"tolerance 0.03": "agentsd", "UniPC, 12 steps": "fewer steps of another solver", "Spectrum": "Spectrum",
-             "every 3, order 2 (TaylorSeer)": "TaylorSeer", "AdaptiveDiffusion 0.01": "AdaptiveDiffusion"}  # fmt: skip
+             "every 3, order 2 (TaylorSeer)": "TaylorSeer", "AdaptiveDiffusion 0.01": "AdaptiveDiffusion",
+             "calibrated, 12 calls": "agentsd, calibrated list"}  # fmt: skip
     assert {arm: plots["family"](arm) for arm in names} == names
 
 
 def test_combinations_with_something_to_compare_have_a_panel_and_all_share_a_legend():
     figure = plots["gauge"](ROWS)
-    assert [ax.get_title() for ax in figure.axes] == ["a: stock has 20 calls; 2 prompts"]
+    assert [ax.get_title() for ax in figure.axes] == ["a: stock has 20 calls"]
+    assert "median over 2 prompts" in figure.get_suptitle()
     (legend,) = figure.legends
     words = [text.get_text() for text in legend.get_texts()]
     assert words == ["agentsd", "fewer steps of another solver", "TaylorSeer"]

@@ -53,6 +53,8 @@ def family(arm: str) -> str:
     """Who an arm of the gauge belongs to: agentsd, fewer steps, or the name of a rival."""
     if arm in PRESETS_BY_TOLERANCE:
         return "agentsd"
+    if arm.startswith("calibrated"):
+        return "agentsd, calibrated list"
     if arm.endswith(" steps"):
         return "fewer steps of another solver"
     return arm.partition("(")[2].rstrip(")") or arm.partition(" ")[0]
@@ -93,7 +95,7 @@ def gauge(rows: list[Row]) -> Any:
             ours += [(calls, middle)] if front else []
         ax.plot(*zip(*sorted(ours), strict=True), color=OURS[0], linewidth=1.6, zorder=3)
         default = arms["tolerance 0.03"]
-        ax.set_title(f"{name}: stock has {default['stock_calls'][0]} calls; {default['pictures']} prompts", fontsize=10)
+        ax.set_title(f"{name}: stock has {default['stock_calls'][0]} calls", fontsize=10)
         ax.grid(alpha=0.25)
         calls_shown = [statistics.mean(row["calls"]) for arm, row in arms.items() if arm != "stock"]
         ax.set_xlim(min(calls_shown) - 1.5, max(calls_shown) + 1.5)
@@ -107,9 +109,10 @@ def gauge(rows: list[Row]) -> Any:
         handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = [name for name in ("agentsd", "fewer steps of another solver", *rivals) if name in handles]
     figure.legend([handles[name] for name in order], order, loc="outside lower center", ncols=4, frameon=False)
+    numbers = sorted({row["pictures"] for arms in shown.values() for row in arms.values()})
     figure.suptitle(
-        "Left and up is better. Points: median over prompts; bars reach down to the worst 5%.\n"
-        "Bundled demo model under each process.",
+        f"Left and up is better. Points: median over {' or '.join(map(str, numbers))} prompts; bars reach down to the "
+        "worst 5%.\nBundled demo model under each process.",
         fontsize=10,
     )  # fmt: skip
     return figure
