@@ -21,6 +21,7 @@ import agentsd
 from agentsd.calibration.choosing import choose, fewest
 from agentsd.calibration.recording import record
 from agentsd.calibration.result import Calibration
+from agentsd.calibration.search import Target
 from agentsd.calibration.simulation import Simulation
 from agentsd.calibration.work import simulation_of
 from agentsd.schedule import ListedSteps, Phase, Schedule, Skipping
@@ -225,3 +226,16 @@ def patched():
     pipe = make_tiny_pipe()
     agentsd.apply(pipe)
     return pipe
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        (Target("psnr", 40.0, worst=True), "a PSNR of 40 dB to stock in the worst 5%"),
+        (Target("lpips", 0.08, worst=True), "an LPIPS of 0.08 to stock in the worst 5%"),
+        (Target("tolerance", 0.02, worst=True), "an error of the final latent of 0.02 in the worst 5%"),
+        (Target("tolerance", 0.02), "a median error of the final latent of 0.02"),
+    ],
+)
+def test_a_target_is_said_in_words(target, text):
+    assert str(target) == text

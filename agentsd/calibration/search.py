@@ -51,12 +51,14 @@ class Target:
         return float(np.quantile(each, 0.95) if self.worst else np.median(each))
 
     def __str__(self) -> str:
-        part = "worst 5% with a" if self.worst else "median"
-        if self.measure == "psnr":
-            return f"a {part} PSNR of {self.goal:g} dB to stock"
-        if self.measure == "lpips":
-            return f"a {part} LPIPS of {self.goal:g} to stock"
-        return f"a {part} error of the final latent of {self.goal:g}"
+        what = {
+            "psnr": f"PSNR of {self.goal:g} dB to stock",
+            "lpips": f"LPIPS of {self.goal:g} to stock",
+            "tolerance": f"error of the final latent of {self.goal:g}",
+        }[self.measure]
+        if not self.worst:
+            return f"a median {what}"
+        return f"{'a' if self.measure == 'psnr' else 'an'} {what} in the worst 5%"
 
 
 def fewest_calls(excess: Callable[[int], float], simulated: dict[int, float], start: int) -> int:
