@@ -2,8 +2,8 @@
 
 Every arm runs the same prompts, one picture a call. A row holds the UNet calls of each picture and its distance to two
 references: stock of the same solver and steps, and the converged picture (DPM++ 2M, 100 steps, same noise). A row is
-appended as soon as its arm is measured. Arms that the output holds already are left out. References and
-pictures of other solvers are kept beside the output, so combinations of one process share them.
+appended as soon as its arm is measured. Arms that the output holds already are left out. References and pictures of
+other solvers are kept beside the output, so combinations of one process share them.
 """
 
 import argparse
@@ -177,13 +177,13 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
     gauge.set(kind, extra)
     stock, latents, full = kept(args, facts, name, lambda: gauge.draw(nullcontext(), gauge.steps))
 
+    def named(arm: str, settings: str) -> dict[str, Any]:
+        return {**facts, "arm": arm, "settings": settings, **({"rules": RULES} if settings else {})}
+
     def keep(arm: str, settings: str, drawn: Drawn) -> float:
         pictures, found, calls = drawn
         row = {
-            **facts,
-            "arm": arm,
-            "settings": settings,
-            **({"rules": RULES} if settings else {}),
+            **named(arm, settings),
             "calls": calls,
             "stock_calls": full,
             "psnr_stock": rounded(psnr(pictures, stock)),
@@ -203,8 +203,7 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
         return statistics.mean(calls)
 
     def key(arm: str, settings: str) -> tuple[Any, ...]:
-        rules = {"rules": RULES} if settings else {}
-        return key_of({**facts, "arm": arm, "settings": settings, **rules}, KEY)
+        return key_of(named(arm, settings), KEY)
 
     def wanted(arm: str, settings: str) -> bool:
         return key(arm, settings) not in there
