@@ -53,6 +53,11 @@ COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
     "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
     "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
     "flow, Euler, 28": ("flow", "FlowMatchScheduler", {}, 28, 7.5),
+    "sd15, DPM++ 2M Karras, 25, guidance 4": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 25, 4.0),
+    "sd15, DPM++ 2M Karras, 20, guidance 4": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 20, 4.0),
+    "sd15, UniPC, 20, guidance 4": ("sd15", "UniPCMultistepScheduler", {}, 20, 4.0),
+    "sd15, DDIM, 50, guidance 4": ("sd15", "DDIMScheduler", {"clip_sample": False}, 50, 4.0),
+    "sdxl, Euler, 30, guidance 4": ("sdxl", "EulerDiscreteScheduler", {}, 30, 4.0),
 }  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
@@ -124,16 +129,18 @@ class Gauge:
             extra = FLOW
         self.pipe.scheduler = scheduler_class(kind).from_config({**self.base, **extra})
 
-    def draw(self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None) -> Drawn:
-        """Draw all prompts."""
+    def draw(
+        self, enter: AbstractContextManager[Any], steps: int, timesteps: list[int] | None = None, first: int = 0
+    ) -> Drawn:
+        """Draw the prompts from number `first` on."""
         latents, calls = [], []
         length = {"num_inference_steps": steps} if timesteps is None else {"timesteps": timesteps}
         with enter:
-            for number, prompt in enumerate(self.prompts):
+            for number in range(first, len(self.prompts)):
                 self.calls = 0
                 latents.append(
                     self.pipe(
-                        prompt,
+                        self.prompts[number],
                         **length,
                         guidance_scale=self.guidance,
                         **self.size,
@@ -148,20 +155,32 @@ class Gauge:
         return (pictures / 2 + 0.5).clamp(0, 1), joined, calls
 
 
-def kept(args: argparse.Namespace, facts: dict[str, Any], name: str, draw: Callable[[], Drawn]) -> Drawn:
-    """Return pictures of stock: those kept beside the output, or new ones."""
+def kept(args: argparse.Namespace, facts: dict[str, Any], name: str, draw: Callable[[int], Drawn]) -> Drawn:
+    """Return pictures of stock: those kept beside the output, and new ones for the prompts that lack one.
+
+    Args:
+        args: Options of the command.
+        facts: Settings of the rows.
+        name: Names the solver, steps and process.
+        draw: Draws the prompts from a number on.
+    """
     # The text of the settings names the file: a reference with other settings is another file.
-    settings = {key: facts.get(key) for key in ("device", "torch", "dtype", "size", "pictures", "guidance")}
+    settings = {key: facts.get(key) for key in ("device", "torch", "dtype", "size", "guidance")}
     text = hashlib.sha256(json.dumps([name, settings], sort_keys=True).encode()).hexdigest()[:16]
     path = args.output.parent / "gauge-references" / f"{text}.pt"
+    pictures, latents, calls = torch.empty(0), torch.empty(0), []
     if path.exists():
         pictures, latents, calls = torch.load(path, map_location=args.device, weights_only=True)
-        return pictures, latents, calls
-    drawn = draw()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as fresh:
-        torch.save(drawn, fresh)
-    return drawn
+    if len(calls) < args.pictures:
+        drawn = draw(len(calls))
+        if calls:
+            drawn = torch.cat([pictures, drawn[0]]), torch.cat([latents, drawn[1]]), [*calls, *drawn[2]]
+        pictures, latents, calls = drawn
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as fresh:
+            torch.save(drawn, fresh)
+    count = args.pictures
+    return pictures[:count], latents[:count], calls[:count]
 
 
 def measure(name: str, args: argparse.Namespace, started: float) -> bool:
@@ -173,9 +192,10 @@ def measure(name: str, args: argparse.Namespace, started: float) -> bool:
     gauge = Gauge(name, args)
     process, kind, extra = COMBINATIONS[name][:3]
     gauge.set("DPMSolverMultistepScheduler", {})
-    converged, goal, _ = kept(args, facts, f"converged, {process}", lambda: gauge.draw(nullcontext(), 100))
+    to_the_end = functools.partial(gauge.draw, nullcontext(), 100, None)
+    converged, goal, _ = kept(args, facts, f"converged, {process}", to_the_end)
     gauge.set(kind, extra)
-    stock, latents, full = kept(args, facts, name, lambda: gauge.draw(nullcontext(), gauge.steps))
+    stock, latents, full = kept(args, facts, name, functools.partial(gauge.draw, nullcontext(), gauge.steps, None))
 
     def named(arm: str, settings: str) -> dict[str, Any]:
         return {**facts, "arm": arm, "settings": settings, **({"rules": RULES} if settings else {})}

@@ -17,7 +17,17 @@ from matrix import (
     stable_video,
 )
 from probe import POOL, assert_same, snapshot
-from tiny_denoisers import SKIPPING, Skips, flux, pixart, stable_diffusion_3
+from tiny_denoisers import (
+    SKIPPING,
+    Skips,
+    flux,
+    flux_controlnet,
+    flux_controlnet_true_guidance,
+    hunyuan_controlnet,
+    pixart,
+    sd3_controlnet,
+    stable_diffusion_3,
+)
 
 import agentsd
 from agentsd import Schedule
@@ -162,25 +172,31 @@ def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
 
 
 class TestControlNets:
-    """They rest where the UNet's call is skipped, and come back when it is not."""
+    """They rest where the denoiser's call is skipped, and come back when it is not."""
 
-    @pytest.fixture(params=[controlnet, sdxl_controlnet, controlnet_guess_mode], ids=lambda build: build.__name__)
+    RESTING = (controlnet, sdxl_controlnet, sd3_controlnet, flux_controlnet, hunyuan_controlnet)
+    # In guess mode the pipeline makes other tensors of the residuals; with two calls a step, each decides on its own.
+    RUNNING = (controlnet_guess_mode, flux_controlnet_true_guidance)
+
+    @pytest.fixture(params=[*RESTING, *RUNNING], ids=lambda build: build.__name__)
     def one(self, request):
-        return built(request.param)
+        return Built(request.param in self.RESTING, *request.param())
 
     def counted(self, one, **changes):
         nets = []
-        hook = one.pipe.controlnet.conv_in.register_forward_hook(lambda *_: nets.append(1))
+        # The forward itself, and not a hook around it: a call that is left out does not reach it.
+        inside = next(part for part in one.pipe.controlnet.modules() if isinstance(part, torch.nn.Linear))
+        hook = inside.register_forward_hook(lambda *_: nets.append(1))
         found = one.run(**changes)
         hook.remove()
         return found, len(nets)
 
     def test_it_runs_at_full_steps_alone(self, one):
-        rests = not one.arguments.get("guess_mode")  # there the pipeline makes other tensors of its residuals
+        rests = one.kind
         before = dict(one.pipe.controlnet.__dict__)
         stock, calls = self.counted(one)
         assert calls == STEPS
-        with agentsd.apply(one.pipe.unet) as bare:  # the ControlNet is not known
+        with agentsd.apply(one.denoiser) as bare:  # the ControlNet is not known
             bare.attach(one.pipe)
             every, calls = self.counted(one)
             assert calls == STEPS
@@ -198,8 +214,9 @@ class TestControlNets:
         assert "forward" not in copied.controlnet.__dict__
         assert torch.equal(Built(None, copied, one.arguments).run(), stock)
 
-    def test_it_runs_after_all_where_a_condition_of_the_unet_alone_changes(self):
-        one, step = built(controlnet), [0]
+    @pytest.mark.parametrize("build", [controlnet, sd3_controlnet, flux_controlnet])
+    def test_it_runs_after_all_where_a_condition_of_the_denoiser_alone_changes(self, build):
+        one, step = built(build), [0]
 
         def change(pipe, index, timestep, tensors):
             step[0] = index
@@ -209,11 +226,11 @@ class TestControlNets:
             return args, {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"] + (step[0] >= 5)}
 
         found = []
-        for target in (one.pipe.unet, one.pipe):
+        for target in (one.denoiser, one.pipe):
             step[0] = 0
             with agentsd.apply(target, tolerance=0.1) as patch:
                 patch.attach(one.pipe)
-                hook = one.pipe.unet.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
+                hook = one.denoiser.register_forward_pre_hook(other, with_kwargs=True, prepend=True)
                 with pytest.warns(UserWarning, match="encoder_hidden_states changed within the run"):
                     found.append(one.run(callback_on_step_end=change))
                 hook.remove()

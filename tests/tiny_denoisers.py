@@ -193,6 +193,66 @@ def kandinsky():
     return pipe, dict(image_embeds=image, negative_image_embeds=negative, height=64, width=64)
 
 
+PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def vae_with_shift():
+    vae = make_vae()
+    vae.register_to_config(shift_factor=0.0)
+    return vae
+
+
+def randomised(net):
+    """A ControlNet whose output counts: fresh ones end in zeros."""
+    torch.manual_seed(1)
+    for name, parameter in net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def sd3_controlnet():
+    pipe, arguments = stable_diffusion_3()
+    net = diffusers.SD3ControlNetModel.from_transformer(pipe.transformer, 1, 0, load_weights_from_transformer=False)
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+    made = assemble(
+        diffusers.StableDiffusion3ControlNetPipeline, pipe.transformer, pipe.scheduler, without=names,
+        vae=vae_with_shift(), controlnet=randomised(net),
+    )  # fmt: skip
+    return made, {**arguments, "control_image": PICTURE, "height": 16, "width": 16}
+
+
+def flux_controlnet():
+    pipe, arguments = flux()
+    net = diffusers.FluxControlNetModel.from_transformer(
+        pipe.transformer, 1, 1, 16, 2, load_weights_from_transformer=False
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    made = assemble(
+        diffusers.FluxControlNetPipeline, pipe.transformer, pipe.scheduler, without=names, vae=vae_with_shift(),
+        controlnet=randomised(net),
+    )  # fmt: skip
+    return made, {**arguments, "control_image": PICTURE, "height": 16, "width": 16}
+
+
+def flux_controlnet_true_guidance():
+    pipe, arguments = flux_controlnet()
+    return pipe, dict(**arguments, true_cfg_scale=3.0)
+
+
+def hunyuan_controlnet():
+    pipe, arguments = hunyuan_dit()
+    net = diffusers.HunyuanDiT2DControlNetModel.from_transformer(
+        pipe.transformer, transformer_num_layers=2, load_weights_from_transformer=False
+    )
+    names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
+    made = assemble(
+        diffusers.HunyuanDiTControlNetPipeline, pipe.transformer, pipe.scheduler, without=names, vae=pipe.vae,
+        controlnet=randomised(net), requires_safety_checker=False,
+    )  # fmt: skip
+    return made, {**arguments, "control_image": PICTURE}
+
+
 SKIPPING = (
     Skips("SD 3, SD 3.5", "StableDiffusion3Pipeline", stable_diffusion_3, "flow matching, guidance in one call"),
     Skips("SD 3 without guidance", "StableDiffusion3Pipeline", stable_diffusion_3_unguided, "flow matching"),
@@ -204,6 +264,9 @@ SKIPPING = (
     Skips("Lumina 2", "Lumina2Pipeline", lumina_2, "flow matching, negated, guidance in two calls", calls=2),
     Skips("HunyuanDiT", "HunyuanDiTPipeline", hunyuan_dit, "copied timesteps, predicts a variance too"),
     Skips("Wan (video)", "WanPipeline", wan, "flow matching under UniPC, guidance in two calls", calls=2),
+    Skips("SD 3, ControlNet", "StableDiffusion3ControlNetPipeline", sd3_controlnet, "as SD 3"),
+    Skips("FLUX, ControlNet", "FluxControlNetPipeline", flux_controlnet, "as FLUX"),
+    Skips("HunyuanDiT, ControlNet", "HunyuanDiTControlNetPipeline", hunyuan_controlnet, "as HunyuanDiT"),
     Skips("Kandinsky 2.2", "KandinskyV22Pipeline", kandinsky, "a UNet whose layers are of another kind"),
 )
 

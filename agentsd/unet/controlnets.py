@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agentsd.unet.runtime import Runtime
 
 CONTROL = "_agentsd_control"
-_RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual")
+_WHOLE = -1  # stands for all that a ControlNet returns, beside the places in it
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Held:
     conditions: dict[str, Any]
     shape: torch.Size
     residuals: Any
-    direct: bool = False  # whether the denoiser got these very tensors, and not something made from them
+    places: dict[str, int] | None = None  # what each argument of the denoiser got of them; `None`: something else
     repeat: Callable[[], Any] | None = None  # runs the call that was left out
 
 
@@ -65,14 +65,17 @@ class Control:
         denoiser = self.denoiser()
         runtime = None if denoiser is None else denoiser.__dict__.get(SITE)
         arguments = self.layout.bind(args, kwargs)
-        sample = arguments.get("sample")
+        sample = arguments.get(self.layout.sample)
         held: _Held | None = getattr(self.local, "held", None)
         self.local.held = None
         if runtime is None or not isinstance(sample, Tensor) or torch.is_grad_enabled():
             return whole()
-        skipped, number = _outlook(runtime, arguments.get("timestep"))
+        timestep = arguments.get("timestep")
+        if runtime.layout.scales_time:
+            timestep = runtime.progress().step_of(timestep)
+        skipped, number = _outlook(runtime, timestep)
         conditions = conditions_of(arguments, self.layout, [])
-        fits = held is not None and held.direct and held.run == number and held.shape == sample.shape
+        fits = held is not None and bool(held.places) and held.run == number and held.shape == sample.shape
         if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
             held.repeat = whole
             self.local.held = held
@@ -82,26 +85,52 @@ class Control:
         self.local.held = _Held(number, conditions, sample.shape, residuals)
         return residuals
 
-    def at_full_step(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def at_full_step(self, names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
         """Return residuals of this step for a full call of the denoiser, if it was given older ones.
 
         Args:
+            names: The denoiser's arguments for residuals.
             arguments: Arguments of the denoiser's call that were given by name.
         """
         held: _Held | None = getattr(self.local, "held", None)
         if held is None:
             return {}
         if held.repeat is None:
-            held.direct = isinstance(held.residuals, tuple) and arguments.get(_RESIDUALS[1]) is held.residuals[1]
+            held.places = _places(held.residuals, {name: arguments.get(name) for name in names})
             return {}
         held.residuals, held.repeat = held.repeat(), None
-        return dict(zip(_RESIDUALS, held.residuals, strict=True))
+        return {name: _part(held.residuals, place) for name, place in (held.places or {}).items()}
 
     def at_skipped_step(self) -> None:
         """Let go of the call that was left out."""
         held: _Held | None = getattr(self.local, "held", None)
         if held is not None:
             held.repeat = None
+
+
+def _places(residuals: Any, given: dict[str, Any]) -> dict[str, int] | None:
+    """Return where each argument stands in what a ControlNet returned, `None` if one is something made from it."""
+    found = {}
+    count = len(residuals) if isinstance(residuals, list | tuple) else 0
+    for name, value in given.items():
+        if value is None:
+            continue
+        place = next((at for at in (_WHOLE, *range(count)) if _same(_part(residuals, at), value)), None)
+        if place is None:
+            return None
+        found[name] = place
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether both are one object, or hold the same objects: some pipelines make a tuple of a list."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other) > 0:
+        return all(a is b for a, b in zip(one, other, strict=True))
+    return one is other
+
+
+def _part(residuals: Any, place: int) -> Any:
+    return residuals if place == _WHOLE else residuals[place]
 
 
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
@@ -134,7 +163,7 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
         return ()
     release(controlnet)
     layout = layout_of(controlnet)
-    if "sample" not in layout.names or "timestep" not in layout.names:
+    if layout.sample not in layout.names or "timestep" not in layout.names:
         return ()
     setattr(controlnet, CONTROL, Control(denoiser, layout))
     put_in(controlnet, controlled_forward)

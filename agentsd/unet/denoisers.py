@@ -77,7 +77,8 @@ def layout_of(denoiser: nn.Module) -> Layout:
     known = next((_TABLE[one.__name__] for one in kind.__mro__ if one.__name__ in _TABLE), Layout())
     sample = next((name for name in _SAMPLES if name in names), None)
     if "ControlNet" in kind.__name__:
-        return replace(known, names=names, obstacle=f"{kind.__name__} is a ControlNet, which predicts no noise")
+        useless = f"{kind.__name__} is a ControlNet, which predicts no noise"
+        return replace(known, names=names, sample=sample or known.sample, obstacle=useless)
     if sample is None or "timestep" not in names:
         missing = f"{kind.__name__}.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
         return replace(known, names=names, obstacle=missing)

@@ -78,7 +78,7 @@ def on_denoiser_call(
         if control is None or control.denoiser() is not denoiser:  # taken over by a later patch
             continue
         if runtime.slot.read().feature is None:
-            fresh.update(control.at_full_step(kwargs))
+            fresh.update(control.at_full_step(runtime.layout.residuals, kwargs))
         else:
             control.at_skipped_step()
     return (args, {**kwargs, **fresh}) if fresh else None
