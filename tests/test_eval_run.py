@@ -594,6 +594,10 @@ EARLY = {
         lambda *places: moments(*places, sigma=np.full((12, 12), np.nan)),
         r"real.npz' holds values that are not finite",
     ),
+    "negative": (
+        lambda *places: moments(*places, sigma=np.diag([1.0] * 11 + [-0.5])),
+        r"real.npz' holds a sigma with an eigenvalue of -0.5; a covariance has none below 0: compute mu and sigma anew",
+    ),
     "not symmetric": (
         lambda *places: moments(*places, sigma=np.eye(12) + np.eye(12, k=1)),
         r"holds a sigma that differs from its transpose by up to 1; it must be the covariance",

@@ -16,6 +16,7 @@ from agentsd.bench.gauge_tables import (
     gauge_table,
     lists_table,
     promise_table,
+    rivals_table,
     solvers_table,
 )
 from agentsd.bench.rows import key_of, read_rows
@@ -194,6 +195,21 @@ def test_other_solvers_have_as_many_calls_or_a_few_more(steps, shown):
     made = gauge_table([gauged("stock", calls=[25, 25]), gauged("tolerance 0.03"), *solvers])
     assert shown in made
     assert not [other for other in ("33.0", "43.0", "53.0", "63.0") if other in made and other not in shown]
+
+
+def test_the_nearest_rival_takes_at_most_a_fifth_more_calls():
+    rows = [
+        gauged("stock", calls=[25, 25]),
+        gauged("tolerance 0.03", calls=[10, 10]),
+        gauged("Spectrum", calls=[9, 9], psnr_stock=[30.0, 30.0], psnr_converged=[34.0, 34.0]),
+        gauged("SADA", calls=[12, 12], psnr_stock=[33.0, 33.0], psnr_converged=[31.0, 31.0]),
+        gauged("EasyCache 0.05", calls=[13, 13], psnr_stock=[60.0, 60.0]),
+    ]
+    line = rivals_table(rows).splitlines()[2]
+    assert "SADA, 12.0 calls: 33.0 (33.0) dB | Spectrum, 9.0 calls: 34.0 (34.0) dB" in line
+    assert rivals_table(rows[:2]) == ""
+    same = gauged("tolerance 0.03", calls=[25, 25], stock_calls=[25, 25])  # nothing was skipped
+    assert rivals_table([rows[0], same, rows[2]]) == ""
 
 
 @pytest.mark.parametrize("make", [gauge_table, partial(solvers_table, combinations=[GAUGED["combination"]])])

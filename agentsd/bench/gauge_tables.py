@@ -7,6 +7,7 @@ from typing import Any
 
 from agentsd.bench.arms import same_schedule
 from agentsd.bench.rows import Row, key_of
+from agentsd.bench.skippers import SKIPPERS
 from agentsd.presets import PRESETS
 from agentsd.unet.controller import RULES
 
@@ -15,7 +16,7 @@ PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balance
 _PLACE = ("pictures", "device", "torch", "diffusers")  # how many prompts ran where
 _STAR = r"\*"  # for Markdown
 _STEPS = re.compile(r", (\d+) steps$")
-_FURTHER = 1.2  # solvers with more steps than so many times our calls are no comparison
+_FURTHER = 1.2  # what takes more than so many times our calls is no comparison
 
 
 def gauge_table(rows: Sequence[Row]) -> str:
@@ -142,6 +143,45 @@ def lists_table(rows: Sequence[Row], combination: str) -> str:
     return "\n".join([*lines, ""])
 
 
+def rivals_table(rows: Sequence[Row]) -> str:
+    """Return tolerances beside the best rival that takes at most 1.2 times as many calls.
+
+    Args:
+        rows: Rows of the gauge.
+
+    Returns:
+        A line for each tolerance and combination that rivals were measured under; empty without any.
+
+    Example:
+        >>> rivals_table([])
+        ''
+    """
+    lines = [
+        "| process, solver, steps | agentsd | UNet calls | to stock | to converged | best rival to stock | "
+        "best rival to converged |",
+        "|---|---|--:|--:|--:|---|---|",
+    ]
+    for name, arms in by_combination(rows).items():
+        for arm, preset in PRESETS_BY_TOLERANCE.items():
+            ours = arms.get(arm)
+            if ours is None or ours["calls"] == ours["stock_calls"]:  # nothing is skipped in so short a run
+                continue
+            most = _FURTHER * statistics.mean(ours["calls"])
+            rivals = [row for label, row in arms.items() if label in SKIPPERS and statistics.mean(row["calls"]) <= most]
+            if not rivals:
+                continue
+            cells = [
+                name + _mark(ours, rows),
+                f"`{preset}`",
+                f"{statistics.mean(ours['calls']):.1f}",
+                spread(ours, "psnr_stock"),
+                spread(ours, "psnr_converged"),
+                *(_best_rival(rivals, field, rows) for field in ("psnr_stock", "psnr_converged")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _note(rows)]) if len(lines) > 2 else ""
+
+
 def every_table(rows: Sequence[Row]) -> str:
     """Return all rows: the arms of a combination in the order of their calls.
 
@@ -205,6 +245,11 @@ def _best_solver(arms: dict[str, Row], field: str, rows: Sequence[Row]) -> str:
     mark = _mark(best, rows)  # where it was measured, if the default was measured elsewhere
     more = "" if steps == calls else f", {steps} steps"
     return spread(best, field) + ("" if mark == _mark(ours, rows) else mark) + more
+
+
+def _best_rival(rivals: Sequence[Row], field: str, rows: Sequence[Row]) -> str:
+    best = max(rivals, key=lambda row: statistics.median(row[field]))
+    return f"{best['arm']}{_mark(best, rows)}, {statistics.mean(best['calls']):.1f} calls: {spread(best, field)}"
 
 
 def _places(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

@@ -21,6 +21,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 logger = logging.getLogger(__name__)
 
 _SYMMETRY = 1e-5  # of the largest entry: what float32 leaves
+_NEGATIVE = 1e-4  # of the largest eigenvalue: what float32 leaves where there were fewer samples than features
 _SHOWN = 5  # image ids in a message
 
 Pictures = npt.NDArray[np.uint8]
@@ -197,6 +198,12 @@ def _moments(path: Path) -> Reference:
         raise ValueError(
             f"reference={str(path)!r} holds a sigma that differs from its transpose by up to {apart:.3g}; it must "
             "be the covariance of mu's features, which is symmetric."
+        )
+    spread = np.linalg.eigvalsh(covariance)
+    if spread[0] < -_NEGATIVE * abs(spread[-1]):
+        raise ValueError(
+            f"reference={str(path)!r} holds a sigma with an eigenvalue of {spread[0]:.3g}; a covariance has none below "
+            "0: compute mu and sigma anew."
         )
     config = {"kind": "moments", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return Reference("moments", 0, False, config, moments=Moments(mean, covariance))

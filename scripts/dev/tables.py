@@ -10,7 +10,14 @@ from pathlib import Path
 
 from agentsd.bench.cost_tables import plans_table, scaling_table
 from agentsd.bench.demo_tables import demo_table
-from agentsd.bench.gauge_tables import every_table, gauge_table, lists_table, promise_table, solvers_table
+from agentsd.bench.gauge_tables import (
+    every_table,
+    gauge_table,
+    lists_table,
+    promise_table,
+    rivals_table,
+    solvers_table,
+)
 from agentsd.bench.help_table import help_table
 from agentsd.bench.rows import read_rows
 from agentsd.bench.speed_tables import current_rows, h200_table, main_table, other_tables, speed_rows
@@ -71,6 +78,7 @@ def fill(text: str) -> str:
         "h200": lambda: h200_table(RESULTS, SHORT),
         "speed-short": lambda: main_table(RESULTS, SHORT),
         "gauge": lambda: gauge_table(rows),
+        "gauge-rivals": lambda: rivals_table(rows),
         "gauge-promise": lambda: promise_table(rows),
         "lists": lambda: lists_table(rows, LISTED),
         "gauge-all": lambda: every_table(rows),
