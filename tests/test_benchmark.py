@@ -78,6 +78,9 @@ def test_rows_of_calls(tmp_path):
     assert {"preset balanced", "DeepCache 3", "T-GATE"} <= {row["arm"] for row in rows}
     check_rows(rows)
     assert {(row["benchmark"], row["steps"]) for row in rows} == {("pipeline call", 3)}
+    assert {row["arm"]: row["full_calls"] for row in rows if row["arm"] in ("stock", "full every 2 steps")} == {
+        "stock": 3, "full every 2 steps": 2,
+    }  # fmt: skip
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path, capsys):

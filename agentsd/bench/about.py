@@ -31,6 +31,7 @@ _ABOUT = (
     ),
     (r"full step every (\d+), last layer", r"a full step every \1 steps, else the last layer"),
     (r"full step every (\d+) \+ .*", r"a full step every \1 steps, else no layer; sampled keys"),
+    (r"full every (\d+) steps", r"a full step every \1 steps, else no layer"),
     (r"preset (\w+), guidance (.*)", r"the preset \1, with guidance \2 of the run only"),
 )
 _TWINS = {", compiled": ", under torch.compile", ", channels last": ", with channels-last weights"}

@@ -86,6 +86,8 @@ def _run_arms() -> dict[str, RunArm]:
     settings["key/value sampling, stride 4, always the same"] = replace(SAMPLED_4, randomize=False)
     settings["key/value sampling, stride 4, two levels"] = replace(SAMPLED_4, max_downsample=2)
     arms |= {name: run_arm(Schedule.constant(setting)) for name, setting in settings.items()}
+    for every in (2, 3):
+        arms[f"full every {every} steps"] = run_arm(Schedule.constant(None, every))
     for every in (2, 3, 5):
         schedule = Schedule.constant(None, every, skipping=COPIED_LAYER)
         arms[f"full step every {every}, last layer"] = run_arm(schedule)

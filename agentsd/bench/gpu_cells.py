@@ -8,8 +8,6 @@ from typing import Literal
 from agentsd.bench.arm import Arm, RunArm, as_run
 from agentsd.bench.arms import RUN_ARMS, STEP_ARMS
 from agentsd.bench.baselines import channels_last, compiled
-from agentsd.bench.ours import run_arm
-from agentsd.schedule import Schedule
 
 Kind = Literal["step", "call", "kernels"]
 GRAPHS = ", CUDA graphs"
@@ -124,8 +122,6 @@ def suite_arms(kind: Kind, *, backend: str = "inductor") -> Mapping[str, Arm]:
         True
     """
     plain: dict[str, Arm] = dict(RUN_ARMS if kind == "call" else STEP_ARMS)
-    if kind == "call":
-        plain |= {name: run_arm(Schedule.constant(None, every)) for name, every in ((EVERY_2, 2), (EVERY_3, 3))}
     mode = "reduce-overhead" if backend == "inductor" else None
     twins: dict[str, Callable[[Arm], Arm]] = {
         _COMPILED: partial(compiled, backend=backend),

@@ -166,7 +166,7 @@ def speed_table(rows: Sequence[Row]) -> str:
     ]
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = [cells.get((arm, size)) for size in sizes]
-        gains = [speed_cell(row) if row else "" for row in found]
+        gains = [f"{speed_cell(row)}{_calls(row)}" if row else "" for row in found]
         memory = [f"{row['peak_bytes'] / 2**30:.2f} GiB" if row and row["peak_bytes"] else "" for row in found]
         lines.append(f"| {arm} | " + " | ".join(gains + memory) + " |")
     pairs = sorted({row["rounds"] for row in rows})
@@ -181,6 +181,11 @@ def speed_table(rows: Sequence[Row]) -> str:
         f"ratios with {spread(pairs[0])}, {whole}{control}. `scripts/benchmark.py`, `results/speed.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
+
+
+def _calls(row: Row) -> str:
+    """Return how many UNet calls ran in full, where a row of whole calls says so."""
+    return f", {row['full_calls']} calls" if row["benchmark"] == "pipeline call" and "full_calls" in row else ""
 
 
 def spread(pairs: int) -> str:

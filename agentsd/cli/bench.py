@@ -129,6 +129,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
 
     from agentsd.bench.architectures import random_pipeline, random_unet
     from agentsd.bench.gpu_suite import described
+    from agentsd.bench.probes import probe
     from agentsd.bench.rows import read_rows
     from agentsd.bench.speed import Calls, Setup, Steps, measure
     from agentsd.pictures.files import check_writable
@@ -149,6 +150,12 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
     build = random_pipeline if options.pipeline else random_unet
     made: Any = build(options.architecture, dtype=getattr(torch, dtype), device=device)
     subject = (Calls if options.pipeline else Steps)(made, arms, setup)
+
+    def also(name: str) -> dict[str, Any]:
+        if "compile" in arms[name].settings:  # a hook would make it compile anew
+            return {}
+        return probe(made.unet, partial(subject.run, name))
+
     began = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
     complete = True
     for size in options.size:
@@ -161,6 +168,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
             group=options.group,
             again=options.again,
             deadline=started + options.limit_seconds,
+            also=also if options.pipeline else None,
             tell=note,
         )
     for line in described(row for row in read_rows(options.output) if row["date"] >= began):
