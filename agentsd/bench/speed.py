@@ -24,7 +24,8 @@ KEY = ("benchmark", "architecture", "arm", "settings", "size", "batch", "dtype",
        "device", "threads", "torch", "diffusers")  # fmt: skip
 # With random weights a tolerance sees errors that no trained model makes: fixed full steps say what calls cost.
 _CALLS = (
-    "stock", "stock A/A", "stock, steps / 2", "full every 2 steps", "tomesd 0.5", "DeepCache 3", "DeepCache 5", "T-GATE",
+    "stock", "stock A/A", "stock, steps / 2", "full every 2 steps", "tomesd 0.5", "DeepCache 3", "DeepCache 5",
+    "T-GATE",
 )  # fmt: skip
 CALLS = tuple(name for name in RUN_ARMS if name in _CALLS or name.startswith("preset "))
 # Which arms get twins, by the words of `agentsd.bench.arms.TWINS`; a compiled one takes minutes.
