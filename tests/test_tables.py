@@ -208,6 +208,8 @@ def test_the_nearest_rival_takes_at_most_a_fifth_more_calls():
     line = rivals_table(rows).splitlines()[2]
     assert "SADA, 12.0 calls: 33.0 (33.0) dB | Spectrum, 9.0 calls: 34.0 (34.0) dB" in line
     assert rivals_table(rows[:2]) == ""
+    more = gauged("tolerance 0.03", calls=[11, 11, 11], pictures=3)  # the rivals saw other prompts
+    assert rivals_table([*rows, more]).splitlines()[2] == line
     same = gauged("tolerance 0.03", calls=[25, 25], stock_calls=[25, 25])  # nothing was skipped
     assert rivals_table([rows[0], same, rows[2]]) == ""
 

@@ -162,13 +162,17 @@ def rivals_table(rows: Sequence[Row]) -> str:
         "|---|---|--:|--:|--:|---|---|",
     ]
     for name, arms in by_combination(rows).items():
+        rivals = [row for label, row in arms.items() if label in SKIPPERS]
+        # Where ours has rows of the rivals' prompts and of more prompts, those beside the rivals are compared.
+        places = {key_of(row, _PLACE) for row in rivals}
+        beside = by_combination([row for row in rows if key_of(row, _PLACE) in places]).get(name, {})
         for arm, preset in PRESETS_BY_TOLERANCE.items():
-            ours = arms.get(arm)
+            ours = beside.get(arm, arms.get(arm))
             if ours is None or ours["calls"] == ours["stock_calls"]:  # nothing is skipped in so short a run
                 continue
             most = _FURTHER * statistics.mean(ours["calls"])
-            rivals = [row for label, row in arms.items() if label in SKIPPERS and statistics.mean(row["calls"]) <= most]
-            if not rivals:
+            near = [row for row in rivals if statistics.mean(row["calls"]) <= most]
+            if not near:
                 continue
             cells = [
                 name + _mark(ours, rows),
@@ -176,7 +180,7 @@ def rivals_table(rows: Sequence[Row]) -> str:
                 f"{statistics.mean(ours['calls']):.1f}",
                 spread(ours, "psnr_stock"),
                 spread(ours, "psnr_converged"),
-                *(_best_rival(rivals, field, rows) for field in ("psnr_stock", "psnr_converged")),
+                *(_best_rival(near, field, rows) for field in ("psnr_stock", "psnr_converged")),
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _note(rows)]) if len(lines) > 2 else ""

@@ -15,7 +15,16 @@ from agentsd.cli.main import guard
 ROOT = Path(__file__).resolve().parents[2]
 # Colours that stay apart for the colour-blind (Okabe and Ito), each with a marker of its own.
 OURS, SOLVERS = ("#0072b2", "o"), ("#555555", "s")
-OTHERS = (("#d55e00", "^"), ("#009e73", "D"), ("#cc79a7", "v"), ("#e69f00", "P"), ("#56b4e9", "X"), ("#000000", "<"))
+OTHERS = (
+    ("#d55e00", "^"),
+    ("#009e73", "D"),
+    ("#cc79a7", "v"),
+    ("#e69f00", "P"),
+    ("#56b4e9", "X"),
+    ("#000000", "<"),
+    ("#8c564b", "s"),
+    ("#7f7f7f", ">"),
+)
 SETUP = ("benchmark", "architecture", "batch", "dtype", "layers", "device", "threads", "torch", "diffusers")
 PIXELS = 8  # of a picture's side, for each token at the finest level
 
