@@ -32,6 +32,7 @@ from tiny_denoisers import (
 import agentsd
 from agentsd import Schedule
 from agentsd.unet.controller import FEWEST_CALLS
+from agentsd.unet.controlnets import CONTROL
 from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
 
 STEPS = 20
@@ -174,13 +175,20 @@ def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
 class TestControlNets:
     """They rest where the denoiser's call is skipped, and come back when it is not."""
 
-    RESTING = (controlnet, sdxl_controlnet, sd3_controlnet, flux_controlnet, hunyuan_controlnet)
-    # In guess mode the pipeline makes other tensors of the residuals; with two calls a step, each decides on its own.
-    RUNNING = (controlnet_guess_mode, flux_controlnet_true_guidance)
-
-    @pytest.fixture(params=[*RESTING, *RUNNING], ids=lambda build: build.__name__)
+    @pytest.fixture(
+        params=[
+            controlnet,
+            controlnet_guess_mode,
+            sdxl_controlnet,
+            sd3_controlnet,
+            flux_controlnet,
+            flux_controlnet_true_guidance,
+            hunyuan_controlnet,
+        ],
+        ids=lambda build: build.__name__,
+    )
     def one(self, request):
-        return Built(request.param in self.RESTING, *request.param())
+        return built(request.param)
 
     def counted(self, one, **changes):
         nets = []
@@ -192,7 +200,7 @@ class TestControlNets:
         return found, len(nets)
 
     def test_it_runs_at_full_steps_alone(self, one):
-        rests = one.kind
+        rests = not one.arguments.get("guess_mode")  # there the pipeline makes other tensors of its residuals
         before = dict(one.pipe.controlnet.__dict__)
         stock, calls = self.counted(one)
         assert calls == STEPS
@@ -235,6 +243,49 @@ class TestControlNets:
                     found.append(one.run(callback_on_step_end=change))
                 hook.remove()
         assert torch.equal(*found)
+
+    @pytest.mark.parametrize("late", [5, 9, 13])
+    def test_it_runs_after_all_for_a_second_call_that_starts_late(self, late):
+        one = built(controlnet)
+        pipe, width = one.pipe, one.pipe.unet.config.cross_attention_dim
+        generator = torch.Generator().manual_seed(1)
+        texts = torch.randn(2, 1, 5, width, generator=generator)
+        picture = torch.rand(1, 3, 32, 32, generator=generator)
+        start = torch.randn(1, 4, 16, 16, generator=generator)
+
+        @torch.inference_mode()
+        def run():
+            pipe.scheduler.set_timesteps(STEPS)
+            sample = start * pipe.scheduler.init_noise_sigma
+            for index, t in enumerate(pipe.scheduler.timesteps):
+                given = pipe.scheduler.scale_model_input(sample, t)
+                condition = dict(encoder_hidden_states=texts[0], controlnet_cond=picture, return_dict=False)
+                down, mid = pipe.controlnet(given, t, **condition)
+                noise, *more = (
+                    pipe.unet(
+                        given, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
+                    ).sample
+                    for text in texts[: 1 + (index >= late)]
+                )
+                for unguided in more:
+                    noise = unguided + 3 * (noise - unguided)
+                sample = pipe.scheduler.step(noise, t, sample).prev_sample
+            return sample
+
+        with agentsd.apply(pipe.unet, tolerance=0.1) as bare:  # its ControlNet runs at every step
+            bare.attach(pipe)
+            every = run()
+        with agentsd.apply(pipe, tolerance=0.1):
+            assert torch.equal(run(), every)
+
+    def test_what_it_left_out_is_not_kept_after_a_run(self):
+        one = built(controlnet)
+        with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            one.run()
+            held = one.pipe.controlnet.__dict__[CONTROL].local.held
+            assert held.rests, "the last step was skipped"
+            assert held.repeat is None
+            assert patch.report().last_run.skipped
 
     def test_the_end_of_its_control_is_seen(self):
         one = built(controlnet)

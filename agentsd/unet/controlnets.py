@@ -37,7 +37,8 @@ class _Held:
     shape: torch.Size
     residuals: Any
     places: dict[str, int] | None = None  # what each argument of the denoiser got of them; `None`: something else
-    repeat: Callable[[], Any] | None = None  # runs the call that was left out
+    rests: bool = False  # whether the call of this step was left out
+    repeat: Callable[[], Any] | None = None  # runs that call
 
 
 class Control:
@@ -77,7 +78,7 @@ class Control:
         conditions = conditions_of(arguments, self.layout, [])
         fits = held is not None and bool(held.places) and held.run == number and held.shape == sample.shape
         if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
-            held.repeat = whole
+            held.rests, held.repeat = True, whole
             self.local.held = held
             self.left_out += 1
             return held.residuals
@@ -95,14 +96,15 @@ class Control:
         held: _Held | None = getattr(self.local, "held", None)
         if held is None:
             return {}
-        if held.repeat is None:
+        if not held.rests:
             held.places = _places(held.residuals, {name: arguments.get(name) for name in names})
             return {}
-        held.residuals, held.repeat = held.repeat(), None
+        if held.repeat is not None:
+            held.residuals, held.repeat = held.repeat(), None
         return {name: _part(held.residuals, place) for name, place in (held.places or {}).items()}
 
-    def at_skipped_step(self) -> None:
-        """Let go of the call that was left out."""
+    def let_go(self) -> None:
+        """Drop the call that was left out, with its tensors; the last step was skipped."""
         held: _Held | None = getattr(self.local, "held", None)
         if held is not None:
             held.repeat = None
@@ -134,17 +136,17 @@ def _part(residuals: Any, place: int) -> Any:
 
 
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
-    """Return whether the denoiser's call at a timestep, still to come, will be skipped, and the number of its run."""
+    """Return whether the denoiser will be skipped at a timestep that is still to come, and the number of the run."""
     progress = runtime.progress()
     position = progress.position(timestep)
     if position is None or position.run is None or not runtime.enabled:
         return False, None
     run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
     policies = list(run.policies.values())
-    if len(policies) != 1 or run.index != position.index - 1:
+    if not policies or run.index != position.index - 1:
         return False, position.run
-    policy = policies[0]
-    return isinstance(policy, WithinTolerance) and policy.will_skip(position), position.run
+    # Where guidance takes two calls a step, each has a policy of its own.
+    return all(isinstance(one, WithinTolerance) and one.will_skip(position) for one in policies), position.run
 
 
 def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -79,8 +79,8 @@ def on_denoiser_call(
             continue
         if runtime.slot.read().feature is None:
             fresh.update(control.at_full_step(runtime.layout.residuals, kwargs))
-        else:
-            control.at_skipped_step()
+        elif runtime.at_last_step():  # before, a second call of this step may need what was left out
+            control.let_go()
     return (args, {**kwargs, **fresh}) if fresh else None
 
 
