@@ -6,7 +6,9 @@ import pkgutil
 import threading
 import types
 import warnings
+from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -26,7 +28,7 @@ from agentsd.attention.tokens import cell_pattern, rank_tokens
 from agentsd.unet.callers import calling_eta
 from agentsd.unet.foreign import ForeignCode
 from agentsd.unet.guidance import conditional_half
-from agentsd.unet.noise import noise_source
+from agentsd.unet.noise import _CALM, _NOISY, noise_source
 
 
 def skipping(every=3, depth=0, **more):
@@ -160,6 +162,12 @@ class Renamed(EulerDiscreteScheduler):
 
 
 class TestNoise:
+    def test_the_lists_name_schedulers_of_diffusers(self):
+        files = [path.read_text(encoding="utf-8") for path in Path(diffusers.schedulers.__path__[0]).glob("*.py")]
+        for name in _CALM | _NOISY:
+            (source,) = [text for text in files if f"class {name}(" in text]
+            assert name in _CALM or "randn" in source or "noise_sampler" in source, name
+
     @pytest.mark.parametrize(("kind", "noisy"), [(Ancestral, True), (Own, True), (Renamed, False)])
     def test_subclasses(self, kind, noisy):
         assert (noise_source(kind()) is not None) == noisy

@@ -1,59 +1,11 @@
 """Tiny pipelines whose steps can be skipped, and nothing else: for the tests and docs/pipelines.md."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import diffusers
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import make_tiny_unet, make_vae
-
-
-@dataclass(frozen=True)
-class Skips:
-    """A pipeline that skips steps, and nothing else.
-
-    Attributes:
-        name: What it is called in the table.
-        pipeline: Its class in diffusers.
-        build: Makes a tiny one; returns it with the arguments of a call.
-        layout: How its denoiser is called: for the table.
-        calls: Calls of the denoiser a step.
-        noisy: Whether its scheduler adds fresh noise.
-    """
-
-    name: str
-    pipeline: str
-    build: Callable[[], tuple]
-    layout: str
-    calls: int = 1
-    noisy: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.build.__name__
-
-
-def texts(*shapes, seed: int = 3) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(*shape, generator=generator) for shape in shapes]
-
-
-def assemble(cls, transformer, scheduler, *, without: tuple[str, ...], **parts):
-    """A pipeline of a denoiser and a scheduler, without the parts that a call with ready embeddings does not need."""
-    pipe = cls(transformer=transformer.eval(), scheduler=scheduler, **dict.fromkeys(without), **parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def embeddings(*names: str, width: int = 16, tokens: int = 5, **pooled: int) -> dict:
-    made = dict(zip(names, texts(*((1, tokens, width) for _ in names)), strict=True))
-    return {**made, **dict(zip(pooled, texts(*((1, size) for size in pooled.values()), seed=4), strict=True))}
-
-
-PROMPTS = ("prompt_embeds", "negative_prompt_embeds")
-POOLED = dict(pooled_prompt_embeds=16, negative_pooled_prompt_embeds=16)
-SIZE = dict(height=64, width=64)
+from tiny_parts import MASKS, POOLED, PROMPTS, SIZE, Skips, assemble, embeddings, masked, texts
+from tiny_transformers import chroma, cog_video, cog_video_dpm, cog_view_4, dit, hunyuan_video, ltx, mochi, qwen_image
 
 
 def stable_diffusion_3():
@@ -102,13 +54,6 @@ def pixart():
     masks = dict(prompt_attention_mask=torch.ones(1, 5), negative_prompt_attention_mask=torch.ones(1, 5))
     size = dict(height=16, width=16, use_resolution_binning=False)
     return pipe, dict(**embeddings(*PROMPTS), **masks, **size, negative_prompt=None)
-
-
-def masked(*names: str) -> dict:
-    return {**embeddings(*PROMPTS), **dict.fromkeys(names, torch.ones(1, 5, dtype=torch.long))}
-
-
-MASKS = ("prompt_attention_mask", "negative_prompt_attention_mask")
 
 
 def sana():
@@ -263,6 +208,15 @@ SKIPPING = (
     Skips("AuraFlow", "AuraFlowPipeline", aura_flow, "flow matching, scaled timesteps"),
     Skips("Lumina 2", "Lumina2Pipeline", lumina_2, "flow matching, negated, guidance in two calls", calls=2),
     Skips("HunyuanDiT", "HunyuanDiTPipeline", hunyuan_dit, "copied timesteps, predicts a variance too"),
+    Skips("DiT", "DiTPipeline", dit, "class labels, predicts a variance too"),
+    Skips("CogView 4", "CogView4Pipeline", cog_view_4, "flow matching, guidance in two calls", calls=2),
+    Skips("Chroma", "ChromaPipeline", chroma, "flow matching, guidance in two calls", calls=2),
+    Skips("Qwen-Image", "QwenImagePipeline", qwen_image, "flow matching, guidance in two calls", calls=2),
+    Skips("CogVideoX", "CogVideoXPipeline", cog_video, "predicts v, zero terminal SNR"),
+    Skips("CogVideoX, DPM", "CogVideoXPipeline", cog_video_dpm, "its solver adds noise", noisy=True),
+    Skips("LTX-Video", "LTXPipeline", ltx, "flow matching, guidance in one call"),
+    Skips("HunyuanVideo", "HunyuanVideoPipeline", hunyuan_video, "flow matching, guidance as an input"),
+    Skips("Mochi (video)", "MochiPipeline", mochi, "flow matching with noise levels turned round"),
     Skips("Wan (video)", "WanPipeline", wan, "flow matching under UniPC, guidance in two calls", calls=2),
     Skips("SD 3, ControlNet", "StableDiffusion3ControlNetPipeline", sd3_controlnet, "as SD 3"),
     Skips("FLUX, ControlNet", "FluxControlNetPipeline", flux_controlnet, "as FLUX"),

@@ -112,7 +112,8 @@ def steps_left_out(scheduler: Any) -> int:
         looped = names.get("timesteps")
         if not isinstance(whole, Tensor) or not isinstance(looped, Tensor) or looped.ndim != 1:
             continue
-        if shares_memory(looped, whole):
+        # DiT's pipeline gives this name to one timestep, expanded to a batch.
+        if looped.shape[0] > 1 and looped.stride(0) and shares_memory(looped, whole):
             end = whole.storage_offset() + whole.shape[0]
             return max(int(end - looped.storage_offset()) - looped.shape[0], 0)
     return 0

@@ -6,6 +6,7 @@ from typing import Any
 # Schedulers of diffusers whose steps add none, unless their settings or the caller ask for it.
 _CALM = frozenset(
     {
+        "CogVideoXDDIMScheduler",
         "DDIMInverseScheduler",
         "DDIMParallelScheduler",
         "DDIMScheduler",
@@ -30,15 +31,20 @@ _CALM = frozenset(
 _NOISY = frozenset(
     {
         "CMStochasticIterativeScheduler",
+        "CogVideoXDPMScheduler",
         "CosineDPMSolverMultistepScheduler",
         "DDPMParallelScheduler",
         "DDPMScheduler",
+        "DDPMWuerstchenScheduler",
         "DPMSolverSDEScheduler",
         "EulerAncestralDiscreteScheduler",
+        "FlowMatchLCMScheduler",
         "KDPM2AncestralDiscreteScheduler",
         "LCMScheduler",
+        "LTXEulerAncestralRFScheduler",
         "RePaintScheduler",
         "SASolverScheduler",
+        "SCMScheduler",
         "ScoreSdeVeScheduler",
         "TCDScheduler",
         "UnCLIPScheduler",
