@@ -27,6 +27,7 @@ from tiny_denoisers import (
     pixart,
     sd3_controlnet,
     stable_diffusion_3,
+    wan,
 )
 
 import agentsd
@@ -295,6 +296,30 @@ class TestControlNets:
             assert patch.report().last_run.skipped > 2
         stock = one.run(control_guidance_end=0.5)
         assert 0 < (found - stock).norm() < 0.2 * stock.norm()
+
+
+def test_a_pipeline_with_two_denoisers_says_which_one_is_patched():
+    one = built(wan)
+    first = one.pipe.transformer
+    torch.manual_seed(1)
+    second = type(first).from_config(first.config).eval()
+    one.pipe = type(one.pipe)(**{**one.pipe.components, "transformer_2": second}, boundary_ratio=0.6)
+    one.pipe.set_progress_bar_config(disable=True)
+    stock = one.run(num_inference_steps=40)
+    line = (
+        "not patched: transformer_2, a second denoiser: patch = agentsd.apply(pipe.transformer_2); patch.attach(pipe)"
+    )
+    with agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        assert line in str(patch.report())
+        with agentsd.apply(second, tolerance=0.05) as other:
+            other.attach(one.pipe)
+            found = one.run(num_inference_steps=40)
+            assert "transformer_2" not in str(patch.report()) + str(other.report())
+            runs = [each.report().last_run for each in (patch, other)]
+            assert all(run.skipped > 5 for run in runs)
+            assert sum(run.skipped + run.full for run in runs) == 40
+    assert 0 < (found - stock).norm() < 0.1 * stock.norm()
+    assert torch.equal(one.run(num_inference_steps=40), stock)
 
 
 @pytest.mark.parametrize("build", [stable_diffusion_3, flux, pixart])

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+SECOND = "transformer_2"  # what pipelines with two denoisers call the second one
 _SAMPLES = ("sample", "hidden_states")  # names of the sample in the denoisers of diffusers
 
 
@@ -95,6 +96,17 @@ def denoiser_in(pipe: Any) -> Any:
     """
     found = getattr(pipe, "unet", None)
     return getattr(pipe, "transformer", None) if found is None else found
+
+
+def second_denoiser_in(pipe: Any) -> Any:
+    """Return the denoiser of the later steps, in a pipeline that has one for high and one for low noise (Wan 2.2).
+
+    Example:
+        >>> second_denoiser_in(pipe) is None
+        True
+    """
+    found = pipe.__dict__.get(SECOND)
+    return found if isinstance(found, nn.Module) else None
 
 
 def latent_part(sample: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, tuple[int, Tensor] | None]:

@@ -5,12 +5,13 @@ from typing import Any
 from torch import nn
 
 from agentsd.attention.cells import grid_at
-from agentsd.unet.denoisers import denoiser_in
+from agentsd.unet.denoisers import SECOND, denoiser_in, second_denoiser_in
 from agentsd.unet.inforce import InForce
 from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.runtime import Runtime
 
+SECOND_REASON = f"a second denoiser: patch = agentsd.apply(pipe.{SECOND}); patch.attach(pipe)"
 _REPLACED = "processor replaced by other code: not patched any more"
 
 
@@ -79,7 +80,7 @@ def report_of(denoiser: nn.Module, runtime: Runtime, in_force: InForce | None = 
         target=type(denoiser).__name__,
         schedule=chosen.schedule,
         layers=layers,
-        skipped=runtime.skipped,
+        skipped=(*runtime.skipped, *_second(denoiser, runtime)),
         seed=runtime.seed,
         skipping_problem=chosen.skipping_problem,
         noise_problem=chosen.noise_problem,
@@ -89,3 +90,10 @@ def report_of(denoiser: nn.Module, runtime: Runtime, in_force: InForce | None = 
         inactive_reason=reason,
         last_run=chosen.record.read(timed=next(denoiser.parameters()).device.type == "cpu"),
     )
+
+
+def _second(denoiser: nn.Module, runtime: Runtime) -> list[tuple[str, str]]:
+    """Return the other denoiser of the patched pipelines with a reason, while nobody has patched it."""
+    others = (second_denoiser_in(pipe) for pipe in runtime.users)
+    stock = any(other is not None and other is not denoiser and SITE not in other.__dict__ for other in others)
+    return [(SECOND, SECOND_REASON)] if stock else []

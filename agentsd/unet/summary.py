@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agentsd.presets import PRESETS
 from agentsd.schedule import Phase, Schedule
 from agentsd.unet.controller import FEWEST_CALLS
+from agentsd.unet.denoisers import SECOND
 
 if TYPE_CHECKING:
     from agentsd.unet.report import Report
@@ -135,6 +136,7 @@ def _problems(report: "Report") -> list[str]:
         found.append(f"skipped steps run the last layer: {report.noise_problem}")
     if report.guidance_problem:
         found.append(f"problem: guidance not left out: {report.guidance_problem}")
+    found += [f"not patched: {name}, {reason}" for name, reason in report.skipped if name == SECOND]
     counts = Counter(layer.problem for layer in report.layers if layer.problem)
     found += [f"problem at {number} of {len(report.layers)} layers: {problem}" for problem, number in counts.items()]
     return found
