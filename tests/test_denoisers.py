@@ -3,6 +3,7 @@
 import copy
 import inspect
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,10 +29,12 @@ from tiny_denoisers import (
     sd3_controlnet,
     stable_diffusion_3,
     wan,
+    z_image,
 )
 
 import agentsd
 from agentsd import Schedule
+from agentsd.unet.adaptive import guidance_of
 from agentsd.unet.controller import FEWEST_CALLS
 from agentsd.unet.controlnets import CONTROL
 from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
@@ -296,6 +299,27 @@ class TestControlNets:
             assert patch.report().last_run.skipped > 2
         stock = one.run(control_guidance_end=0.5)
         assert 0 < (found - stock).norm() < 0.2 * stock.norm()
+
+
+def test_pictures_of_several_sizes_in_one_call_are_full_and_the_report_says_so():
+    one = built(z_image)
+    model = one.pipe.transformer
+    samples = [torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 16)]
+    texts = one.arguments["prompt_embeds"] * 2
+    with torch.inference_mode(), agentsd.apply(one.pipe, tolerance=0.05) as patch:
+        found = model(samples, torch.full((2,), 0.5), texts, return_dict=False)[0]
+        assert patch.report().skipping_problem == "the pictures of a call differ in size"
+    stock = model(samples, torch.full((2,), 0.5), texts, return_dict=False)[0]
+    assert all(torch.equal(*pair) for pair in zip(found, stock, strict=True))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_guided_errors_take_the_half_that_a_pipeline_puts_first(first):
+    pipe = SimpleNamespace(do_classifier_free_guidance=True, guidance_scale=3.0)
+    one, other = torch.randn(2, 1, 4, 2, 2)
+    guide = guidance_of([pipe], torch.zeros(2, 4, 2, 2), {}, conditional_first=first)
+    expected = one + 3 * (one - other) if first else one + 3 * (other - one)
+    assert torch.equal(guide(torch.cat([one, other])), expected)
 
 
 def test_a_pipeline_with_two_denoisers_says_which_one_is_patched():

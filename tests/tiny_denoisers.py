@@ -5,7 +5,18 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from tiny import make_tiny_unet, make_vae
 from tiny_parts import MASKS, POOLED, PROMPTS, SIZE, Skips, assemble, embeddings, masked, texts
-from tiny_transformers import chroma, cog_video, cog_video_dpm, cog_view_4, dit, hunyuan_video, ltx, mochi, qwen_image
+from tiny_transformers import (
+    chroma,
+    cog_video,
+    cog_video_dpm,
+    cog_view_4,
+    dit,
+    hunyuan_video,
+    ltx,
+    mochi,
+    qwen_image,
+    z_image,
+)
 
 
 def stable_diffusion_3():
@@ -212,6 +223,9 @@ SKIPPING = (
     Skips("CogView 4", "CogView4Pipeline", cog_view_4, "flow matching, guidance in two calls", calls=2),
     Skips("Chroma", "ChromaPipeline", chroma, "flow matching, guidance in two calls", calls=2),
     Skips("Qwen-Image", "QwenImagePipeline", qwen_image, "flow matching, guidance in two calls", calls=2),
+    Skips(
+        "Z-Image", "ZImagePipeline", z_image, "flow matching, negated, lists of pictures, conditional half first"
+    ),
     Skips("CogVideoX", "CogVideoXPipeline", cog_video, "predicts v, zero terminal SNR"),
     Skips("CogVideoX, DPM", "CogVideoXPipeline", cog_video_dpm, "its solver adds noise", noisy=True),
     Skips("LTX-Video", "LTXPipeline", ltx, "flow matching, guidance in one call"),

@@ -58,6 +58,24 @@ def qwen_image():
     return pipe, dict(**masked(*names), **SIZE, true_cfg_scale=3.0)
 
 
+def z_image():
+    torch.manual_seed(0)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=16, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[2, 4, 2], axes_lens=[64, 16, 16],
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if name.endswith("pad_token"):  # memory that nobody wrote
+                parameter.zero_()
+            elif name.startswith("t_embedder"):  # a model without training is rough in time
+                parameter.mul_(0.2)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipe = assemble(diffusers.ZImagePipeline, transformer, scheduler, without=WITHOUT)
+    given = {name: [text] for name, text in zip(PROMPTS, texts((5, 16), (5, 16)), strict=True)}
+    return pipe, dict(**given, **SIZE, guidance_scale=3.0)
+
+
 def cog_video():
     torch.manual_seed(0)
     transformer = diffusers.CogVideoXTransformer3DModel(

@@ -73,7 +73,13 @@ class WithinTolerance:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
             latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
-            guide = guidance_of(step.pipes, latent, step.twice, scale=step.guidance) if step.guided else None
+            guide = (
+                guidance_of(
+                    step.pipes, latent, step.twice, scale=step.guidance, conditional_first=step.conditional_first
+                )
+                if step.guided
+                else None
+            )
             self.controller.observe(self._index(self.controller, step.position), step.sample, feature, guide=guide)
 
     def _index(self, controller: Controller, position: Position) -> int:
@@ -104,7 +110,12 @@ class WithinTolerance:
 
 
 def guidance_of(
-    pipes: Iterable[Any], sample: Tensor, twice: dict[int, bool], *, scale: float = 1.0
+    pipes: Iterable[Any],
+    sample: Tensor,
+    twice: dict[int, bool],
+    *,
+    scale: float = 1.0,
+    conditional_first: bool = False,
 ) -> Callable[[Tensor], Tensor] | None:
     """Return how a pipeline's guidance combines the samples of a call, `None` without guidance.
 
@@ -116,6 +127,7 @@ def guidance_of(
         sample: The latent that enters the denoiser, [B, ...].
         twice: By batch, whether the second half repeats the first; filled here, since looking waits for the device.
         scale: That of pipelines which do not say it themselves; 1 is no guidance.
+        conditional_first: Whether the conditional half comes first, and guidance is `c + g (c - u)`.
 
     Example:
         >>> import torch
@@ -133,6 +145,8 @@ def guidance_of(
     if not twice[batch]:
         return lambda error: scale * error
     half = batch // 2
+    if conditional_first:
+        return lambda error: error[:half] + scale * (error[:half] - error[half:])
     return lambda error: error[:half] + scale * (error[half:] - error[:half])
 
 

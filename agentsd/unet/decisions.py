@@ -35,6 +35,7 @@ class Step:
         guidance: The guidance scale, where the pipelines do not say it themselves.
         sign: -1 where the scheduler sees the negated prediction.
         left_out: Steps at the end of the scheduler's list that are not run.
+        conditional_first: Whether guidance puts the conditional half of the samples first.
     """
 
     position: Position
@@ -48,6 +49,7 @@ class Step:
     guidance: float = 1.0
     sign: int = 1
     left_out: int = 0
+    conditional_first: bool = False
 
 
 class Policy(Protocol):

@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 SECOND = "transformer_2"  # what pipelines with two denoisers call the second one
@@ -21,6 +22,9 @@ class Layout:
     Attributes:
         names: Arguments of its forward, in their order.
         sample: Name of the latent that is denoised.
+        timestep: Name of the timestep.
+        lists: Whether samples and predictions are lists with a tensor for each picture.
+        conditional_first: Whether guidance puts the conditional half first: `c + g (c - u)` of the halves `c, u`.
         sign: -1 where pipelines negate the prediction before the scheduler sees it.
         scales_time: Whether pipelines may give it another number than the scheduler's timestep.
         residuals: Arguments that a ControlNet fills anew at every step.
@@ -29,24 +33,45 @@ class Layout:
 
     names: tuple[str, ...] = ()
     sample: str = "sample"
+    timestep: str = "timestep"
+    lists: bool = False
+    conditional_first: bool = False
     sign: int = 1
     scales_time: bool = True
     residuals: tuple[str, ...] = ()
     obstacle: str | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name, wherever they stood.
+        """Return the arguments of a call by name, wherever they stood; the timestep by the name `timestep`.
 
         Example:
             >>> Layout(("sample", "timestep")).bind((1,), {"timestep": 2})
             {'sample': 1, 'timestep': 2}
+            >>> Layout(("x", "t"), sample="x", timestep="t").bind((1, 2), {})
+            {'x': 1, 'timestep': 2}
         """
-        return {**dict(zip(self.names, args, strict=False)), **kwargs}
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        return {"timestep" if name == self.timestep else name: value for name, value in given.items()}
+
+    def joined(self, value: Any) -> Any:
+        """Return a sample or prediction as one tensor, [B, ...]; as it is where a list does not fit one.
+
+        Example:
+            >>> Layout(lists=True).joined([torch.zeros(4, 8, 8)] * 2).shape
+            torch.Size([2, 4, 8, 8])
+        """
+        if not self.lists or not isinstance(value, list | tuple) or not value:
+            return value
+        alike = all(isinstance(one, Tensor) and one.shape == value[0].shape for one in value)
+        return torch.stack(list(value)) if alike else value
+
+    def parted(self, value: Tensor) -> Any:
+        """Return a prediction as the denoiser returns it: a list where its samples are lists."""
+        return list(value.unbind()) if self.lists else value
 
 
 _UNET = Layout(scales_time=False, residuals=("mid_block_additional_residual", "down_block_additional_residuals"))
 _CONTROL = Layout(residuals=("controlnet_block_samples", "controlnet_single_block_samples"))
-_LISTS = "its samples are lists, not one tensor"
 
 # What the signature of a class does not say.
 _TABLE = {
@@ -60,7 +85,9 @@ _TABLE = {
     "Lumina2Transformer2DModel": Layout(sign=-1),
     "LuminaNextDiT2DModel": Layout(sign=-1),
     "HiDreamImageTransformer2DModel": Layout(sign=-1),
-    "ZImageTransformer2DModel": Layout(obstacle=_LISTS),
+    "ZImageTransformer2DModel": Layout(
+        sample="x", timestep="t", lists=True, conditional_first=True, sign=-1, residuals=("controlnet_block_samples",)
+    ),
 }
 
 
@@ -76,11 +103,11 @@ def layout_of(denoiser: nn.Module) -> Layout:
     kind = type(denoiser)
     names = tuple(inspect.signature(kind.forward).parameters)[1:]
     known = next((_TABLE[one.__name__] for one in kind.__mro__ if one.__name__ in _TABLE), Layout())
-    sample = next((name for name in _SAMPLES if name in names), None)
+    sample = next((name for name in (known.sample, *_SAMPLES) if name in names), None)
     if "ControlNet" in kind.__name__:
         useless = f"{kind.__name__} is a ControlNet, which predicts no noise"
         return replace(known, names=names, sample=sample or known.sample, obstacle=useless)
-    if sample is None or "timestep" not in names:
+    if sample is None or known.timestep not in names:
         missing = f"{kind.__name__}.forward has no argument named 'timestep' and none named 'sample' or 'hidden_states'"
         return replace(known, names=names, obstacle=missing)
     problem = None if known.obstacle is None else f"{kind.__name__} is not supported: {known.obstacle}"

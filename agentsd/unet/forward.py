@@ -59,12 +59,12 @@ def _run(
         output = shallow_pass(denoiser, context.feature, context.depth, layout.bind(args, kwargs))
     elif context.feature is not None:
         # A copy: the feature is kept for the steps to come, and what is returned is the caller's.
-        copy = context.feature.clone()
+        copy = layout.parted(context.feature.clone())
         output = (copy,) if context.output is None else context.output(sample=copy)
     else:
         output = _whole(denoiser, original, args, kwargs)
     if context.keep and context.depth == 0:
-        slot.put_feature(output[0])
+        slot.put_feature(layout.joined(output[0]))
     return output if context.guided else for_both_halves(output)
 
 

@@ -70,8 +70,10 @@ class Runtime(State):
         copied = shallow_copy(denoiser)
         self.slot.write(StepContext(), copied)
         arguments = self.layout.bind(args, kwargs)
-        sample = arguments.get(self.layout.sample)
+        sample = arguments[self.layout.sample] = self.layout.joined(arguments.get(self.layout.sample))
         if not isinstance(sample, Tensor):  # the denoiser's own error follows
+            if self.layout.lists and self.schedule.skips_steps:
+                self.skipping_problem = "the pictures of a call differ in size"
             return
         self.sample = (sample.shape[-2], sample.shape[-1])
         for mismatch in plan_mismatches(self.plan, sample):
@@ -174,7 +176,7 @@ class Runtime(State):
         scheduler = self.progress().scheduler()
         pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
         noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
-        rest = (guidance_scale(self, pipes), self.layout.sign, left_out(self))
+        rest = (guidance_scale(self, pipes), self.layout.sign, left_out(self), self.layout.conditional_first)
         step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *rest)
         problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
         if policy.keeps and (problem is not None or not run.settled):
