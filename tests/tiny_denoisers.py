@@ -223,9 +223,7 @@ SKIPPING = (
     Skips("CogView 4", "CogView4Pipeline", cog_view_4, "flow matching, guidance in two calls", calls=2),
     Skips("Chroma", "ChromaPipeline", chroma, "flow matching, guidance in two calls", calls=2),
     Skips("Qwen-Image", "QwenImagePipeline", qwen_image, "flow matching, guidance in two calls", calls=2),
-    Skips(
-        "Z-Image", "ZImagePipeline", z_image, "flow matching, negated, lists of pictures, conditional half first"
-    ),
+    Skips("Z-Image", "ZImagePipeline", z_image, "flow matching, negated, lists of pictures, conditional half first"),
     Skips("CogVideoX", "CogVideoXPipeline", cog_video, "predicts v, zero terminal SNR"),
     Skips("CogVideoX, DPM", "CogVideoXPipeline", cog_video_dpm, "its solver adds noise", noisy=True),
     Skips("LTX-Video", "LTXPipeline", ltx, "flow matching, guidance in one call"),
