@@ -58,6 +58,17 @@ def qwen_image():
     return pipe, dict(**masked(*names), **SIZE, true_cfg_scale=3.0)
 
 
+def flux_2():
+    torch.manual_seed(0)
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    pipe = assemble(diffusers.Flux2Pipeline, transformer, scheduler, without=WITHOUT)
+    return pipe, dict(**embeddings("prompt_embeds"), **SIZE)
+
+
 def z_image():
     torch.manual_seed(0)
     transformer = diffusers.ZImageTransformer2DModel(
@@ -132,3 +143,19 @@ def mochi():
     pipe = assemble(diffusers.MochiPipeline, transformer, scheduler, without=WITHOUT)
     given = {name: value.bool() if "mask" in name else value for name, value in masked(*MASKS).items()}
     return pipe, dict(**given, height=64, width=64, num_frames=7, guidance_scale=4.0)
+
+
+def kandinsky_5():
+    torch.manual_seed(0)
+    transformer = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=16, in_text_dim2=16, time_dim=16, out_visual_dim=4, model_dim=32, ff_dim=32,
+        num_text_blocks=1, num_visual_blocks=1, axes_dims=(4, 6, 6),
+    )  # fmt: skip
+    names = (*WITHOUT, "text_encoder_2", "tokenizer_2")
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipe = assemble(diffusers.Kandinsky5T2VPipeline, transformer, scheduler, without=names)
+    given = {}
+    for start in ("", "negative_"):
+        given |= embeddings(f"{start}prompt_embeds_qwen", **{f"{start}prompt_embeds_clip": 16})
+        given[f"{start}prompt_cu_seqlens"] = torch.tensor([0, 5], dtype=torch.int32)
+    return pipe, dict(**given, height=64, width=64, num_frames=5)
