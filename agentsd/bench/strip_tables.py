@@ -87,7 +87,7 @@ def presets_table(gauged: Sequence[Row], timed: Sequence[Row]) -> str:
         "|---|--:|--:|--:|--:|",
     ]
     for arm, name in _NAMES.items():
-        if arm in arms:
+        if arm in arms and arms[arm]["pictures"] == arms["stock"]["pictures"]:
             row = arms[arm]
             cells = [_label(name), f"{statistics.mean(row['calls']):.1f}", _faster(timed, name)]
             lines.append(f"| {' | '.join([*cells, spread(row, 'psnr_stock'), spread(row, 'psnr_converged')])} |")
