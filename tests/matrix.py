@@ -463,7 +463,7 @@ REFUSED = (
 
 def table() -> str:
     """Return the tables of docs/pipelines.md."""
-    lines = ["| pipeline | class in diffusers | finest patched grid | skipped steps | note |", "|---|---|--:|---|---|"]
+    lines = ["| pipeline | class in diffusers | finest patched grid | last layers | note |", "|---|---|--:|---|---|"]
     for kind in KINDS:
         pipeline = kind.pipeline if " " in kind.pipeline else f"`{kind.pipeline}`"
         level = kind.level or SAMPLE // kind.grid[0]
