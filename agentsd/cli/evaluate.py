@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arms = parser.add_argument_group("arms (stock and stock A/A are always there)")
     arms.add_argument(
         "--arm", dest="arms", action="append", metavar="NAME:KEY=VALUE,...",
-        help="keys preset, tolerance, ratio, every, depth, rival, steps, noise; a preset's name alone will do (balanced)",
+        help="keys preset, tolerance, ratio, every, depth, rival, steps, noise, or a preset's name alone (balanced)",
     )  # fmt: skip
     arms.add_argument(
         "--fewer-steps", type=int, nargs="+", metavar="N",
