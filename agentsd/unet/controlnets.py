@@ -80,9 +80,9 @@ class Control:
             held.repeat = whole
             self.local.held = held
             self.left_out += 1
-            return held.residuals
+            return _apart(held.residuals)
         residuals = whole()
-        self.local.held = _Held(number, conditions, sample.shape, residuals)
+        self.local.held = _Held(number, conditions, sample.shape, _apart(residuals))
         return residuals
 
     def at_full_step(self, names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Control:
             held.places = _places(held.residuals, {name: arguments.get(name) for name in names})
             return {}
         held.residuals, held.repeat = held.repeat(), None
-        return {name: _part(held.residuals, place) for name, place in (held.places or {}).items()}
+        return {name: _apart(_part(held.residuals, place)) for name, place in (held.places or {}).items()}
 
     def at_skipped_step(self) -> None:
         """Let go of the call that was left out."""
@@ -124,9 +124,15 @@ def _places(residuals: Any, given: dict[str, Any]) -> dict[str, int] | None:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether both are one object, or hold the same objects: some pipelines make a tuple of a list."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other) > 0:
-        return all(a is b for a, b in zip(one, other, strict=True))
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
     return one is other
+
+
+def _apart(residuals: Any) -> Any:
+    """Return the same residuals in lists and tuples of their own: HunyuanDiT empties the list that it is given."""
+    kind = type(residuals)
+    return kind(_apart(one) for one in residuals) if kind in (list, tuple) else residuals
 
 
 def _part(residuals: Any, place: int) -> Any:
