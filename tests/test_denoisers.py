@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from matrix import (
+    PICTURE,
     animate_diff,
     controlnet,
     controlnet_guess_mode,
@@ -17,6 +19,7 @@ from matrix import (
     stable_video,
 )
 from probe import POOL, assert_same, snapshot
+from tiny import WIDTH
 from tiny_denoisers import (
     SKIPPING,
     Skips,
@@ -32,6 +35,7 @@ from tiny_denoisers import (
 import agentsd
 from agentsd import Schedule
 from agentsd.unet.controller import FEWEST_CALLS
+from agentsd.unet.controlnets import CONTROL
 from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
 
 STEPS = 20
@@ -235,6 +239,70 @@ class TestControlNets:
                     found.append(one.run(callback_on_step_end=change))
                 hook.remove()
         assert torch.equal(*found)
+
+    def test_a_run_that_stops_before_the_denoisers_call_leaves_nothing_to_the_next_one(self):
+        one = built(controlnet)
+        parts = {name: part for name, part in one.pipe.components.items() if name != "controlnet"}
+        plain = Built(None, StableDiffusionPipeline(**parts, requires_safety_checker=False), {})
+        plain.pipe.set_progress_bar_config(disable=True)
+        with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            patch.attach(plain.pipe)
+            alone = plain.run()
+            control = one.pipe.controlnet.__dict__[CONTROL]
+
+            def stop(*_):
+                if control.left_out:
+                    raise KeyboardInterrupt
+
+            hook = one.pipe.controlnet.register_forward_hook(stop)
+            with pytest.raises(KeyboardInterrupt):
+                one.run()
+            hook.remove()
+            assert torch.equal(plain.run(), alone)
+
+    @pytest.mark.parametrize("begin", [6, 9, 11])
+    def test_a_second_call_that_begins_within_the_run_gets_residuals_of_its_own_step(self, begin):
+        one, found = built(controlnet), []
+        scheduler = one.pipe.scheduler
+        first, second = torch.randn(2, 1, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+
+        @torch.no_grad()
+        def loop():
+            scheduler.set_timesteps(STEPS)
+            latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            for index, t in enumerate(scheduler.timesteps):
+                down, mid = one.pipe.controlnet(latent, t, first, PICTURE, return_dict=False)
+                given = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+                noise = one.denoiser(latent, t, first, **given).sample
+                if index >= begin:
+                    noise = (noise + one.denoiser(latent, t, second, **given).sample) / 2
+                latent = scheduler.step(noise, t, latent).prev_sample
+            return latent
+
+        for target in (one.denoiser, one.pipe):
+            with agentsd.apply(target, tolerance=0.3) as patch:
+                patch.attach(one.pipe)
+                found.append(loop())
+        assert torch.equal(*found)
+
+    def test_no_residual_stays_after_a_run_or_a_reset(self):
+        one = built(controlnet)
+        with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            control = one.pipe.controlnet.__dict__[CONTROL]
+            one.run()
+            assert control.left_out > 0
+            assert control.local.held is None
+
+            def stop(pipe, index, timestep, tensors):
+                if index == 5:
+                    raise KeyboardInterrupt
+                return tensors
+
+            with pytest.raises(KeyboardInterrupt):
+                one.run(callback_on_step_end=stop)
+            assert control.local.held is not None
+            patch.reset()
+            assert getattr(control.local, "held", None) is None
 
     def test_the_end_of_its_control_is_seen(self):
         one = built(controlnet)

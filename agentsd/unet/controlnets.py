@@ -30,14 +30,15 @@ _WHOLE = -1  # stands for all that a ControlNet returns, beside the places in it
 
 @dataclass
 class _Held:
-    """What the ControlNet returned at a full step, for which run and conditions."""
+    """What the ControlNet returned at its last call that was not left out, for which run and conditions."""
 
     run: int | None
     conditions: dict[str, Any]
     shape: torch.Size
     residuals: Any
     places: dict[str, int] | None = None  # what each argument of the denoiser got of them; `None`: something else
-    repeat: Callable[[], Any] | None = None  # runs the call that was left out
+    older: Any = None  # what the pipeline got instead, in a step where the ControlNet rests
+    repeat: Callable[[], Any] | None = None  # runs the call that was left out; `None` once it has run
 
 
 class Control:
@@ -77,12 +78,13 @@ class Control:
         conditions = conditions_of(arguments, self.layout, [])
         fits = held is not None and bool(held.places) and held.run == number and held.shape == sample.shape
         if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
-            held.repeat = whole
+            held.older, held.repeat = held.residuals, whole
             self.local.held = held
             self.left_out += 1
             return _apart(held.residuals)
         residuals = whole()
-        self.local.held = _Held(number, conditions, sample.shape, _apart(residuals))
+        if number is not None:  # else no step of it is skipped
+            self.local.held = _Held(number, conditions, sample.shape, _apart(residuals))
         return residuals
 
     def at_full_step(self, names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -95,17 +97,24 @@ class Control:
         held: _Held | None = getattr(self.local, "held", None)
         if held is None:
             return {}
-        if held.repeat is None:
-            held.places = _places(held.residuals, {name: arguments.get(name) for name in names})
+        given = {name: arguments.get(name) for name in names}
+        if held.older is None:
+            held.places = _places(held.residuals, given)
             return {}
-        held.residuals, held.repeat = held.repeat(), None
+        # Another pipeline may call the denoiser after a run that ended between the two calls of a step.
+        if _places(held.older, given) != held.places:
+            return {}
+        if held.repeat is not None:  # it stays until then: a step may have a call that is skipped and one that is full
+            held.residuals, held.repeat = held.repeat(), None
         return {name: _apart(_part(held.residuals, place)) for name, place in (held.places or {}).items()}
 
-    def at_skipped_step(self) -> None:
-        """Let go of the call that was left out."""
-        held: _Held | None = getattr(self.local, "held", None)
-        if held is not None:
-            held.repeat = None
+    def forget(self) -> None:
+        """Let go of all residuals, in every thread."""
+        self.local = threading.local()
+
+    def end(self) -> None:
+        """Let go of the residuals of this thread's run."""
+        self.local.held = None
 
 
 def _places(residuals: Any, given: dict[str, Any]) -> dict[str, int] | None:
@@ -160,6 +169,21 @@ def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: 
     if control is None or torch.compiler.is_compiling():
         return whole(*args, **kwargs)
     return control.call(functools.partial(whole, *args, **kwargs), args, kwargs)
+
+
+def controls_of(runtime: Any) -> list[Control]:
+    """Return what the ControlNets of a patch carry; not those that a later patch took over.
+
+    Args:
+        runtime: The state of the patch, with its ControlNets.
+    """
+    found = []
+    for controlnet in list(runtime.controls):
+        control: Control | None = controlnet.__dict__.get(CONTROL)
+        denoiser = None if control is None else control.denoiser()
+        if control is not None and denoiser is not None and denoiser.__dict__.get(SITE) is runtime:
+            found.append(control)
+    return found
 
 
 def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
