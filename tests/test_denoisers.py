@@ -19,7 +19,7 @@ from matrix import (
     stable_video,
 )
 from probe import POOL, assert_same, snapshot
-from tiny import WIDTH
+from tiny import WIDTH, components
 from tiny_denoisers import (
     SKIPPING,
     Skips,
@@ -303,6 +303,21 @@ class TestControlNets:
             assert control.local.held is not None
             patch.reset()
             assert getattr(control.local, "held", None) is None
+
+    @pytest.mark.parametrize("remove", [lambda one, patch: patch.remove(), lambda one, patch: agentsd.remove(one.pipe)])
+    def test_a_removal_leaves_the_controlnet_to_the_pipeline_that_has_it_now(self, remove):
+        one = built(controlnet)
+        parts = {**components(seed=1), "controlnet": one.pipe.controlnet}
+        other = Built(None, type(one.pipe)(**parts, requires_safety_checker=False), one.arguments)
+        other.pipe.set_progress_bar_config(disable=True)
+        earlier = agentsd.apply(one.pipe)
+        with agentsd.apply(other.pipe) as patch:
+            remove(one, earlier)
+            agentsd.remove(one.pipe)  # not patched any more
+            _, calls = self.counted(other)
+            assert calls == patch.report().last_run.full < STEPS
+        assert "forward" not in one.pipe.controlnet.__dict__
+        assert CONTROL not in one.pipe.controlnet.__dict__
 
     def test_the_end_of_its_control_is_seen(self):
         one = built(controlnet)

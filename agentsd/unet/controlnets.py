@@ -191,7 +191,8 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
     controlnet = getattr(pipe, "controlnet", None)
     if not isinstance(controlnet, nn.Module) or hasattr(controlnet, "_orig_mod"):
         return ()
-    release(controlnet)
+    if CONTROL in controlnet.__dict__:
+        _free(controlnet)
     layout = layout_of(controlnet)
     if layout.sample not in layout.names or "timestep" not in layout.names:
         return ()
@@ -200,9 +201,18 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
     return (controlnet,)
 
 
-def release(controlnet: Any) -> None:
-    """Give a ControlNet its own forward back."""
-    if not isinstance(controlnet, nn.Module) or CONTROL not in controlnet.__dict__:
-        return
+def release(controlnet: Any, denoiser: nn.Module | None = None) -> None:
+    """Give a ControlNet its own forward back, unless the patch of another denoiser has taken it over.
+
+    Args:
+        controlnet: Anything; what is no ControlNet of a patch stays as it is.
+        denoiser: The denoiser whose patch goes; `None` releases copies alone, which have lost theirs.
+    """
+    control: Control | None = controlnet.__dict__.get(CONTROL) if isinstance(controlnet, nn.Module) else None
+    if control is not None and control.denoiser() in (None, denoiser):
+        _free(controlnet)
+
+
+def _free(controlnet: nn.Module) -> None:
     delattr(controlnet, CONTROL)
     take_out(controlnet, controlled_forward)
