@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import (
@@ -15,6 +16,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from matrix import ip_adapter, lora, text_to_image
 from tiny import draw, make_tiny_pipe
 
 import agentsd
@@ -23,6 +25,7 @@ from agentsd.calibration.recording import record
 from agentsd.calibration.result import Calibration
 from agentsd.calibration.search import Target
 from agentsd.calibration.simulation import Simulation
+from agentsd.calibration.store import folder_of
 from agentsd.calibration.work import simulation_of
 from agentsd.schedule import ListedSteps, Phase, Schedule, Skipping
 from agentsd.unet.listed import ListedController
@@ -144,6 +147,45 @@ def test_a_calibration_in_the_place_of_its_schedule_is_told():
         agentsd.apply(pipe, found)
     with pytest.raises(ValueError, match=r"the text of a calibration or of a plan, which holds one; read it with"):
         Schedule.from_json(found.to_json())
+
+
+def set_scale(pipe):
+    pipe.unet.set_adapters(["default"], [0.3])
+
+
+CHANGES = [
+    (lora, set_scale),
+    (lora, lambda pipe: pipe.unet.disable_adapters()),
+    (ip_adapter, lambda pipe: pipe.set_ip_adapter_scale(0.2)),
+    (text_to_image, lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)),
+]
+
+
+@pytest.mark.parametrize(("build", "change"), CHANGES, ids=["LoRA scale", "LoRA off", "IP-Adapter scale", "FreeU"])
+def test_runs_of_other_adapter_scales_are_not_taken_for_these(build, change):
+    pipe, _ = build()
+    before = folder_of(pipe, {})
+    assert folder_of(pipe, {}) == before
+    change(pipe)
+    assert folder_of(pipe, {}) != before
+
+
+KINDS_OF_PICTURES = {
+    "tensor": torch.tensor,
+    "bfloat16": lambda values: torch.tensor(values).bfloat16(),
+    "array": np.array,
+    "list": lambda values: [np.array(values)],
+    "picture": lambda values: PIL.Image.fromarray(np.array(values, dtype=np.uint8)),
+}
+
+
+@pytest.mark.parametrize("make", KINDS_OF_PICTURES.values(), ids=list(KINDS_OF_PICTURES))
+def test_runs_with_another_picture_are_not_taken_for_these(tiny_pipe, make):
+    one, other = np.zeros((64, 64)), np.zeros((64, 64))
+    other[30, 30] = 1  # in the middle, which the text of a tensor leaves out
+    kept = make(one.tolist())
+    assert folder_of(tiny_pipe, {"image": kept}) == folder_of(tiny_pipe, {"image": make(one.tolist())})
+    assert folder_of(tiny_pipe, {"image": kept}) != folder_of(tiny_pipe, {"image": make(other.tolist())})
 
 
 def test_a_target_that_the_held_out_pictures_miss_is_named():
