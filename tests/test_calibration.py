@@ -23,7 +23,7 @@ import agentsd
 from agentsd.calibration.choosing import choose, fewest
 from agentsd.calibration.recording import record
 from agentsd.calibration.result import Calibration
-from agentsd.calibration.search import Target
+from agentsd.calibration.search import Target, largest_tolerance
 from agentsd.calibration.simulation import Simulation
 from agentsd.calibration.store import folder_of
 from agentsd.calibration.work import simulation_of
@@ -256,6 +256,9 @@ SIGMAS = (4.0, 2.0, 1.0, 0.5, 0.0)
         (lambda: agentsd.calibrate(make_tiny_pipe(), kind="best"), "kind='best' is unknown"),
         (lambda: agentsd.calibrate(make_tiny_pipe(), "a"), "prompts='a' must be a list"),
         (lambda: agentsd.calibrate(make_tiny_pipe().unet), "must be a pipeline"),
+        (lambda: agentsd.calibrate(make_tiny_pipe(), output_type="pil"), "output_type='pil' cannot be given.*Leave it"),
+        (lambda: agentsd.calibrate(make_tiny_pipe(), generator=None), "generator=None cannot be given.*seed choose"),
+        (lambda: largest_tolerance(lambda tolerance: 100.0, 0.02), "down to 4.9e-06; ask for less"),
         (lambda: agentsd.calibrate(patched()), "agentsd.remove"),
     ],
 )
