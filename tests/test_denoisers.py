@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import HeunDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from matrix import (
     PICTURE,
     animate_diff,
@@ -283,6 +283,31 @@ class TestControlNets:
             with agentsd.apply(target, tolerance=0.3) as patch:
                 patch.attach(one.pipe)
                 found.append(loop())
+        assert torch.equal(*found)
+
+    @pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
+    def test_its_calls_do_not_count_as_steps_where_timesteps_are_copied(self, solver):
+        one, found = built(controlnet), []
+        scheduler = one.pipe.scheduler = solver.from_config(one.pipe.scheduler.config)
+        text = torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+
+        @torch.no_grad()
+        def loop():
+            scheduler.set_timesteps(STEPS)
+            latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            for t in scheduler.timesteps:
+                sample, copied = scheduler.scale_model_input(latent, t), t.clone()
+                down, mid = one.pipe.controlnet(sample, copied, text, PICTURE, return_dict=False)
+                given = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+                latent = scheduler.step(one.denoiser(sample, copied, text, **given).sample, t, latent).prev_sample
+            return latent
+
+        for target in (one.denoiser, one.pipe):
+            with agentsd.apply(target, tolerance=0.1) as patch:
+                patch.attach(one.pipe)
+                found.append(loop())
+                last = patch.report().last_run
+                assert last.full + last.skipped == len(scheduler.timesteps)
         assert torch.equal(*found)
 
     def test_no_residual_stays_after_a_run_or_a_reset(self):

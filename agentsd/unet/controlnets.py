@@ -151,7 +151,7 @@ def _part(residuals: Any, place: int) -> Any:
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     """Return whether the denoiser's call at a timestep, still to come, will be skipped, and the number of its run."""
     progress = runtime.progress()
-    position = progress.position(timestep)
+    position = progress.outlook(timestep)
     if position is None or position.run is None or not runtime.enabled:
         return False, None
     run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
