@@ -18,7 +18,7 @@ from matrix import (
     sdxl_image_to_image,
     stable_video,
 )
-from probe import POOL, assert_same, snapshot
+from probe import MERGE, POOL, assert_same, snapshot
 from tiny import WIDTH, components
 from tiny_denoisers import (
     SKIPPING,
@@ -218,9 +218,14 @@ class TestControlNets:
         assert "forward" not in copied.controlnet.__dict__
         assert torch.equal(Built(None, copied, one.arguments).run(), stock)
 
-    @pytest.mark.parametrize("build", [controlnet, sd3_controlnet, flux_controlnet])
-    def test_it_runs_after_all_where_a_condition_of_the_denoiser_alone_changes(self, build):
+    @pytest.mark.parametrize(
+        ("build", "attention"),
+        [(controlnet, None), (controlnet, MERGE), (sd3_controlnet, None), (flux_controlnet, None)],
+    )
+    def test_it_runs_after_all_where_a_condition_of_the_denoiser_alone_changes(self, build, attention):
         one, step = built(build), [0]
+        if attention is not None:
+            agentsd.apply(one.pipe.controlnet, attention)
 
         def change(pipe, index, timestep, tensors):
             step[0] = index

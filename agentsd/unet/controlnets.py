@@ -61,8 +61,17 @@ class Control:
     def __reduce__(self) -> tuple[type["Control"], tuple[()]]:
         return Control, ()
 
-    def call(self, whole: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the residuals of a call: the last ones where the denoiser will be skipped, else new ones."""
+    def call(
+        self, whole: Callable[[], Any], again: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the residuals of a call: the last ones where the denoiser will be skipped, else new ones.
+
+        Args:
+            whole: Runs the call.
+            again: Runs it later, if it is left out now and the denoiser needs it after all.
+            args: Its arguments.
+            kwargs: Those given by name.
+        """
         denoiser = self.denoiser()
         runtime = None if denoiser is None else denoiser.__dict__.get(SITE)
         arguments = self.layout.bind(args, kwargs)
@@ -78,7 +87,7 @@ class Control:
         conditions = conditions_of(arguments, self.layout, [])
         fits = held is not None and bool(held.places) and held.run == number and held.shape == sample.shape
         if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
-            held.older, held.repeat = held.residuals, whole
+            held.older, held.repeat = held.residuals, again
             self.local.held = held
             self.left_out += 1
             return _apart(held.residuals)
@@ -168,7 +177,22 @@ def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: 
     control: Control | None = controlnet.__dict__.get(CONTROL)
     if control is None or torch.compiler.is_compiling():
         return whole(*args, **kwargs)
-    return control.call(functools.partial(whole, *args, **kwargs), args, kwargs)
+    run = functools.partial(whole, *args, **kwargs)
+    return control.call(run, functools.partial(_again, controlnet, run, args, kwargs), args, kwargs)
+
+
+def _again(controlnet: nn.Module, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a call that was left out: its hooks have run, but a patch of the ControlNet itself is set for one call."""
+    runtime: Runtime | None = controlnet.__dict__.get(SITE)
+    if runtime is None:
+        return run()
+    runtime.begin(controlnet, args, kwargs)
+    residuals = None
+    try:
+        residuals = run()
+    finally:
+        runtime.end(residuals)
+    return residuals
 
 
 def controls_of(runtime: Any) -> list[Control]:
