@@ -212,7 +212,7 @@ def apply(
     runtime.pipes.update(pipes)
     for user in users:
         runtime.users.add(user)
-        if chosen.skipping.tolerance is not None:
+        if chosen.skipping.by_noise_level:
             runtime.controls.update(take_control(user, denoiser))
         _PATCHED.setdefault(user, weakref.WeakSet()).add(denoiser)
     return Patch(denoiser, runtime)

@@ -33,10 +33,12 @@ from tiny_denoisers import (
 )
 
 import agentsd
-from agentsd import Schedule
+from agentsd import Schedule, Skipping
+from agentsd.schedule import ListedSteps
 from agentsd.unet.controller import FEWEST_CALLS
 from agentsd.unet.controlnets import CONTROL
 from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
+from agentsd.unet.noise_levels import noise_levels
 
 STEPS = 20
 kinds = pytest.mark.parametrize("kind", SKIPPING, ids=lambda kind: kind.id, indirect=True)
@@ -173,6 +175,11 @@ def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
     with pytest.warns(UserWarning, match=r"adds fresh noise at every step \(eta=1\)"):
         one.run()
     noisy.remove()
+
+
+def noise_levels_of(scheduler):
+    scheduler.set_timesteps(STEPS)
+    return noise_levels(scheduler).sigmas
 
 
 class TestControlNets:
@@ -314,6 +321,19 @@ class TestControlNets:
                 last = patch.report().last_run
                 assert last.full + last.skipped == len(scheduler.timesteps)
         assert torch.equal(*found)
+
+    def test_it_rests_under_listed_full_steps_too(self):
+        one = built(controlnet)
+        levels = noise_levels_of(one.pipe.scheduler)
+        full = (0, 1, 2, 3, 5, 8, 12, 16, 19)
+        listed = Schedule.constant(None, skipping=Skipping(listed=ListedSteps(sigmas=levels, full=full)))
+        with agentsd.apply(one.denoiser, listed) as bare:
+            bare.attach(one.pipe)
+            every = one.run()
+        with agentsd.apply(one.pipe, listed):
+            found, calls = self.counted(one)
+        assert calls == len(full)
+        assert torch.equal(found, every)
 
     def test_no_residual_stays_after_a_run_or_a_reset(self):
         one = built(controlnet)
