@@ -188,6 +188,29 @@ def test_runs_with_another_picture_are_not_taken_for_these(tiny_pipe, make):
     assert folder_of(tiny_pipe, {"image": kept}) != folder_of(tiny_pipe, {"image": make(other.tolist())})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(calls=[]), "calls of the calibration holds 0 figures for 1 held-out prompts"),
+        (dict(calls=["a"]), "calls='a' must be an integer of at least 1"),
+        (dict(psnr=["a"]), "psnr='a' must be a finite number"),
+        (dict(latent_error=[None]), "latent_error=None must be a finite number"),
+        (dict(stock_calls="a"), "stock_calls='a' must be an integer of at least 1"),
+        (dict(excess="a"), "excess='a' must be a finite number"),
+        (dict(held_out=[]), r"held_out=\[\] of the calibration must name"),
+    ],
+)
+def test_fields_of_a_calibration_are_checked_when_it_is_read(changes, message):
+    made = Calibration(
+        schedule=Schedule.constant(None), target="8 calls", model="m", scheduler="s", scheduler_config={},
+        num_inference_steps=12, guidance_scale=None, stock_calls=12, calls=(8,), psnr=(None,), latent_error=(0.1,),
+        lpips=(), excess=None, prompts=("a",), held_out=("a",), seed=0,
+    )  # fmt: skip
+    assert Calibration.from_json(made.to_json()) == made
+    with pytest.raises(ValueError, match=message):
+        Calibration.from_json(json.dumps({**json.loads(made.to_json()), **changes}))
+
+
 def test_a_target_that_the_held_out_pictures_miss_is_named():
     found = agentsd.calibrate(
         make_tiny_pipe(), ["a"], held_out=["b"], num_inference_steps=12, tolerance=0.05, cache=False, progress=False
