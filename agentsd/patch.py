@@ -79,6 +79,7 @@ class Patch:
 
     def attach(self, pipe: Any) -> None:
         """Read the steps from the scheduler of `pipe`. `apply` attaches its target; a copy has no pipeline attached."""
+        _check_remembered("pipe", [pipe])
         self._runtime.pipes.add(pipe)
 
     def report(self) -> Report:
@@ -174,7 +175,7 @@ def apply(
     Raises:
         ValueError: If arguments contradict each other or are out of range, nothing in the target can be patched, or the
             plan was measured on another architecture.
-        TypeError: If the target is neither a pipeline with a denoiser nor a module.
+        TypeError: If the target is neither a pipeline with a denoiser nor a module, or cannot be hashed or held weakly.
 
     Example:
         >>> patch = agentsd.apply(pipe, "paper")
@@ -189,6 +190,7 @@ def apply(
         raise ValueError(f"seed={seed!r} must be an integer.")
     denoiser = denoiser_of(target)
     users = [target] if not isinstance(target, nn.Module) and hasattr(target, "scheduler") else []
+    _check_remembered("target", users)  # before anything is patched
     pipes = list(users)
     chosen, refused = fit_skipping(denoiser, chosen, asked=not isinstance(schedule, str))
     candidates, skipped = find(denoiser, chosen)  # before the earlier patch goes: what is refused leaves it in place
@@ -210,7 +212,7 @@ def apply(
     runtime.pipes.update(pipes)
     for user in users:
         runtime.users.add(user)
-        if chosen.skipping.tolerance is not None:
+        if chosen.skipping.by_noise_level:
             runtime.controls.update(take_control(user, denoiser))
         _PATCHED.setdefault(user, weakref.WeakSet()).add(denoiser)
     return Patch(denoiser, runtime)
@@ -237,6 +239,16 @@ def remove(target: Any) -> None:
     denoiser = denoiser_of(target)
     if SITE in denoiser.__dict__:
         _take_off(denoiser)
+
+
+def _check_remembered(name: str, pipes: list[Any]) -> None:
+    try:
+        weakref.WeakSet(pipes)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}={type(pipes[0]).__name__} cannot be remembered as a pipeline ({error}): it must be hashable and "
+            "allow weak references. With a dataclass, write @dataclass(eq=False); or give its denoiser alone."
+        ) from error
 
 
 def _take_off(denoiser: nn.Module) -> None:

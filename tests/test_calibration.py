@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from diffusers import (
@@ -15,14 +16,16 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from matrix import ip_adapter, lora, text_to_image
 from tiny import draw, make_tiny_pipe
 
 import agentsd
 from agentsd.calibration.choosing import choose, fewest
 from agentsd.calibration.recording import record
 from agentsd.calibration.result import Calibration
-from agentsd.calibration.search import Target
+from agentsd.calibration.search import Target, largest_tolerance
 from agentsd.calibration.simulation import Simulation
+from agentsd.calibration.store import folder_of
 from agentsd.calibration.work import simulation_of
 from agentsd.schedule import ListedSteps, Phase, Schedule, Skipping
 from agentsd.unet.listed import ListedController
@@ -146,6 +149,68 @@ def test_a_calibration_in_the_place_of_its_schedule_is_told():
         Schedule.from_json(found.to_json())
 
 
+def set_scale(pipe):
+    pipe.unet.set_adapters(["default"], [0.3])
+
+
+CHANGES = [
+    (lora, set_scale),
+    (lora, lambda pipe: pipe.unet.disable_adapters()),
+    (ip_adapter, lambda pipe: pipe.set_ip_adapter_scale(0.2)),
+    (text_to_image, lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)),
+]
+
+
+@pytest.mark.parametrize(("build", "change"), CHANGES, ids=["LoRA scale", "LoRA off", "IP-Adapter scale", "FreeU"])
+def test_runs_of_other_adapter_scales_are_not_taken_for_these(build, change):
+    pipe, _ = build()
+    before = folder_of(pipe, {})
+    assert folder_of(pipe, {}) == before
+    change(pipe)
+    assert folder_of(pipe, {}) != before
+
+
+KINDS_OF_PICTURES = {
+    "tensor": torch.tensor,
+    "bfloat16": lambda values: torch.tensor(values).bfloat16(),
+    "array": np.array,
+    "list": lambda values: [np.array(values)],
+    "picture": lambda values: PIL.Image.fromarray(np.array(values, dtype=np.uint8)),
+}
+
+
+@pytest.mark.parametrize("make", KINDS_OF_PICTURES.values(), ids=list(KINDS_OF_PICTURES))
+def test_runs_with_another_picture_are_not_taken_for_these(tiny_pipe, make):
+    one, other = np.zeros((64, 64)), np.zeros((64, 64))
+    other[30, 30] = 1  # in the middle, which the text of a tensor leaves out
+    kept = make(one.tolist())
+    assert folder_of(tiny_pipe, {"image": kept}) == folder_of(tiny_pipe, {"image": make(one.tolist())})
+    assert folder_of(tiny_pipe, {"image": kept}) != folder_of(tiny_pipe, {"image": make(other.tolist())})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(calls=[]), "calls of the calibration holds 0 figures for 1 held-out prompts"),
+        (dict(calls=["a"]), "calls='a' must be an integer of at least 1"),
+        (dict(psnr=["a"]), "psnr='a' must be a finite number"),
+        (dict(latent_error=[None]), "latent_error=None must be a finite number"),
+        (dict(stock_calls="a"), "stock_calls='a' must be an integer of at least 1"),
+        (dict(excess="a"), "excess='a' must be a finite number"),
+        (dict(held_out=[]), r"held_out=\[\] of the calibration must name"),
+    ],
+)
+def test_fields_of_a_calibration_are_checked_when_it_is_read(changes, message):
+    made = Calibration(
+        schedule=Schedule.constant(None), target="8 calls", model="m", scheduler="s", scheduler_config={},
+        num_inference_steps=12, guidance_scale=None, stock_calls=12, calls=(8,), psnr=(None,), latent_error=(0.1,),
+        lpips=(), excess=None, prompts=("a",), held_out=("a",), seed=0,
+    )  # fmt: skip
+    assert Calibration.from_json(made.to_json()) == made
+    with pytest.raises(ValueError, match=message):
+        Calibration.from_json(json.dumps({**json.loads(made.to_json()), **changes}))
+
+
 def test_a_target_that_the_held_out_pictures_miss_is_named():
     found = agentsd.calibrate(
         make_tiny_pipe(), ["a"], held_out=["b"], num_inference_steps=12, tolerance=0.05, cache=False, progress=False
@@ -214,6 +279,9 @@ SIGMAS = (4.0, 2.0, 1.0, 0.5, 0.0)
         (lambda: agentsd.calibrate(make_tiny_pipe(), kind="best"), "kind='best' is unknown"),
         (lambda: agentsd.calibrate(make_tiny_pipe(), "a"), "prompts='a' must be a list"),
         (lambda: agentsd.calibrate(make_tiny_pipe().unet), "must be a pipeline"),
+        (lambda: agentsd.calibrate(make_tiny_pipe(), output_type="pil"), "output_type='pil' cannot be given.*Leave it"),
+        (lambda: agentsd.calibrate(make_tiny_pipe(), generator=None), "generator=None cannot be given.*seed choose"),
+        (lambda: largest_tolerance(lambda tolerance: 100.0, 0.02), "down to 4.9e-06; ask for less"),
         (lambda: agentsd.calibrate(patched()), "agentsd.remove"),
     ],
 )

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
 from matrix import (
+    PICTURE,
     animate_diff,
     controlnet,
     controlnet_guess_mode,
@@ -17,7 +19,8 @@ from matrix import (
     sdxl_image_to_image,
     stable_video,
 )
-from probe import POOL, assert_same, snapshot
+from probe import MERGE, POOL, assert_same, snapshot
+from tiny import WIDTH, components
 from tiny_denoisers import (
     SKIPPING,
     Skips,
@@ -33,11 +36,13 @@ from tiny_denoisers import (
 )
 
 import agentsd
-from agentsd import Schedule
+from agentsd import Schedule, Skipping
+from agentsd.schedule import ListedSteps
 from agentsd.unet.adaptive import guidance_of
 from agentsd.unet.controller import FEWEST_CALLS
 from agentsd.unet.controlnets import CONTROL
 from agentsd.unet.denoisers import denoiser_in, latent_part, layout_of
+from agentsd.unet.noise_levels import noise_levels
 
 STEPS = 20
 kinds = pytest.mark.parametrize("kind", SKIPPING, ids=lambda kind: kind.id, indirect=True)
@@ -176,6 +181,11 @@ def test_noise_that_the_caller_asks_of_ddim_is_seen(tiny_pipe):
     noisy.remove()
 
 
+def noise_levels_of(scheduler):
+    scheduler.set_timesteps(STEPS)
+    return noise_levels(scheduler).sigmas
+
+
 class TestControlNets:
     """They rest where the denoiser's call is skipped, and come back when it is not."""
 
@@ -226,9 +236,14 @@ class TestControlNets:
         assert "forward" not in copied.controlnet.__dict__
         assert torch.equal(Built(None, copied, one.arguments).run(), stock)
 
-    @pytest.mark.parametrize("build", [controlnet, sd3_controlnet, flux_controlnet])
-    def test_it_runs_after_all_where_a_condition_of_the_denoiser_alone_changes(self, build):
+    @pytest.mark.parametrize(
+        ("build", "attention"),
+        [(controlnet, None), (controlnet, MERGE), (sd3_controlnet, None), (flux_controlnet, None)],
+    )
+    def test_it_runs_after_all_where_a_condition_of_the_denoiser_alone_changes(self, build, attention):
         one, step = built(build), [0]
+        if attention is not None:
+            agentsd.apply(one.pipe.controlnet, attention)
 
         def change(pipe, index, timestep, tensors):
             step[0] = index
@@ -248,48 +263,122 @@ class TestControlNets:
                 hook.remove()
         assert torch.equal(*found)
 
-    @pytest.mark.parametrize("late", [5, 9, 13])
-    def test_it_runs_after_all_for_a_second_call_that_starts_late(self, late):
+    def test_a_run_that_stops_before_the_denoisers_call_leaves_nothing_to_the_next_one(self):
         one = built(controlnet)
-        pipe, width = one.pipe, one.pipe.unet.config.cross_attention_dim
-        generator = torch.Generator().manual_seed(1)
-        texts = torch.randn(2, 1, 5, width, generator=generator)
-        picture = torch.rand(1, 3, 32, 32, generator=generator)
-        start = torch.randn(1, 4, 16, 16, generator=generator)
+        parts = {name: part for name, part in one.pipe.components.items() if name != "controlnet"}
+        plain = Built(None, StableDiffusionPipeline(**parts, requires_safety_checker=False), {})
+        plain.pipe.set_progress_bar_config(disable=True)
+        with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            patch.attach(plain.pipe)
+            alone = plain.run()
+            control = one.pipe.controlnet.__dict__[CONTROL]
 
-        @torch.inference_mode()
-        def run():
-            pipe.scheduler.set_timesteps(STEPS)
-            sample = start * pipe.scheduler.init_noise_sigma
-            for index, t in enumerate(pipe.scheduler.timesteps):
-                given = pipe.scheduler.scale_model_input(sample, t)
-                condition = dict(encoder_hidden_states=texts[0], controlnet_cond=picture, return_dict=False)
-                down, mid = pipe.controlnet(given, t, **condition)
-                noise, *more = (
-                    pipe.unet(
-                        given, t, text, down_block_additional_residuals=down, mid_block_additional_residual=mid
-                    ).sample
-                    for text in texts[: 1 + (index >= late)]
-                )
-                for unguided in more:
-                    noise = unguided + 3 * (noise - unguided)
-                sample = pipe.scheduler.step(noise, t, sample).prev_sample
-            return sample
+            def stop(*_):
+                if control.left_out:
+                    raise KeyboardInterrupt
 
-        with agentsd.apply(pipe.unet, tolerance=0.1) as bare:  # its ControlNet runs at every step
-            bare.attach(pipe)
-            every = run()
-        with agentsd.apply(pipe, tolerance=0.1):
-            assert torch.equal(run(), every)
+            hook = one.pipe.controlnet.register_forward_hook(stop)
+            with pytest.raises(KeyboardInterrupt):
+                one.run()
+            hook.remove()
+            assert torch.equal(plain.run(), alone)
 
-    def test_what_it_left_out_is_not_kept_after_a_run(self):
+    @pytest.mark.parametrize("begin", [6, 9, 11])
+    def test_a_second_call_that_begins_within_the_run_gets_residuals_of_its_own_step(self, begin):
+        one, found = built(controlnet), []
+        scheduler = one.pipe.scheduler
+        first, second = torch.randn(2, 1, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+
+        @torch.no_grad()
+        def loop():
+            scheduler.set_timesteps(STEPS)
+            latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            for index, t in enumerate(scheduler.timesteps):
+                down, mid = one.pipe.controlnet(latent, t, first, PICTURE, return_dict=False)
+                given = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+                noise = one.denoiser(latent, t, first, **given).sample
+                if index >= begin:
+                    noise = (noise + one.denoiser(latent, t, second, **given).sample) / 2
+                latent = scheduler.step(noise, t, latent).prev_sample
+            return latent
+
+        for target in (one.denoiser, one.pipe):
+            with agentsd.apply(target, tolerance=0.3) as patch:
+                patch.attach(one.pipe)
+                found.append(loop())
+        assert torch.equal(*found)
+
+    @pytest.mark.parametrize("solver", [PNDMScheduler, HeunDiscreteScheduler])
+    def test_its_calls_do_not_count_as_steps_where_timesteps_are_copied(self, solver):
+        one, found = built(controlnet), []
+        scheduler = one.pipe.scheduler = solver.from_config(one.pipe.scheduler.config)
+        text = torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(1))
+
+        @torch.no_grad()
+        def loop():
+            scheduler.set_timesteps(STEPS)
+            latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+            for t in scheduler.timesteps:
+                sample, copied = scheduler.scale_model_input(latent, t), t.clone()
+                down, mid = one.pipe.controlnet(sample, copied, text, PICTURE, return_dict=False)
+                given = dict(down_block_additional_residuals=down, mid_block_additional_residual=mid)
+                latent = scheduler.step(one.denoiser(sample, copied, text, **given).sample, t, latent).prev_sample
+            return latent
+
+        for target in (one.denoiser, one.pipe):
+            with agentsd.apply(target, tolerance=0.1) as patch:
+                patch.attach(one.pipe)
+                found.append(loop())
+                last = patch.report().last_run
+                assert last.full + last.skipped == len(scheduler.timesteps)
+        assert torch.equal(*found)
+
+    def test_it_rests_under_listed_full_steps_too(self):
+        one = built(controlnet)
+        levels = noise_levels_of(one.pipe.scheduler)
+        full = (0, 1, 2, 3, 5, 8, 12, 16, 19)
+        listed = Schedule.constant(None, skipping=Skipping(listed=ListedSteps(sigmas=levels, full=full)))
+        with agentsd.apply(one.denoiser, listed) as bare:
+            bare.attach(one.pipe)
+            every = one.run()
+        with agentsd.apply(one.pipe, listed):
+            found, calls = self.counted(one)
+        assert calls == len(full)
+        assert torch.equal(found, every)
+
+    def test_no_residual_stays_after_a_run_or_a_reset(self):
         one = built(controlnet)
         with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            control = one.pipe.controlnet.__dict__[CONTROL]
             one.run()
-            held = one.pipe.controlnet.__dict__[CONTROL].local.held
-            assert held.rests, "the last step was skipped"
-            assert held.repeat is None
-            assert patch.report().last_run.skipped
+            assert control.left_out > 0
+            assert control.local.held is None
+
+            def stop(pipe, index, timestep, tensors):
+                if index == 5:
+                    raise KeyboardInterrupt
+                return tensors
+
+            with pytest.raises(KeyboardInterrupt):
+                one.run(callback_on_step_end=stop)
+            assert control.local.held is not None
+            patch.reset()
+            assert getattr(control.local, "held", None) is None
+
+    @pytest.mark.parametrize("remove", [lambda one, patch: patch.remove(), lambda one, patch: agentsd.remove(one.pipe)])
+    def test_a_removal_leaves_the_controlnet_to_the_pipeline_that_has_it_now(self, remove):
+        one = built(controlnet)
+        parts = {**components(seed=1), "controlnet": one.pipe.controlnet}
+        other = Built(None, type(one.pipe)(**parts, requires_safety_checker=False), one.arguments)
+        other.pipe.set_progress_bar_config(disable=True)
+        earlier = agentsd.apply(one.pipe)
+        with agentsd.apply(other.pipe) as patch:
+            remove(one, earlier)
+            agentsd.remove(one.pipe)  # not patched any more
+            _, calls = self.counted(other)
+            assert calls == patch.report().last_run.full < STEPS
+        assert "forward" not in one.pipe.controlnet.__dict__
+        assert CONTROL not in one.pipe.controlnet.__dict__
 
     def test_the_end_of_its_control_is_seen(self):
         one = built(controlnet)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from matrix import KINDS, run
+from matrix import KINDS, controlnet, run
 from probe import may_miss_steps, unet_inputs
 from tiny import draw, make_tiny_pipe, make_tiny_unet
 
@@ -122,6 +122,14 @@ def test_skipping_goes_on_with_the_conditional_half_where_guidance_ends(depth):
         draw(pipe, steps=8, guidance_scale=5.0)
     assert batches.seen == ([2] * 4 + [1] * 4 if depth else [2, 2, 1])
     assert batches.full == ([0, 3, 6] if depth else [0, 1, 2])
+
+
+def test_residuals_of_a_controlnet_do_not_count_as_changed_where_guidance_ends():
+    pipe, arguments = controlnet()
+    with agentsd.apply(pipe, Schedule.constant(None, 3, guidance_interval=(0.0, 0.5))) as patch:
+        run(pipe, steps=20, **arguments)
+        last = patch.report().last_run
+    assert (last.full, last.forced) == (8, ())
 
 
 def test_image_to_image_and_several_pictures():

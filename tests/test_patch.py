@@ -4,6 +4,7 @@ import gc
 import inspect
 import pickle
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -137,6 +138,34 @@ class TestAnotherUNet:
         gc.collect()
         assert patch.active
         assert unet is patch._denoiser
+
+
+@dataclass
+class Unhashable:
+    unet: object
+    scheduler: object
+
+
+class WithoutWeakReferences:
+    __slots__ = ("scheduler", "unet")
+
+    def __init__(self, unet, scheduler):
+        self.unet, self.scheduler = unet, scheduler
+
+
+@pytest.mark.parametrize("kind", [Unhashable, WithoutWeakReferences])
+def test_what_cannot_be_remembered_changes_nothing(tiny_pipe, kind):
+    target = kind(tiny_pipe.unet, tiny_pipe.scheduler)
+    stock = snapshot(tiny_pipe.unet)
+    with pytest.raises(TypeError, match=rf"target={kind.__name__} cannot be remembered .* give its denoiser alone"):
+        agentsd.apply(target)
+    assert_same(stock, snapshot(tiny_pipe.unet))
+    patch = agentsd.apply(tiny_pipe)
+    with pytest.raises(TypeError, match="target="):
+        agentsd.apply(target)
+    with pytest.raises(TypeError, match=rf"pipe={kind.__name__} cannot be remembered"):
+        patch.attach(target)
+    assert patch.active
 
 
 class TestLastRun:

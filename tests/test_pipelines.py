@@ -290,6 +290,22 @@ class TestControlNet:
         ]
         self.assert_runs_and_is_undone(pipe, arguments, stock, patch, net)
 
+    @pytest.mark.parametrize("applied", [("pipe", "net"), ("net", "pipe")])
+    @pytest.mark.parametrize("removed", [("pipe", "net"), ("net", "pipe")])
+    def test_it_and_its_pipeline_are_undone_in_any_order(self, applied, removed):
+        pipe, arguments = controlnet()
+        stock = draw(pipe, steps=12, **arguments)
+        targets = {"pipe": pipe, "net": pipe.controlnet}
+        before = snapshot(pipe.controlnet), dict(pipe.controlnet.__dict__)
+        for name in applied:
+            agentsd.apply(targets[name], {"pipe": "balanced", "net": MIXED}[name])
+        assert not torch.equal(draw(pipe, steps=12, **arguments), stock)
+        for name in removed:
+            agentsd.remove(targets[name])
+        assert_same(before[0], snapshot(pipe.controlnet))
+        assert pipe.controlnet.__dict__ == before[1]
+        assert torch.equal(draw(pipe, steps=12, **arguments), stock)
+
     def test_the_default_preset_serves_it(self):
         # A ControlNet has no up blocks, so no steps to skip: the default must not fail on a supported target.
         pipe, arguments = controlnet()

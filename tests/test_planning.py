@@ -440,3 +440,23 @@ def test_a_plan_comes_back_from_json_exactly(quick):
         Plan.from_json(json.dumps(data))
     with pytest.raises(ValueError, match=r"plan has version=None; this agentsd reads version 1"):
         Plan.from_json("{}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(latent=[16]), r"latent=\[16\] must be a JSON list of height and width"),
+        (dict(batch="x"), "batch='x' must be an integer of at least 1"),
+        (dict(step_seconds=0), "step_seconds=0 must be seconds, above 0"),
+        (dict(shallow_seconds="x"), "shallow_seconds='x' must be a finite number"),
+        (dict(timing=dict(grid=5)), r"timings\[0\].grid=5 must be a JSON list"),
+        (dict(timing=dict(layers=0)), r"timings\[0\].layers=0 must be an integer of at least 1"),
+        (dict(timing=dict(stock_seconds="x")), r"timings\[0\].stock_seconds='x' must be a finite number"),
+    ],
+)
+def test_fields_of_a_plan_are_checked_when_it_is_read(quick, changes, message):
+    changes = dict(changes)
+    data = json.loads(agentsd.plan(make_tiny_unet(), "paper", cache=False).to_json())
+    data["timings"][0].update(changes.pop("timing", {}))
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(json.dumps({**data, **changes}))

@@ -104,9 +104,10 @@ def lumina_2():
 
 def hunyuan_dit():
     torch.manual_seed(0)
+    # Four layers: below, none has a skip connection, which is what a ControlNet adds to.
     transformer = diffusers.HunyuanDiT2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=8, hidden_size=16,
-        num_layers=2, cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=8, text_len=5,
+        num_layers=4, cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=8, text_len=5,
         text_len_t5=5, use_style_cond_and_image_meta_size=False,
     )  # fmt: skip
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
@@ -201,7 +202,7 @@ def flux_controlnet_true_guidance():
 def hunyuan_controlnet():
     pipe, arguments = hunyuan_dit()
     net = diffusers.HunyuanDiT2DControlNetModel.from_transformer(
-        pipe.transformer, transformer_num_layers=2, load_weights_from_transformer=False
+        pipe.transformer, transformer_num_layers=4, load_weights_from_transformer=False
     )
     names = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "safety_checker", "feature_extractor")
     made = assemble(

@@ -276,7 +276,7 @@ def _measured(rows: Sequence[Row]) -> str:
 
 def _note(rows: Sequence[Row]) -> str:
     return (
-        "Bundled demo model under each process, 256x256 pixels, guidance 7.5 (4 under `own`, 1 with LCM), "
+        "Bundled demo model under each process, 256x256 pixels, guidance 7.5 unless named (4 under `own`, 1 with LCM), "
         f"{rows[0]['dtype']}. {_measured(rows)} "
         "PSNR: median over prompts and, in brackets, the worst 5%. *Stock* is the same solver with all its steps; "
         "*converged* is DPM++ 2M with 100 steps. `scripts/gauge.py`, `results/gauge.jsonl`."

@@ -36,6 +36,7 @@ _FITTED = 4
 _FITTED_MOST = 10
 _DEFAULT = 0.03
 KINDS = ("listed", "tolerance")
+_OURS = ("prompt", "generator", "output_type", "return_dict")  # arguments of the pipeline call that calibration sets
 
 
 def calibrate(
@@ -104,6 +105,12 @@ def calibrate(
     target = _target(calls, {"tolerance": tolerance, "psnr": psnr, "lpips": lpips}, worst=worst, kind=kind)
     fitted, measured = _split(prompts, held_out)
     _check(pipe, num_inference_steps, seed)
+    taken = next((name for name in _OURS if name in call), None)
+    if taken is not None:
+        raise ValueError(
+            f"{taken}={call[taken]!r} cannot be given: calibration sets {', '.join(_OURS)} itself. Leave it out; "
+            "prompts and seed choose the pictures."
+        )
     arguments = {"num_inference_steps": num_inference_steps, **call}
     if guidance_scale is not None:
         arguments["guidance_scale"] = guidance_scale

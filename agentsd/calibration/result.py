@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agentsd.attention.checks import check_fields, load_object
+from agentsd.attention.checks import check_fields, check_int, check_number, load_object
 from agentsd.bench.intervals import Interval, interval, spread_of
 from agentsd.demo import MODEL_PATH
 from agentsd.schedule import Schedule
@@ -123,6 +123,7 @@ class Calibration:
             if not isinstance(given[name], list):
                 raise ValueError(f"{name}={given[name]!r} of the calibration must be a JSON list.")
             given[name] = tuple(given[name])
+        _check_figures(given)
         return cls(**given)
 
     def save(self, path: Path | str) -> None:
@@ -156,6 +157,29 @@ class Calibration:
         if len(self.held_out) == 1:
             return f"  {name}: {value}{unit}"
         return f"  {name}: median {value}{unit} ({spread_of(len(self.held_out))}: {low} to {high}), worst {last}"
+
+
+def _check_figures(given: dict[str, Any]) -> None:
+    """Raise ValueError if a figure of a calibration is no number, or one is missing."""
+    for name, least in (("num_inference_steps", 1), ("stock_calls", 1), ("seed", 0)):
+        check_int(name, given[name], minimum=least)
+    if not given["held_out"]:
+        raise ValueError("held_out=[] of the calibration must name the prompts of its figures, one or more.")
+    for name in ("calls", "psnr", "latent_error", "lpips"):
+        if len(given[name]) != len(given["held_out"]) and (given[name] or name != "lpips"):
+            raise ValueError(
+                f"{name} of the calibration holds {len(given[name])} figures for {len(given['held_out'])} held-out "
+                "prompts; there must be one for each."
+            )
+    for calls in given["calls"]:
+        check_int("calls", calls, minimum=1)
+    for name in ("guidance_scale", "excess"):
+        if given[name] is not None:
+            check_number(name, given[name])
+    for name in ("psnr", "latent_error", "lpips"):
+        for one in given[name]:
+            if one is not None or name != "psnr":
+                check_number(name, one)
 
 
 def key_of(pipe: Any) -> dict[str, Any]:

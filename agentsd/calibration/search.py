@@ -119,6 +119,6 @@ def largest_tolerance(excess: Callable[[float], float], start: float) -> float:
     if not low:
         raise ValueError(
             "the target is not met by any tolerance that was tried, down to "
-            f"{here:.2g}; ask for less, or run more steps."
+            f"{high:.2g}; ask for less, or run more steps."
         )
     return low

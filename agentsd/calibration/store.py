@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agentsd.calibration.recording import Outcome, Recording
 from agentsd.calibration.result import key_of
 from agentsd.system.timing import environment
 from agentsd.system.warning import warn_user
 from agentsd.system.writing import write_whole
+from agentsd.unet.conditions import conditions_of, find_knobs
 from agentsd.unet.controller import RULES
+from agentsd.unet.denoisers import Layout
 
 _LOOKED_AT = 16  # values of each weight that tell models apart
-
+_FREE_U = ("s1", "s2", "b1", "b2")  # its factors, attributes of up blocks
 
 Kept = TypeVar("Kept", Recording, Outcome)
 
@@ -110,16 +112,29 @@ def folder_of(pipe: Any, call: dict[str, Any]) -> Path:
         "weights": {name: _fingerprint(part) for name, part in parts.items()},
         "call": call,
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=_content).encode()).hexdigest()
     return root / "calibrations" / digest[:32]
+
+
+def _content(value: Any) -> str:
+    """Return a digest of a tensor, array or picture, whose text is shortened or an address; the text of all else."""
+    what = [str(getattr(value, name, None)) for name in ("dtype", "shape", "mode", "size")]
+    if isinstance(value, Tensor):
+        value, what = value.detach().cpu().reshape(-1).view(torch.uint8).numpy(), what[:2]
+    if not hasattr(value, "tobytes"):
+        return str(value)
+    return f"{what} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
 @torch.inference_mode()
 def _fingerprint(part: nn.Module) -> str:
-    """Return a digest of names, shapes and the first values of all weights: adapters change it too."""
+    """Return a digest of names, shapes and the first values of all weights; adapters, their scales and FreeU too."""
     found = hashlib.sha256(type(part).__name__.encode())
     for name, weight in part.named_parameters():
         found.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         if not weight.is_meta:  # offloaded weights are elsewhere
             found.update(str(weight.detach().flatten()[:_LOOKED_AT].float().tolist()).encode())
+    free = [getattr(module, name, None) for module in part.modules() for name in _FREE_U]
+    settings = [conditions_of({}, Layout(), find_knobs(part)), [one for one in free if one is not None]]
+    found.update(repr(settings).encode())
     return found.hexdigest()

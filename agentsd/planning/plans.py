@@ -1,9 +1,10 @@
 """What a plan says, as plain data: a schedule, the levels where agents do not pay, and the times that decided it."""
 
 import json
+import math
 from dataclasses import dataclass
 
-from agentsd.attention.checks import check_fields, load_object, plain
+from agentsd.attention.checks import check_fields, check_int, check_number, load_object, plain
 from agentsd.attention.settings import Attention
 from agentsd.schedule import Schedule
 from agentsd.schedule.text import attention_from, attention_object, schedule_from, schedule_object
@@ -120,11 +121,14 @@ class Plan:
                 range.
         """
         given = dict(check_fields(cls, load_object(text, "plan", _VERSION), "plan"))
-        for name, kind in (("latent", list), ("timings", list)):
-            if not isinstance(given[name], kind):
-                raise ValueError(f"{name}={given[name]!r} of the plan must be a JSON list.")
+        if not isinstance(given["timings"], list):
+            raise ValueError(f"timings={given['timings']!r} of the plan must be a JSON list.")
         given["schedule"] = schedule_from(given["schedule"])
-        given["latent"] = tuple(given["latent"])
+        given["latent"] = _size("latent", given["latent"])
+        check_int("batch", given["batch"], minimum=1)
+        _check_seconds("step_seconds", given["step_seconds"])
+        if given["shallow_seconds"] is not None:
+            _check_seconds("shallow_seconds", given["shallow_seconds"])
         given["timings"] = tuple(_timing_from(one, f"timings[{i}]") for i, one in enumerate(given["timings"]))
         return cls(**given)
 
@@ -148,9 +152,25 @@ class Plan:
 
 def _timing_from(data: object, what: str) -> LayerTiming:
     given = dict(check_fields(LayerTiming, data, what))
-    given["grid"] = tuple(given["grid"])
+    given["grid"] = _size(f"{what}.grid", given["grid"])
+    for name, least in (("level", 0), ("layers", 1), ("outer", 0)):
+        check_int(f"{what}.{name}", given[name], minimum=least)
+    for name in ("stock_seconds", "agent_seconds"):
+        _check_seconds(f"{what}.{name}", given[name])
     given["attention"] = attention_from(given["attention"], f"{what}.attention")
     return LayerTiming(**given)
+
+
+def _size(name: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not all(is_whole(one, 1) for one in value):
+        raise ValueError(f"{name}={value!r} must be a JSON list of height and width, whole numbers of at least 1.")
+    return value[0], value[1]
+
+
+def _check_seconds(name: str, value: float) -> None:
+    check_number(name, value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be seconds, above 0 and finite.")
 
 
 def check_steps(steps: object) -> None:

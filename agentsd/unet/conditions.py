@@ -86,7 +86,8 @@ def conditional_conditions(conditions: Mapping[str, Any], batch: int) -> dict[st
     """
     halved = dict(conditions)
     for path, value in conditions.items():
-        if _is_tensor(value) and is_per_sample(path) and value[0].ndim and value[0].shape[0] == batch:
+        per_sample = is_per_sample(path.removeprefix(_RESIDUAL))
+        if _is_tensor(value) and per_sample and value[0].ndim and value[0].shape[0] == batch:
             halved[path] = (value[0][batch // 2 :], value[1])
     return halved
 

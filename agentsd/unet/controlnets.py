@@ -30,15 +30,15 @@ _WHOLE = -1  # stands for all that a ControlNet returns, beside the places in it
 
 @dataclass
 class _Held:
-    """What the ControlNet returned at a full step, for which run and conditions."""
+    """What the ControlNet returned at its last call that was not left out, for which run and conditions."""
 
     run: int | None
     conditions: dict[str, Any]
     shape: torch.Size
     residuals: Any
     places: dict[str, int] | None = None  # what each argument of the denoiser got of them; `None`: something else
-    rests: bool = False  # whether the call of this step was left out
-    repeat: Callable[[], Any] | None = None  # runs that call
+    older: Any = None  # what the pipeline got instead, in a step where the ControlNet rests
+    repeat: Callable[[], Any] | None = None  # runs the call that was left out; `None` once it has run
 
 
 class Control:
@@ -61,8 +61,17 @@ class Control:
     def __reduce__(self) -> tuple[type["Control"], tuple[()]]:
         return Control, ()
 
-    def call(self, whole: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the residuals of a call: the last ones where the denoiser will be skipped, else new ones."""
+    def call(
+        self, whole: Callable[[], Any], again: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Return the residuals of a call: the last ones where the denoiser will be skipped, else new ones.
+
+        Args:
+            whole: Runs the call.
+            again: Runs it later, if it is left out now and the denoiser needs it after all.
+            args: Its arguments.
+            kwargs: Those given by name.
+        """
         denoiser = self.denoiser()
         runtime = None if denoiser is None else denoiser.__dict__.get(SITE)
         arguments = self.layout.bind(args, kwargs)
@@ -78,12 +87,13 @@ class Control:
         conditions = conditions_of(arguments, self.layout, [])
         fits = held is not None and bool(held.places) and held.run == number and held.shape == sample.shape
         if held is not None and fits and skipped and changed_condition(held.conditions, conditions) is None:
-            held.rests, held.repeat = True, whole
+            held.older, held.repeat = held.residuals, again
             self.local.held = held
             self.left_out += 1
-            return held.residuals
+            return _apart(held.residuals)
         residuals = whole()
-        self.local.held = _Held(number, conditions, sample.shape, residuals)
+        if number is not None:  # else no step of it is skipped
+            self.local.held = _Held(number, conditions, sample.shape, _apart(residuals))
         return residuals
 
     def at_full_step(self, names: tuple[str, ...], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -96,18 +106,24 @@ class Control:
         held: _Held | None = getattr(self.local, "held", None)
         if held is None:
             return {}
-        if not held.rests:
-            held.places = _places(held.residuals, {name: arguments.get(name) for name in names})
+        given = {name: arguments.get(name) for name in names}
+        if held.older is None:
+            held.places = _places(held.residuals, given)
             return {}
-        if held.repeat is not None:
+        # Another pipeline may call the denoiser after a run that ended between the two calls of a step.
+        if _places(held.older, given) != held.places:
+            return {}
+        if held.repeat is not None:  # it stays until then: a step may have a call that is skipped and one that is full
             held.residuals, held.repeat = held.repeat(), None
-        return {name: _part(held.residuals, place) for name, place in (held.places or {}).items()}
+        return {name: _apart(_part(held.residuals, place)) for name, place in (held.places or {}).items()}
 
-    def let_go(self) -> None:
-        """Drop the call that was left out, with its tensors; the last step was skipped."""
-        held: _Held | None = getattr(self.local, "held", None)
-        if held is not None:
-            held.repeat = None
+    def forget(self) -> None:
+        """Let go of all residuals, in every thread."""
+        self.local = threading.local()
+
+    def end(self) -> None:
+        """Let go of the residuals of this thread's run."""
+        self.local.held = None
 
 
 def _places(residuals: Any, given: dict[str, Any]) -> dict[str, int] | None:
@@ -126,9 +142,15 @@ def _places(residuals: Any, given: dict[str, Any]) -> dict[str, int] | None:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether both are one object, or hold the same objects: some pipelines make a tuple of a list."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other) > 0:
-        return all(a is b for a, b in zip(one, other, strict=True))
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
     return one is other
+
+
+def _apart(residuals: Any) -> Any:
+    """Return the same residuals in lists and tuples of their own: HunyuanDiT empties the list that it is given."""
+    kind = type(residuals)
+    return kind(_apart(one) for one in residuals) if kind in (list, tuple) else residuals
 
 
 def _part(residuals: Any, place: int) -> Any:
@@ -138,7 +160,7 @@ def _part(residuals: Any, place: int) -> Any:
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     """Return whether the denoiser will be skipped at a timestep that is still to come, and the number of the run."""
     progress = runtime.progress()
-    position = progress.position(timestep)
+    position = progress.outlook(timestep)
     if position is None or position.run is None or not runtime.enabled:
         return False, None
     run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
@@ -155,7 +177,37 @@ def controlled_forward(controlnet: Any, original: Any, /, *args: Any, **kwargs: 
     control: Control | None = controlnet.__dict__.get(CONTROL)
     if control is None or torch.compiler.is_compiling():
         return whole(*args, **kwargs)
-    return control.call(functools.partial(whole, *args, **kwargs), args, kwargs)
+    run = functools.partial(whole, *args, **kwargs)
+    return control.call(run, functools.partial(_again, controlnet, run, args, kwargs), args, kwargs)
+
+
+def _again(controlnet: nn.Module, run: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a call that was left out: its hooks have run, but a patch of the ControlNet itself is set for one call."""
+    runtime: Runtime | None = controlnet.__dict__.get(SITE)
+    if runtime is None:
+        return run()
+    runtime.begin(controlnet, args, kwargs)
+    residuals = None
+    try:
+        residuals = run()
+    finally:
+        runtime.end(residuals)
+    return residuals
+
+
+def controls_of(runtime: Any) -> list[Control]:
+    """Return what the ControlNets of a patch carry; not those that a later patch took over.
+
+    Args:
+        runtime: The state of the patch, with its ControlNets.
+    """
+    found = []
+    for controlnet in list(runtime.controls):
+        control: Control | None = controlnet.__dict__.get(CONTROL)
+        denoiser = None if control is None else control.denoiser()
+        if control is not None and denoiser is not None and denoiser.__dict__.get(SITE) is runtime:
+            found.append(control)
+    return found
 
 
 def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
@@ -163,7 +215,8 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
     controlnet = getattr(pipe, "controlnet", None)
     if not isinstance(controlnet, nn.Module) or hasattr(controlnet, "_orig_mod"):
         return ()
-    release(controlnet)
+    if CONTROL in controlnet.__dict__:
+        _free(controlnet)
     layout = layout_of(controlnet)
     if layout.sample not in layout.names or "timestep" not in layout.names:
         return ()
@@ -172,9 +225,18 @@ def take_control(pipe: Any, denoiser: nn.Module) -> tuple[nn.Module, ...]:
     return (controlnet,)
 
 
-def release(controlnet: Any) -> None:
-    """Give a ControlNet its own forward back."""
-    if not isinstance(controlnet, nn.Module) or CONTROL not in controlnet.__dict__:
-        return
+def release(controlnet: Any, denoiser: nn.Module | None = None) -> None:
+    """Give a ControlNet its own forward back, unless the patch of another denoiser has taken it over.
+
+    Args:
+        controlnet: Anything; what is no ControlNet of a patch stays as it is.
+        denoiser: The denoiser whose patch goes; `None` releases copies alone, which have lost theirs.
+    """
+    control: Control | None = controlnet.__dict__.get(CONTROL) if isinstance(controlnet, nn.Module) else None
+    if control is not None and control.denoiser() in (None, denoiser):
+        _free(controlnet)
+
+
+def _free(controlnet: nn.Module) -> None:
     delattr(controlnet, CONTROL)
     take_out(controlnet, controlled_forward)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from agentsd.unet.controlnets import CONTROL, Control
+from agentsd.unet.controlnets import controls_of
 from agentsd.unet.processor import SITE, AgentAttnProcessor, Site
 from agentsd.unet.slot import StepSlot
 
@@ -73,14 +73,9 @@ def on_denoiser_call(
         if site.problem is not None:
             runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
     fresh: dict[str, Any] = {}
-    for controlnet in list(runtime.controls):
-        control: Control | None = controlnet.__dict__.get(CONTROL)
-        if control is None or control.denoiser() is not denoiser:  # taken over by a later patch
-            continue
-        if runtime.slot.read().feature is None:
+    if runtime.slot.read().feature is None:
+        for control in controls_of(runtime):
             fresh.update(control.at_full_step(runtime.layout.residuals, kwargs))
-        elif runtime.at_last_step():  # before, a second call of this step may need what was left out
-            control.let_go()
     return (args, {**kwargs, **fresh}) if fresh else None
 
 

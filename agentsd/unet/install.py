@@ -159,6 +159,6 @@ def uninstall(denoiser: nn.Module) -> None:
     take_out(denoiser, scheduled_forward)
     runtime: Runtime = denoiser.__dict__[SITE]
     for controlnet in list(runtime.controls):
-        release(controlnet)
+        release(controlnet, denoiser)
     runtime.forget()  # a handle may live on; the features must not
     delattr(denoiser, SITE)

@@ -73,6 +73,18 @@ class Progress:
             return self._read(float(timestep.flatten()[0]))
         return position
 
+    def outlook(self, timestep: object) -> Position | None:
+        """Return the position of a call that is still to come.
+
+        Of equal steps in a row (Heun, PNDM) each call is the next; this one does not count.
+        """
+        reader, number = self.reader, self.number
+        self.reader = reader.copy()
+        try:
+            return self.position(timestep)
+        finally:
+            self.reader, self.number = reader, number
+
     def _read(self, timestep: object) -> Position | None:
         schedulers = self._schedulers()
         timesteps = _timesteps(schedulers)

@@ -107,11 +107,6 @@ class Runtime(State):
         output = None if feature is None else self.local.run.outputs.get(self.local.run.call)
         self.slot.write(StepContext(levels, feature, keep, depth, guided, output), copied)
 
-    def at_last_step(self) -> bool:
-        """Return whether the call in progress is of the last step of its run."""
-        position: Position | None = getattr(self.local, "position", None)
-        return position is not None and _is_last(position)
-
     def end(self, output: Any) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call.
 

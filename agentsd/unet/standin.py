@@ -49,11 +49,28 @@ def take_out(module: nn.Module, function: Callable[..., Any]) -> None:
         >>> "forward" in layer.__dict__
         False
     """
-    for name, standing in found_in(module, function):
-        original = standing.args[1]
+    for name in _NAMES:
+        standing = module.__dict__.get(name)
+        original = _without(function, standing)
+        if original is standing:
+            continue
         if original is not None:
             setattr(module, name, original)
         elif name == "forward":
             del module.forward
         else:
             setattr(module, name, MethodType(type(module).forward, module))
+
+
+def _without(function: Callable[..., Any], standing: Any) -> Any:
+    """Return a forward without a function, which another stand-in may be around; the same forward if it is not there.
+
+    A ControlNet has two where it is patched itself and its pipeline is too; either may be removed first.
+    """
+    if not isinstance(standing, functools.partial) or len(standing.args) != 2:
+        return standing
+    module, original = standing.args
+    if standing.func is function:
+        return original
+    inside = _without(function, original)
+    return standing if inside is original else functools.partial(standing.func, module, inside)

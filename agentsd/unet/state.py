@@ -8,6 +8,7 @@ from agentsd.schedule import Schedule
 from agentsd.system.warning import warn_user
 from agentsd.unet.activity import Activity
 from agentsd.unet.choices import Choices
+from agentsd.unet.controlnets import controls_of
 from agentsd.unet.inforce import HasBlocks
 from agentsd.unet.metrics import log_run
 from agentsd.unet.record import RunRecord
@@ -47,9 +48,11 @@ class State(HasBlocks):
         self._fresh()
 
     def finish(self, position: Position | None) -> None:
-        """Log a run whose last step has ended."""
+        """Log a run whose last step has ended, and let go of its ControlNet's residuals."""
         if position is not None and position.run is not None and position.index == position.total - 1:
             self.activity.done()
+            for control in controls_of(self):
+                control.end()
             done = self.record.finished(position)
             if done is not None:
                 log_run(done, self.schedule)
@@ -60,6 +63,8 @@ class State(HasBlocks):
         self.runs = Runs()
         self.choices.clear()
         self.slot.forget()
+        for control in controls_of(self):
+            control.forget()
 
     def reset(self) -> None:
         """Forget the features and choices of all calls so far, and what the last run did."""

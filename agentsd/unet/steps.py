@@ -7,7 +7,7 @@ needs neither the pipeline's loop nor its callbacks.
 
 import numbers
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -92,6 +92,20 @@ class StepReader:
         except RuntimeError:  # one timestep per sample of torch.func.vmap
             return None
         return self._by_value(value, known) or _by_share(value, train_steps)
+
+    def copy(self) -> "StepReader":
+        """Return a reader that goes on from here by itself.
+
+        Example:
+            >>> timesteps, reader = torch.tensor([900, 600, 600]), StepReader()
+            >>> [reader.read(t.clone(), [timesteps]).index for t in timesteps[:2]]
+            [0, 1]
+            >>> reader.copy().read(timesteps[2].clone(), [timesteps]).index
+            2
+            >>> reader.read(timesteps[2].clone(), [timesteps]).index
+            2
+        """
+        return StepReader([replace(run) for run in self._runs], self._started)
 
     def timesteps_of(self, number: int) -> Tensor | None:
         """Return the timesteps of a run."""
