@@ -159,13 +159,12 @@ def _part(residuals: Any, place: int) -> Any:
 
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     """Return whether the denoiser's call at a timestep, still to come, will be skipped, and the number of its run."""
-    progress = runtime.progress()
-    position = progress.outlook(timestep)
+    position = runtime.progress().outlook(timestep)
     if position is None or position.run is None or not runtime.enabled:
         return False, None
-    run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
-    policies = list(run.policies.values())
-    if len(policies) != 1 or run.index != position.index - 1:
+    run = runtime.runs.find(position.run, position.index, runtime.schedule)
+    policies = [] if run is None else list(run.policies.values())
+    if run is None or len(policies) != 1 or run.index != position.index - 1:
         return False, position.run
     policy = policies[0]
     return isinstance(policy, WithinTolerance) and policy.will_skip(position), position.run
