@@ -346,6 +346,21 @@ class TestControlNets:
         assert calls == len(full)
         assert torch.equal(found, every)
 
+    def test_a_stray_call_of_it_does_not_begin_the_run_anew(self):
+        one, last = built(controlnet), []
+
+        def stray(pipe, index, timestep, tensors):
+            if index == 8:
+                with torch.no_grad():
+                    pipe.controlnet(tensors["latents"], pipe.scheduler.timesteps[0], torch.zeros(1, 7, WIDTH), PICTURE)
+            return tensors
+
+        with agentsd.apply(one.pipe, tolerance=0.1) as patch:
+            for changes in ({}, dict(callback_on_step_end=stray)):
+                last.append((one.run(**changes), patch.report().last_run.full))
+        assert torch.equal(last[0][0], last[1][0])
+        assert last[0][1] == last[1][1]
+
     def test_no_residual_stays_after_a_run_or_a_reset(self):
         one = built(controlnet)
         with agentsd.apply(one.pipe, tolerance=0.1) as patch:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -320,6 +321,21 @@ class TestConditions:
         text = unet_inputs()[1].clone()
         plain = unet(unet_inputs()[0], 600, -text).sample
         assert torch.equal(patched[3], plain)
+
+    @pytest.mark.parametrize("changes", [False, True])
+    def test_arrays(self, unet, changes):
+        text, array = unet_inputs()[1], np.arange(3.0)
+
+        def arguments(i):
+            if changes:
+                array[0] = i  # in place
+            return {"encoder_hidden_states": text, "cross_attention_kwargs": {"note": array}}
+
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always", UserWarning)
+            patched, stock = self.run(unet, arguments)
+        assert torch.equal(patched, stock) == changes
+        assert any("cross_attention_kwargs.note changed within the run" in str(one.message) for one in seen) == changes
 
     def test_lora_scale(self, unet):
         peft = pytest.importorskip("peft")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ def changed_condition(before: Mapping[str, Any], now: Mapping[str, Any]) -> str 
     doubts = []
     for path, (one, other) in {path: (before[path], now[path]) for path in now}.items():
         if not _is_tensor(one) or not _is_tensor(other):
-            if _is_tensor(one) or _is_tensor(other) or one != other:
+            if _is_tensor(one) or _is_tensor(other) or _differ(one, other):
                 return path
             continue
         (old, old_version), (new, new_version) = one, other
@@ -126,7 +127,13 @@ def _flatten(path: str, value: Any, found: dict[str, Any]) -> None:
         for place, one in enumerate(value):
             _flatten(f"{path}.{place}", one, found)
     elif value is not None:
-        found[path] = value
+        found[path] = value.copy() if isinstance(value, np.ndarray) else value  # arrays have no version
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return not np.array_equal(one, other)
+    return bool(one != other)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -159,13 +159,12 @@ def _part(residuals: Any, place: int) -> Any:
 
 def _outlook(runtime: "Runtime", timestep: object) -> tuple[bool, int | None]:
     """Return whether the denoiser will be skipped at a timestep that is still to come, and the number of the run."""
-    progress = runtime.progress()
-    position = progress.outlook(timestep)
+    position = runtime.progress().outlook(timestep)
     if position is None or position.run is None or not runtime.enabled:
         return False, None
-    run = runtime.runs.at(position.run, position.index, progress.reader.runs, runtime.schedule)
-    policies = list(run.policies.values())
-    if not policies or run.index != position.index - 1:
+    run = runtime.runs.find(position.run, position.index, runtime.schedule)
+    policies = [] if run is None else list(run.policies.values())
+    if run is None or not policies or run.index != position.index - 1:
         return False, position.run
     # Where guidance takes two calls a step, each has a policy of its own.
     return all(isinstance(one, WithinTolerance) and one.will_skip(position) for one in policies), position.run

@@ -190,6 +190,15 @@ class Runs:
                 self._drop_idle()
         return run
 
+    def find(self, number: int, index: int, schedule: Schedule) -> Run | None:
+        """Return this thread's run that a step would go on with; `None` if it would be a new one. Nothing changes."""
+        thread = getattr(self._local, "thread", None)
+        mine = [] if thread is None else self._of_thread.get(thread, [])
+        return next(
+            (run for run in mine if run.number == number and run.index <= index and run.schedule in (None, schedule)),
+            None,
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all cached features."""
