@@ -99,7 +99,7 @@ def test_the_extra_for_fid_adds_nothing_as_the_docs_say():
     dependencies, extras = PROJECT["project"]["dependencies"], PROJECT["project"]["optional-dependencies"]
     assert set(extras["fid"]) <= set(dependencies)
     text = " ".join((ROOT / "docs" / "install.md").read_text(encoding="utf-8").split())
-    assert "the extra `fid`, which names it, adds nothing today" in text
+    assert "The extra `fid` names only these three, and therefore adds nothing." in text
     assert ".[fid]" not in text
 
 
