@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,8 +96,16 @@ def test_a_job_is_cancelled_between_steps(client):
     assert client.get("/jobs/none").status_code == 404
 
 
-def test_a_full_queue_refuses(client):
-    answers = [client.post("/jobs", json=ORDER | {"steps": 200}) for _ in range(4)]
+def test_a_full_queue_refuses(client, pipe, monkeypatch):
+    asked, decode = threading.Event(), pipe.vae.decode
+
+    def wait_and_decode(*args, **kwargs):
+        asked.wait(60)  # no order is done before all were asked for
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.vae, "decode", wait_and_decode)
+    answers = [client.post("/jobs", json=ORDER) for _ in range(4)]
+    asked.set()
     assert answers[-1].status_code == 503
     assert answers[-1].headers["retry-after"] == "5"
 
