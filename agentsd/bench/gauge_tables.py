@@ -245,15 +245,19 @@ def _best_solver(arms: dict[str, Row], field: str, rows: Sequence[Row]) -> str:
     steps = min((number for number, _ in found if calls <= number <= _FURTHER * calls), default=0)
     if not steps:
         return ""
-    best = max((row for number, row in found if number == steps), key=lambda row: statistics.median(row[field]))
+    best = _nearest([row for number, row in found if number == steps], field)
     mark = _mark(best, rows)  # where it was measured, if the default was measured elsewhere
     more = "" if steps == calls else f", {steps} steps"
     return spread(best, field) + ("" if mark == _mark(ours, rows) else mark) + more
 
 
 def _best_rival(rivals: Sequence[Row], field: str, rows: Sequence[Row]) -> str:
-    best = max(rivals, key=lambda row: statistics.median(row[field]))
+    best = _nearest(rivals, field)
     return f"{best['arm']}{_mark(best, rows)}, {statistics.mean(best['calls']):.1f} calls: {spread(best, field)}"
+
+
+def _nearest(rows: Sequence[Row], field: str) -> Row:
+    return max(rows, key=lambda row: statistics.median(row[field]))
 
 
 def _places(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ import torch
 from agentsd.bench.architectures import random_pipeline
 from agentsd.bench.arm import Arm
 from agentsd.bench.gpu_cells import Cell, suite_arms
-from agentsd.bench.probes import kernels, probe
+from agentsd.bench.probes import kernels, probe_arm
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
 from agentsd.bench.speed import KEY, Calls, Setup, Steps, measure, missing_arms
 from agentsd.system.timing import synchronize
@@ -89,10 +89,7 @@ class Suite:
         subject = made(pipe if cell.kind == "call" else pipe.unet, arms, setup)
 
         def also(name: str) -> Row:
-            if "compile" in arms[name].settings:  # a hook would make it compile anew
-                return {}
-            with torch.inference_mode():
-                return probe(pipe.unet, partial(subject.run, name))
+            return probe_arm(arms[name], pipe.unet, partial(subject.run, name))
 
         return measure(
             subject,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from agentsd.bench.arm import Arm
 from agentsd.bench.rows import Row
 from agentsd.system.timing import synchronize
 
@@ -110,6 +111,14 @@ def probe(unet: Any, run: Callable[[], object]) -> Row:
         row["waits_skipped"] = max((number for number, full in waits if not full), default=0)
         row["skipped_without_wait"] = _without_wait(unet, run, calls)
     return row
+
+
+def probe_arm(arm: Arm, unet: Any, run: Callable[[], object]) -> Row:
+    """Return what `probe` shows of an arm in force; nothing of a compiled one: a hook would compile it anew."""
+    if "compile" in arm.settings:
+        return {}
+    with torch.inference_mode():
+        return probe(unet, run)
 
 
 def _is_cuda(device: torch.device) -> bool:

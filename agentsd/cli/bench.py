@@ -129,7 +129,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
 
     from agentsd.bench.architectures import random_pipeline, random_unet
     from agentsd.bench.gpu_suite import described
-    from agentsd.bench.probes import probe
+    from agentsd.bench.probes import probe_arm
     from agentsd.bench.rows import read_rows
     from agentsd.bench.speed import Calls, Setup, Steps, measure
     from agentsd.pictures.files import check_writable
@@ -152,9 +152,7 @@ def _measure(options: argparse.Namespace, arms: dict[str, Any]) -> int:
     subject = (Calls if options.pipeline else Steps)(made, arms, setup)
 
     def also(name: str) -> dict[str, Any]:
-        if "compile" in arms[name].settings:  # a hook would make it compile anew
-            return {}
-        return probe(made.unet, partial(subject.run, name))
+        return probe_arm(arms[name], made.unet, partial(subject.run, name))
 
     began = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M")
     complete = True

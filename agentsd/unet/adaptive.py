@@ -73,13 +73,11 @@ class WithinTolerance:
         """Take in the prediction of a full step."""
         if isinstance(self.controller, Controller):
             latent = latent_part(step.sample, feature)[0]  # pictures beside it need not be the same for both halves
-            guide = (
-                guidance_of(
+            guide = None
+            if step.guided:
+                guide = guidance_of(
                     step.pipes, latent, step.twice, scale=step.guidance, conditional_first=step.conditional_first
                 )
-                if step.guided
-                else None
-            )
             self.controller.observe(self._index(self.controller, step.position), step.sample, feature, guide=guide)
 
     def _index(self, controller: Controller, position: Position) -> int:

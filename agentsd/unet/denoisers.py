@@ -132,7 +132,7 @@ def second_denoiser_in(pipe: Any) -> Any:
         >>> second_denoiser_in(pipe) is None
         True
     """
-    found = pipe.__dict__.get(SECOND)
+    found = getattr(pipe, SECOND, None)
     return found if isinstance(found, nn.Module) else None
 
 

@@ -178,7 +178,7 @@ class Runs:
         if not hasattr(self._local, "thread"):
             self._local.thread = _Thread()
         mine: list[Run] = self._of_thread.get(self._local.thread, [])
-        run = next((run for run in mine if run.number == number and run.index <= index), None)
+        run = self._of_number(number, index)
         new = run is None
         if run is None or run.schedule not in (None, schedule):
             run = Run(number)
@@ -192,12 +192,13 @@ class Runs:
 
     def find(self, number: int, index: int, schedule: Schedule) -> Run | None:
         """Return this thread's run that a step would go on with; `None` if it would be a new one. Nothing changes."""
+        run = self._of_number(number, index)
+        return run if run is not None and run.schedule in (None, schedule) else None
+
+    def _of_number(self, number: int, index: int) -> Run | None:
         thread = getattr(self._local, "thread", None)
         mine = [] if thread is None else self._of_thread.get(thread, [])
-        return next(
-            (run for run in mine if run.number == number and run.index <= index and run.schedule in (None, schedule)),
-            None,
-        )
+        return next((run for run in mine if run.number == number and run.index <= index), None)
 
     @property
     def nbytes(self) -> int:

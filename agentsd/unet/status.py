@@ -11,7 +11,7 @@ from agentsd.unet.processor import SITE, AgentAttnProcessor
 from agentsd.unet.report import LayerReport, Report
 from agentsd.unet.runtime import Runtime
 
-SECOND_REASON = f"a second denoiser: patch = agentsd.apply(pipe.{SECOND}); patch.attach(pipe)"
+_SECOND_REASON = f"a second denoiser: patch = agentsd.apply(pipe.{SECOND}); patch.attach(pipe)"
 _REPLACED = "processor replaced by other code: not patched any more"
 
 
@@ -96,4 +96,4 @@ def _second(denoiser: nn.Module, runtime: Runtime) -> list[tuple[str, str]]:
     """Return the other denoiser of the patched pipelines with a reason, while nobody has patched it."""
     others = (second_denoiser_in(pipe) for pipe in runtime.users)
     stock = any(other is not None and other is not denoiser and SITE not in other.__dict__ for other in others)
-    return [(SECOND, SECOND_REASON)] if stock else []
+    return [(SECOND, _SECOND_REASON)] if stock else []
