@@ -117,7 +117,7 @@ class Patch:
             >>> patch = agentsd.apply(pipe, "balanced")
             >>> with patch.using(tolerance=0.1) as used:
             ...     image = pipe("a red circle", num_inference_steps=12, output_type="pt").images
-            >>> used.last_run.full + used.last_run.skipped
+            >>> used.last_run.steps
             12
             >>> patch.report().last_run is None
             True

@@ -184,6 +184,18 @@ def test_prompts_come_in_order_and_do_not_depend_on_the_batch(run, tmp_path):
     assert len({pixels(row["path"]).tobytes() for row in rows}) == 6
 
 
+def test_under_a_tolerance_too_a_picture_does_not_depend_on_its_batch(run, tmp_path):
+    arguments = ["--prompt", "a circle", "--prompt", "a ring", "--steps", 20, "--tolerance", 0.05, "--json"]
+    _, out, _ = run(*arguments)
+    rows = json.loads(out)["pictures"]
+    code, out, err = run(*arguments, "--batch-size", 2, output=tmp_path / "batched")
+    assert code == 0
+    assert "share their full steps" not in err
+    for one, other in zip(rows, json.loads(out)["pictures"], strict=True):
+        assert np.abs(pixels(one["path"]).astype(int) - pixels(other["path"])).max() <= 1
+        assert one["settings"]["schedule"] == other["settings"]["schedule"]
+
+
 def test_comparison_holds_both_pictures_and_its_numbers(run, tmp_path):
     path = tmp_path / "both.png"
     given = ["--prompt", "a red circle", "--steps", 5]

@@ -205,13 +205,13 @@ class TestLastRun:
         record = RunRecord()
         for index in range(4):
             for _ in range(3):
-                record.note(Position(index, 4, 1), skipped=index % 2 == 1, stock=False)
+                record.note(Position(index, 4, 1), share=1.0 - index % 2, stock=False)
         assert record.last_run == LastRun(full=2, skipped=2, stock=0, forced=())
 
     def test_a_record_does_not_grow_for_ever(self):
         record = RunRecord()
         for _ in range(10000):
-            record.note(None, skipped=False, stock=True)
+            record.note(None, share=1.0, stock=True)
         assert record.last_run.full <= 4096
 
     def test_a_copy_has_a_record_of_its_own(self, tiny_unet):

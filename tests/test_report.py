@@ -73,6 +73,7 @@ def test_the_dictionary_is_json_and_complete(tiny_pipe):
         found = json.loads(json.dumps(patch.report().to_dict()))
     assert found["last_run"] | {"full_seconds": 0, "skipped_seconds": 0} == {
         "full": 3, "skipped": 2, "stock": 0, "forced": [], "full_seconds": 0, "skipped_seconds": 0,
+        "partial": [], "calls": 3,
     }  # fmt: skip
     assert Schedule.from_json(json.dumps({"version": 1, **found["schedule"]})) == Schedule.constant(SAMPLED, 2)
     assert len(found["layers"]) == 7

@@ -381,10 +381,12 @@ class TestJson:
         schedule = Schedule((Phase(1.0, SampledKeys(min_keys=1, max_keys=2)),))
         data = json.loads(schedule.to_json())
         assert set(data) == {field.name for field in fields(Schedule)} | {"version"}
-        # None is left out: settings of before these fields keep their text.
-        unset = {"tolerance", "max_skipped", "listed"}
+        # What is not set is left out: settings of before these fields keep their text.
+        unset = {"tolerance", "max_skipped", "listed", "by_picture"}
         assert set(data["skipping"]) == {field.name for field in fields(Skipping)} - unset
-        within = json.loads(Schedule.constant(None, skipping=Skipping(tolerance=0.1, max_skipped=3)).to_json())
+        within = json.loads(
+            Schedule.constant(None, skipping=Skipping(tolerance=0.1, max_skipped=3, by_picture=True)).to_json()
+        )
         assert set(within["skipping"]) == {field.name for field in fields(Skipping)} - {"listed"}
         assert set(data["phases"][0]) == {field.name for field in fields(Phase)}
         written = data["phases"][0]["attention"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentsd.bench import batch_tables
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.cost_tables import plans_table, scaling_table
 from agentsd.bench.demo_tables import demo_table
@@ -367,3 +368,24 @@ def test_the_scaling_table(root):
         "| self-attention, finest level",
         "| self-attention, 4 finest levels",
     ]
+
+
+def test_batches_are_compared_with_stock_of_the_same_batches(tmp_path):
+    facts = {"dtype": "float32", "guidance": 7.5, "batch": 4, "threads": 1, "device": "a CPU", "torch": "2"}
+    rows = [
+        {**facts, "combination": "sdxl, Euler, 30", "number": number, **settings, "calls": calls, "unet_launches": runs,
+         "cpu_seconds": [seconds, seconds], "psnr_stock": [near] * 4}
+        for number in range(2)
+        for settings, calls, runs, seconds, near in zip(
+            batch_tables.ARMS.values(), (30, 12, 10.5), (30, 12, 20), (60.0, 30.0 - 5 * number, 20.0),
+            (120.0, 45.0, 44.0), strict=True,
+        )
+    ]  # fmt: skip
+    old = {**rows[1], "settings": rows[1]["settings"].replace("0.03", "0.05"), "number": 7}
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/batches.jsonl").write_text("\n".join(json.dumps(row) for row in [*rows, old]))
+    lines = batch_tables.batch_table(batch_tables.batch_rows(tmp_path)).splitlines()
+    assert lines[2] == "| sdxl, Euler, 30 | stock | 30.0 | 30.0 | 1.00x | equal |"
+    assert lines[3] == "| sdxl, Euler, 30 | balanced | 12.0 | 12.0 | 2.18x [2.00, 2.40] | 45.0 (45.0) dB |"
+    assert lines[4] == "| sdxl, Euler, 30 | balanced, by picture | 10.5 | 20.0 | 3.00x [3.00, 3.00] | 44.0 (44.0) dB |"
+    assert "batches of 4 pictures" in lines[-1]

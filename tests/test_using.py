@@ -302,10 +302,10 @@ class TestRunsInProgress:
 
         def run():
             for index in range(2, 4):
-                record.note(Position(index, 4, 1), skipped=True, stock=False)
+                record.note(Position(index, 4, 1), share=0.0, stock=False)
 
         for index in range(4):
-            record.note(Position(index, 4, 1), skipped=False, stock=False)
+            record.note(Position(index, 4, 1), share=1.0, stock=False)
             if index == 1:
                 thread = threading.Thread(target=run)
                 thread.start()
@@ -337,7 +337,7 @@ class TestLog:
         record = RunRecord()
         for index in range(2):
             for call in range(3):
-                record.note(Position(index, 2, 1), skipped=False, stock=False)
+                record.note(Position(index, 2, 1), share=1.0, stock=False)
                 told = record.finished(Position(index, 2, 1))
                 assert (told is not None) == (index == 1 and call == 2)
         assert record.finished(Position(1, 2, 1)) is None

@@ -4,10 +4,10 @@ import html
 from collections.abc import Sequence
 from itertools import groupby
 
-_KINDS = {"full": "full", "forced": "forced full", "skipped": "skipped"}
+_KINDS = {"full": "full", "forced": "forced full", "partial": "full for some pictures", "skipped": "skipped"}
 _HEIGHT = 26
 # Heights differ too: nobody needs the colours.
-_BARS = {"full": (0, _HEIGHT), "forced": (0, _HEIGHT), "skipped": (16, 10)}
+_BARS = {"full": (0, _HEIGHT), "forced": (0, _HEIGHT), "partial": (8, 18), "skipped": (16, 10)}
 
 
 def summary(steps: Sequence[str]) -> str:

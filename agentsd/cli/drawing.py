@@ -113,11 +113,17 @@ def _warn_of_full_steps(label: str, why: str | None) -> None:
 def draw(job: Job) -> list[dict[str, Any]]:
     """Draw batch by batch, and write every picture as soon as it is there; return one row for each picture."""
     from agentsd.pictures.compare import why_all_full
-    from agentsd.pictures.generate import generate, resolve
+    from agentsd.pictures.generate import by_picture, generate, resolve
 
     first = job.groups[0][0]
     rows: list[dict[str, Any]] = []
-    patch = None if first.schedule is None else agentsd.apply(job.pipe, first.schedule, seed=first.agents_seed)
+    schedule = first.schedule
+    if schedule is not None and len(job.groups[0]) > 1:
+        schedule = by_picture(job.pipe, schedule)
+        if schedule is None:
+            schedule = first.schedule
+            note("warning: pictures of a batch share their full steps with this model; drawn alone, they differ.")
+    patch = None if schedule is None else agentsd.apply(job.pipe, schedule, seed=first.agents_seed)
     total = sum(map(len, job.groups))
     for group in job.groups:
         job.pipe.set_progress_bar_config(desc=f"picture {len(rows) + 1} of {total}", leave=False)
@@ -134,7 +140,7 @@ def draw(job: Job) -> list[dict[str, Any]]:
             _write(path, picture, {"kind": "picture", **row, "environment": job.environment})
             rows.append({"path": str(path), **row})
             if not job.quiet:
-                steps = "" if last is None else f", {last.full} of {last.full + last.skipped} steps full"
+                steps = "" if last is None else f", {last.calls:.3g} of {last.steps} steps full"
                 say(f"{path}: {settings.label}, {seconds:.2f} s{steps}")
     return rows
 

@@ -167,7 +167,7 @@ def why_all_full(report: Report) -> str | None:
         'the run has 4 steps, and agentsd skips none below 10'
     """
     run = report.last_run
-    return None if run is None or run.skipped else report.skipping_problem
+    return None if run is None or run.calls < run.steps else report.skipping_problem
 
 
 def speed_in_words(ratio: float) -> str:

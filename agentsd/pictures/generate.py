@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 
 from agentsd.pictures.settings import DEMO_GUIDANCE, Settings
+from agentsd.schedule import Schedule
 from agentsd.system.numbers import is_whole
+from agentsd.unet.denoisers import denoiser_in, layout_of
 
 
 def generate(pipe: Any, pictures: Sequence[Settings]) -> list[Image.Image]:
     """Make one batch of pictures with the pipeline as it is (patched or not).
 
-    Each picture has its own generator: it does not depend on the others in its batch (up to rounding).
+    Each picture has its own generator. It does not depend on the others in its batch (up to rounding), unless they
+    share the full steps of a tolerance: see `by_picture`.
 
     Args:
         pipe: The pipeline.
@@ -27,6 +30,22 @@ def generate(pipe: Any, pictures: Sequence[Settings]) -> list[Image.Image]:
     """
     images: list[Image.Image] = pipe(**call_arguments(pictures), output_type="pil").images
     return images
+
+
+def by_picture(pipe: Any, schedule: Schedule) -> Schedule | None:
+    """Return the schedule under which a picture of a batch is what it is alone, `None` if its denoiser has none.
+
+    Args:
+        pipe: The pipeline.
+        schedule: The schedule of single pictures.
+
+    Example:
+        >>> by_picture(pipe, agentsd.preset("fast")).skipping.by_picture
+        True
+    """
+    if schedule.skipping.tolerance is None:
+        return schedule
+    return schedule.with_by_picture() if layout_of(denoiser_in(pipe)).by_sample else None
 
 
 def resolve(pipe: Any, settings: Settings, picture: Image.Image) -> Settings:

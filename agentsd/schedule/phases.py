@@ -65,6 +65,8 @@ class Skipping:
             time from the errors that the forecast is seen to make (`agentsd.unet.controller`), and `Phase.every` stays
             1. `None` leaves the choice to `Phase.every`.
         max_skipped: Most skipped steps in a row under a tolerance; `None` is 4.
+        by_picture: Whether each picture of a batch has its own full steps under a tolerance, as if it were alone. The
+            UNet then runs for the pictures that need it. Otherwise the picture with the largest error decides for all.
         listed: The full steps of a run, one by one, as `agentsd.calibrate` chooses them; `Phase.every` stays 1.
 
     Raises:
@@ -82,6 +84,7 @@ class Skipping:
     last_full: bool = True
     tolerance: float | None = None
     max_skipped: int | None = None
+    by_picture: bool = False
     listed: ListedSteps | None = None
 
     __repr__ = short_repr
@@ -99,6 +102,9 @@ class Skipping:
             check_int("max_skipped", self.max_skipped, minimum=1)
         if self.tolerance is None and self.max_skipped is not None:
             raise ValueError(f"max_skipped={self.max_skipped} goes with a tolerance only; set tolerance as well.")
+        check_bool("by_picture", self.by_picture)
+        if self.tolerance is None and self.by_picture:
+            raise ValueError("by_picture=True goes with a tolerance only; set tolerance as well.")
         if self.listed is not None and not isinstance(self.listed, ListedSteps):
             raise ValueError(f"listed={self.listed!r} must be a ListedSteps, as agentsd.calibrate makes it.")
         if self.listed is not None and self.tolerance is not None:

@@ -217,8 +217,21 @@ class Schedule:
             >>> Schedule.constant(None, every=3).with_tolerance(0.05).phases
             (Phase(until=1.0),)
         """
-        skipping = Skipping(tolerance=tolerance, max_skipped=self.skipping.max_skipped)
+        now = self.skipping
+        skipping = Skipping(tolerance=tolerance, max_skipped=now.max_skipped, by_picture=now.by_picture)
         return replace(replace(self.with_skipping(1), skipping=Skipping()), skipping=skipping)
+
+    def with_by_picture(self, by_picture: bool = True) -> "Schedule":
+        """Return the schedule with full steps chosen for each picture of a batch, or for the batch.
+
+        Raises:
+            ValueError: If the schedule has no tolerance.
+
+        Example:
+            >>> agentsd.preset("fast").with_by_picture().skipping.by_picture
+            True
+        """
+        return replace(self, skipping=replace(self.skipping, by_picture=by_picture))
 
     def with_attention(self, attention: Attention | None) -> "Schedule":
         """Return the schedule with one setting of self-attention for all phases.

@@ -79,7 +79,10 @@ def schedule_object(schedule: Schedule) -> dict[str, Any]:
         | ({} if phase.attention is None else {"attention": attention_object(phase.attention)})
         for phase in schedule.phases
     ]
-    return {**plain(schedule), "phases": phases}
+    found = {**plain(schedule), "phases": phases}
+    if not schedule.skipping.by_picture:  # schedules of before this field keep their text
+        del found["skipping"]["by_picture"]
+    return found
 
 
 def schedule_from(data: object) -> Schedule:

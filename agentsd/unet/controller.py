@@ -105,7 +105,6 @@ class Controller:
         self._seen: list[_Seen] = []
         self._off: Tensor | None = None  # the last error, of the samples as they enter the denoiser
         self._left: Tensor | None = None  # the share of it that forecasts leave out, for each sample
-        self._shape: torch.Size | None = None  # of the samples
         self._full_steps = 0
         self._measured: Callable[[], float] | None = None
         self._error = math.inf
@@ -130,10 +129,6 @@ class Controller:
             return True
         return self.cost + self._cost(index) > self.bound
 
-    def fits(self, sample: Tensor) -> bool:
-        """Return whether a sample has the shape and device of the full steps before."""
-        return self._shape is None or (self._shape == sample.shape and self._seen[-1].value.device == sample.device)
-
     def observe(
         self, index: int, sample: Tensor, prediction: Tensor, *, guide: Callable[[Tensor], Tensor] | None = None
     ) -> None:
@@ -145,7 +140,6 @@ class Controller:
             prediction: What the denoiser predicted, [B, ...]; a predicted variance is no part of the error.
             guide: Combines the samples of a call into guided ones, where errors are measured.
         """
-        self._shape = sample.shape
         sample, prediction, rest = latent_part(sample.detach(), prediction.detach())
         value = self._value(index, sample, prediction)
         time = self.times[index]
@@ -190,7 +184,7 @@ class Controller:
         share = _DAMPED * (opposite - _ALTERNATES).clamp(min=0) / (1 - _ALTERNATES)
         self._off, self._left = off, share.repeat(len(off) // len(share))
         scale = 1 / max(self.levels.sigmas[index], _SMALLEST) if self.noisy else 1.0
-        # The picture with the largest error decides for its whole batch.
+        # Samples whose errors are not combined stand alone: the largest error counts.
         return (power * (1 - _TAKEN_BACK * opposite.square())).sqrt().max() * scale
 
     def _cost(self, index: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from agentsd.schedule import Schedule
+from agentsd.unet.batch import Part
 from agentsd.unet.runs import Cached
 from agentsd.unet.steps import Position
 
@@ -17,6 +18,7 @@ class Decision:
     full: bool
     why: str
     forced: bool = False  # whether the policy would skip steps, but cannot in this run
+    part: Part | None = None  # the pictures that need a full step, where others skip it
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,13 @@ class Step:
         scheduler: The scheduler of the run; `None` if it is not known.
         noisy: Whether its steps add fresh noise.
         pipes: The pipelines with this scheduler that were given to `apply`.
-        twice: By batch, whether guidance repeats the samples; filled by who looks, since that waits for the device.
+        copies: How often calls repeat their pictures, by batch size; filled by `copies_in`.
         guided: Whether the call holds both halves of guidance, where there are any.
         guidance: The guidance scale, where the pipelines do not say it themselves.
         sign: -1 where the scheduler sees the negated prediction.
         left_out: Steps at the end of the scheduler's list that are not run.
         conditional_first: Whether guidance puts the conditional half of the samples first.
+        apart: Whether the denoiser can run for some pictures of the call alone.
     """
 
     position: Position
@@ -44,12 +47,13 @@ class Step:
     scheduler: Any = None
     noisy: bool = False
     pipes: tuple[Any, ...] = ()
-    twice: dict[int, bool] = field(default_factory=dict)
+    copies: dict[int, int] = field(default_factory=dict)
     guided: bool = True
     guidance: float = 1.0
     sign: int = 1
     left_out: int = 0
     conditional_first: bool = False
+    apart: bool = False
 
 
 class Policy(Protocol):
@@ -67,8 +71,8 @@ class Policy(Protocol):
     def forecast(self, step: Step) -> Tensor:
         """Return the feature that a skipped step starts from; `step.cached` is not `None`."""
 
-    def observe(self, step: Step, feature: Tensor) -> None:
-        """Take in the feature of a full step."""
+    def observe(self, step: Step, feature: Tensor, part: Part | None = None) -> None:
+        """Take in the feature of a full step; of a part of the batch if the policy decided that only it runs."""
 
 
 class FixedSteps:
@@ -78,7 +82,7 @@ class FixedSteps:
         >>> step = Step(Position(1, 4, 1), torch.zeros(1, 4, 8, 8))
         >>> from agentsd import Phase
         >>> FixedSteps(Schedule((Phase(1.0, None, 2),))).decide(step)
-        Decision(full=False, why='the schedule skips it', forced=False)
+        Decision(full=False, why='the schedule skips it', forced=False, part=None)
     """
 
     keeps = False
@@ -98,5 +102,5 @@ class FixedSteps:
             raise ValueError("cached=None must be the feature of an earlier full step.")
         return step.cached.at(step.position, self.schedule)
 
-    def observe(self, step: Step, feature: Tensor) -> None:
+    def observe(self, step: Step, feature: Tensor, part: Part | None = None) -> None:
         """Do nothing: the schedule is fixed."""

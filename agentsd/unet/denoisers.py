@@ -28,6 +28,8 @@ class Layout:
         sign: -1 where pipelines negate the prediction before the scheduler sees it.
         scales_time: Whether pipelines may give it another number than the scheduler's timestep.
         residuals: Arguments that a ControlNet fills anew at every step.
+        by_sample: What the paths of arguments with an entry for each sample begin with, names joined by dots. Empty
+            where a call for some of the samples is not known to equal its part of the whole call.
         obstacle: Why its whole steps cannot be skipped; `None` if they can.
     """
 
@@ -39,6 +41,7 @@ class Layout:
     sign: int = 1
     scales_time: bool = True
     residuals: tuple[str, ...] = ()
+    by_sample: tuple[str, ...] = ()
     obstacle: str | None = None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -70,12 +73,29 @@ class Layout:
         return list(value.unbind()) if self.lists else value
 
 
+# In `cross_attention_kwargs` only GLIGEN's objects have one. Masks of IP-Adapters have one for each given picture.
+UNET_BY_SAMPLE = (
+    "sample",
+    "timestep",  # also timestep_cond
+    "encoder_hidden_states",
+    "class_labels",
+    "attention_mask",
+    "encoder_attention_mask",
+    "cross_attention_kwargs.gligen",
+    "added_cond_kwargs.text_embeds",
+    "added_cond_kwargs.time_ids",
+    "added_cond_kwargs.image_embeds",
+    "added_cond_kwargs.hint",
+    "down_block_additional_residuals",
+    "mid_block_additional_residual",
+    "down_intrablock_additional_residuals",
+)
 _UNET = Layout(scales_time=False, residuals=("mid_block_additional_residual", "down_block_additional_residuals"))
 _CONTROL = Layout(residuals=("controlnet_block_samples", "controlnet_single_block_samples"))
 
 # What the signature of a class does not say.
 _TABLE = {
-    "UNet2DConditionModel": _UNET,
+    "UNet2DConditionModel": replace(_UNET, by_sample=UNET_BY_SAMPLE),
     "UNetMotionModel": _UNET,
     "SD3Transformer2DModel": Layout(residuals=("block_controlnet_hidden_states",)),
     "FluxTransformer2DModel": _CONTROL,

@@ -55,7 +55,9 @@ def _run(
     context = slot.read()
     if not context.guided:
         args, kwargs = (), conditional_half(layout.bind(args, kwargs))
-    if context.feature is not None and context.depth:
+    if context.part is not None:
+        output = _for_part(layout, slot, denoiser, original, layout.bind(args, kwargs))
+    elif context.feature is not None and context.depth:
         output = shallow_pass(denoiser, context.feature, context.depth, layout.bind(args, kwargs))
     elif context.feature is not None:
         # A copy: the feature is kept for the steps to come, and what is returned is the caller's.
@@ -63,9 +65,23 @@ def _run(
         output = (copy,) if context.output is None else context.output(sample=copy)
     else:
         output = _whole(denoiser, original, args, kwargs)
-    if context.keep and context.depth == 0:
+    if context.keep and context.depth == 0 and context.part is None:
         slot.put_feature(layout.joined(output[0]))
     return output if context.guided else for_both_halves(output)
+
+
+def _for_part(layout: Layout, slot: StepSlot, denoiser: Any, original: Any, arguments: dict[str, Any]) -> Any:
+    """Run the denoiser for the pictures that need it, and put its predictions among those of the others."""
+    context = slot.read()
+    part, predictions = context.part, context.feature
+    if part is None or predictions is None:
+        raise ValueError(f"part={part} needs the predictions of the other pictures; give StepContext a feature.")
+    arguments = part.only(arguments, layout.by_sample, len(arguments[layout.sample]))
+    output = _whole(denoiser, original, (), arguments)
+    slot.put_feature(output[0])
+    merged = predictions.to(output[0].dtype, copy=True)
+    part.put(output[0], merged)
+    return (merged, *output[1:]) if isinstance(output, tuple) else type(output)(sample=merged)
 
 
 def _whole(denoiser: Any, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from agentsd.unet.batch import copies_in, second_half
+from agentsd.unet.denoisers import UNET_BY_SAMPLE
 from agentsd.unet.steps import Position
 
 if TYPE_CHECKING:
@@ -17,29 +19,11 @@ if TYPE_CHECKING:
 
 BYPASSED = "other code has replaced the denoiser's forward since agentsd.apply; call it again"
 
-# Arguments of UNet2DConditionModel.forward with an entry for each sample.
-_PER_SAMPLE = (
-    "sample",
-    "timestep",  # also timestep_cond
-    "encoder_hidden_states",
-    "class_labels",
-    "attention_mask",
-    "encoder_attention_mask",
-    "cross_attention_kwargs.gligen",
-    "added_cond_kwargs.text_embeds",
-    "added_cond_kwargs.time_ids",
-    "added_cond_kwargs.image_embeds",
-    "added_cond_kwargs.hint",
-    "down_block_additional_residuals",
-    "mid_block_additional_residual",
-    "down_intrablock_additional_residuals",
-)
-
 
 def guidance_obstacle(denoiser: nn.Module, pipes: Iterable[Any], batch: int) -> str | None:
     """Return why the unconditional half of a call cannot be left out; an empty text if the run has no guidance.
 
-    A pipeline says how it was called last. Only `is_twice` shows whether this call is one of its own.
+    A pipeline says how it was called last. Only `copies_in` shows whether this call is one of its own.
 
     Args:
         denoiser: What is called.
@@ -86,27 +70,12 @@ def runs_guided(runtime: "Runtime", denoiser: nn.Module, position: Position, arg
     run = runtime.local.run
     foreign = None if run is None else run.foreign_code()
     problem = BYPASSED if runtime.bypassed else foreign or guidance_obstacle(denoiser, pipes, batch)
-    if problem is None:
-        twice = {} if run is None else run.twice
-        if batch not in twice:  # once in a run: comparing waits for the device
-            twice[batch] = is_twice(sample)
-        if not twice[batch]:
-            problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
+    if problem is None and copies_in(sample, {} if run is None else run.copies) != 2:
+        problem = "the halves of a call are different samples, so it is not one that a pipeline guides"
     if problem:
         runtime.guidance_problem = problem
         runtime.warn_once(f"agentsd does not leave out guidance: {problem}. It is computed at every step instead.")
     return problem is not None
-
-
-def is_twice(sample: Tensor) -> bool:
-    """Return whether the second half of the samples repeats the first, as guidance does; waits for the device.
-
-    Example:
-        >>> is_twice(torch.tensor([1.0, 2.0, 1.0, 2.0])), is_twice(torch.tensor([1.0, 2.0]))
-        (True, False)
-    """
-    half = sample.shape[0] // 2
-    return torch.equal(sample[:half], sample[half:])
 
 
 def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,8 +92,7 @@ def conditional_half(arguments: Mapping[str, Any]) -> dict[str, Any]:
         >>> half["sample"].shape, half["timestep"].shape
         (torch.Size([2, 4, 8, 8]), torch.Size([]))
     """
-    batch = arguments["sample"].shape[0]
-    return {name: _half(name, value, batch) for name, value in arguments.items()}
+    return second_half(arguments, UNET_BY_SAMPLE, arguments["sample"].shape[0])
 
 
 def for_both_halves(output: Any) -> Any:
@@ -142,21 +110,8 @@ def for_both_halves(output: Any) -> Any:
 def is_per_sample(path: str) -> bool:
     """Return whether an argument of the UNet's forward has an entry for each sample; `path` joins names by dots.
 
-    In `cross_attention_kwargs` only GLIGEN's objects have one. Masks of IP-Adapters have one for each given picture.
-
     Example:
         >>> is_per_sample("encoder_hidden_states"), is_per_sample("cross_attention_kwargs.ip_adapter_masks")
         (True, False)
     """
-    return path.startswith(_PER_SAMPLE)
-
-
-def _half(path: str, value: Any, batch: int) -> Any:
-    if isinstance(value, Tensor):
-        cut = value.ndim and value.shape[0] == batch and is_per_sample(path)
-        return value[batch // 2 :] if cut else value
-    if isinstance(value, Mapping):
-        return {name: _half(f"{path}.{name}", one, batch) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_half(path, one, batch) for one in value)
-    return value
+    return path.startswith(UNET_BY_SAMPLE)

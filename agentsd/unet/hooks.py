@@ -73,7 +73,7 @@ def on_denoiser_call(
         if site.problem is not None:
             runtime.warn_once(f"agentsd at {site.name}: {site.problem}.")
     fresh: dict[str, Any] = {}
-    if runtime.slot.read().feature is None:
+    if runtime.slot.read().runs:
         for control in controls_of(runtime):
             fresh.update(control.at_full_step(runtime.layout.residuals, kwargs))
     return (args, {**kwargs, **fresh}) if fresh else None

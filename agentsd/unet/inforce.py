@@ -21,6 +21,8 @@ class InForce:
         skipping_problem: Why a step was full although the schedule skips it; `None` if none was.
         noise_problem: Why skipped steps ran the last layer although the schedule runs none; `None` if none did.
         guidance_problem: Why guidance was computed although the schedule leaves it out; `None` if it was not.
+        batch_problem: Why the pictures of a batch shared their full steps although the schedule chooses them by
+            picture; `None` if they did not.
         record: What the runs did, step by step.
     """
 
@@ -28,6 +30,7 @@ class InForce:
     skipping_problem: str | None = None
     noise_problem: str | None = None
     guidance_problem: str | None = None
+    batch_problem: str | None = None
     record: RunRecord = field(default_factory=RunRecord)
 
 
@@ -74,6 +77,7 @@ class HasBlocks:
     skipping_problem = _Of["str | None"]()
     noise_problem = _Of["str | None"]()
     guidance_problem = _Of["str | None"]()
+    batch_problem = _Of["str | None"]()
     record = _Of[RunRecord]()
 
     def __init__(self, schedule: Schedule) -> None:

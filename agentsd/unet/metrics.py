@@ -19,9 +19,11 @@ def log_run(run: LastRun, schedule: Schedule) -> None:
         return
     forced = sum(number for _, number in run.forced)
     fields = {
-        "steps": run.full + run.skipped,
+        "steps": run.steps,
         "full": run.full,
         "skipped": run.skipped,
+        "partial": len(run.partial),
+        "calls": run.calls,
         "forced": forced,
         "schedule": name_of(schedule),
         "tolerance": schedule.skipping.tolerance,

@@ -3,7 +3,7 @@
 import statistics
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -21,16 +21,20 @@ class LastRun:
     """The steps of the last run by kind; a step with several calls counts once.
 
     Attributes:
-        full: Steps that ran the whole UNet.
-        skipped: Skipped steps.
+        full: Steps that ran the whole UNet for all pictures.
+        skipped: Steps that all pictures skipped.
         stock: Full steps that ran exactly as without agentsd; `full` counts them too.
         forced: Why steps ran the whole UNet although the schedule skips them: (reason, number of steps).
         full_seconds: Median time of a full step on a CPU; `None` elsewhere, where steps run on after they are started.
         skipped_seconds: The same of a skipped step.
+        partial: Steps that ran the whole UNet for some pictures of the batch, each with their share.
 
     Example:
         >>> str(LastRun(full=9, skipped=11, stock=0, forced=()))
         '20 steps: 9 full, 11 skipped'
+        >>> run = LastRun(full=9, skipped=8, stock=0, forced=(), partial=(0.5, 0.25, 0.75))
+        >>> str(run)
+        '20 steps: 9 full, 3 full for some of the pictures, 8 skipped; 10.5 UNet calls a picture'
     """
 
     full: int
@@ -39,6 +43,22 @@ class LastRun:
     forced: tuple[tuple[str, int], ...]
     full_seconds: float | None = field(default=None, compare=False)
     skipped_seconds: float | None = field(default=None, compare=False)
+    partial: tuple[float, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run so far."""
+        return self.full + len(self.partial) + self.skipped
+
+    @property
+    def calls(self) -> float:
+        """Steps that a picture ran in full, on average over the batch.
+
+        Example:
+            >>> LastRun(full=9, skipped=9, stock=0, forced=(), partial=(0.5, 0.25)).calls
+            9.75
+        """
+        return self.full + sum(self.partial)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the run as JSON's types.
@@ -48,21 +68,29 @@ class LastRun:
             [{'reason': 'short', 'steps': 2}]
         """
         forced = [{"reason": reason, "steps": number} for reason, number in self.forced]
-        return asdict(self) | {"forced": forced}
+        return asdict(self) | {"forced": forced, "partial": list(self.partial), "calls": self.calls}
 
     def __str__(self) -> str:
         stock = f" ({self.stock} of them stock)" if self.stock else ""
         forced = "".join(f"; {number} forced full: {reason}" for reason, number in self.forced)
-        return f"{self.full + self.skipped} steps: {self.full} full{stock}, {self.skipped} skipped{forced}"
+        some = f", {len(self.partial)} full for some of the pictures" if self.partial else ""
+        calls = f"; {self.calls:.1f} UNet calls a picture" if self.partial else ""
+        return f"{self.steps} steps: {self.full} full{stock}{some}, {self.skipped} skipped{calls}{forced}"
 
 
 @dataclass
 class _Step:
-    skipped: bool
+    share: float
     stock: bool
     reason: str | None
     began: float
     calls: int = 1
+
+    @property
+    def kind(self) -> str:
+        if self.share < 1:
+            return "partial" if self.share else "skipped"
+        return "forced" if self.reason else "full"
 
 
 @dataclass
@@ -73,14 +101,17 @@ class _Run:
 
     def summary(self, *, timed: bool = False) -> LastRun:
         steps = list(self.steps.values())
-        seconds: dict[bool, list[float]] = {True: [], False: []}
+        seconds: defaultdict[float, list[float]] = defaultdict(list)
         for step, following in pairwise(steps if timed else ()):  # the end of the last step is not known
-            seconds[step.skipped].append(following.began - step.began)
-        medians = {skipped: statistics.median(found) if found else None for skipped, found in seconds.items()}
-        full = [step for step in steps if not step.skipped]
+            seconds[step.share].append(following.began - step.began)
+        medians = {share: statistics.median(found) for share, found in seconds.items()}
+        full = [step for step in steps if step.share == 1]
+        partial = tuple(step.share for step in steps if 0 < step.share < 1)
         forced = Counter(step.reason for step in full if step.reason is not None)
         stock = sum(step.stock for step in full)
-        return LastRun(len(full), len(steps) - len(full), stock, tuple(forced.items()), medians[False], medians[True])
+        skipped = len(steps) - len(full) - len(partial)
+        times = medians.get(1.0), medians.get(0.0)
+        return LastRun(len(full), skipped, stock, tuple(forced.items()), *times, partial)
 
 
 class RunRecord:
@@ -88,8 +119,8 @@ class RunRecord:
 
     Example:
         >>> record = RunRecord()
-        >>> record.note(Position(0, 2, 1), skipped=False, stock=False)
-        >>> record.note(Position(1, 2, 1), skipped=True, stock=False)
+        >>> record.note(Position(0, 2, 1), share=1.0, stock=False)
+        >>> record.note(Position(1, 2, 1), share=0.0, stock=False)
         >>> record.last_run.skipped
         1
     """
@@ -98,12 +129,12 @@ class RunRecord:
         self._lock = threading.Lock()
         self._runs: OrderedDict[_Key, _Run] = OrderedDict()  # the run of the latest call last
 
-    def note(self, position: Position | None, *, skipped: bool, stock: bool, reason: str | None = None) -> None:
+    def note(self, position: Position | None, *, share: float, stock: bool, reason: str | None = None) -> None:
         """Record what a call does.
 
         Args:
             position: Step of the call; `None` if it belongs to no step that is known.
-            skipped: Whether it runs at most a few layers.
+            share: Share of its pictures for which the whole UNet runs.
             stock: Whether it runs exactly as without agentsd.
             reason: Why it runs the whole UNet although the schedule skips its step.
         """
@@ -119,9 +150,9 @@ class RunRecord:
             run.index = index
             before = run.steps.get(index)
             if before is None:
-                run.steps[index] = _Step(skipped, stock, reason, time.perf_counter())
+                run.steps[index] = _Step(share, stock, reason, time.perf_counter())
             else:  # a step with one full call is full
-                before.skipped &= skipped
+                before.share = max(before.share, share)
                 before.stock &= stock
                 before.reason = before.reason or reason
                 before.calls += 1
@@ -131,7 +162,7 @@ class RunRecord:
 
         Example:
             >>> record = RunRecord()
-            >>> record.note(Position(0, 1, 1), skipped=False, stock=False)
+            >>> record.note(Position(0, 1, 1), share=1.0, stock=False)
             >>> record.finished(Position(0, 1, 1)).full
             1
         """
@@ -161,19 +192,21 @@ class RunRecord:
 
     @property
     def last_steps(self) -> tuple[str, ...]:
-        """What each step of the last run was: "full", "skipped", or "forced" (full, though the schedule skips it).
+        """What each step of the last run was: "full", "skipped", "forced" or "partial".
+
+        A forced step is full, though the schedule skips it. A partial one is full for some pictures of the batch.
 
         Example:
             >>> record = RunRecord()
-            >>> record.note(Position(0, 2, 1), skipped=False, stock=True)
-            >>> record.note(Position(1, 2, 1), skipped=True, stock=False)
+            >>> record.note(Position(0, 2, 1), share=1.0, stock=True)
+            >>> record.note(Position(1, 2, 1), share=0.0, stock=False)
             >>> record.last_steps
             ('full', 'skipped')
         """
         with self._lock:
             run = next(reversed(self._runs.values()), _Run())
             steps = [run.steps[index] for index in sorted(run.steps)]
-        return tuple("skipped" if step.skipped else "forced" if step.reason else "full" for step in steps)
+        return tuple(step.kind for step in steps)
 
     def __reduce__(self) -> tuple[type["RunRecord"], tuple[()]]:
         return RunRecord, ()

@@ -43,6 +43,8 @@ class Report:
         skipping_problem: Why a step was full although the schedule skips it; `None` if none was.
         noise_problem: Why skipped steps ran the last layer although the schedule runs none; `None` if none did.
         guidance_problem: Why guidance was computed although the schedule leaves it out; `None` if it was not.
+        batch_problem: Why the pictures of a batch shared their full steps although the schedule chooses them by
+            picture; `None` if they did not.
         planned_stock: Levels that a plan leaves stock, by settings.
         active: Whether the patch is in force; if not, the other fields show its last state.
         inactive_reason: Why it is not in force; `None` if it is.
@@ -57,6 +59,7 @@ class Report:
     skipping_problem: str | None = None
     noise_problem: str | None = None
     guidance_problem: str | None = None
+    batch_problem: str | None = None
     planned_stock: tuple[tuple[Attention, frozenset[int]], ...] = ()
     active: bool = True
     inactive_reason: str | None = None
@@ -89,6 +92,7 @@ class Report:
                 "skipping": self.skipping_problem,
                 "noise": self.noise_problem,
                 "guidance": self.guidance_problem,
+                "batch": self.batch_problem,
             },
             "last_run": None if run is None else run.to_dict(),
         }
@@ -123,7 +127,8 @@ class Report:
         if not self.schedule.attentions:
             lines += [f"      {layer.name}: stock{_grid(layer)}" for layer in self.layers]
         if skipping.tolerance is not None:
-            lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}")
+            whose = ", by picture" if skipping.by_picture else ""
+            lines.append(f"  full steps chosen at run time for a relative error of {skipping.tolerance:g}{whose}")
         elif skipping.listed is not None:
             listed = skipping.listed
             lines.append(f"  full steps listed: {len(listed.full)} of {listed.calls}, at one solver's noise levels")
@@ -139,6 +144,8 @@ class Report:
             lines.append(f"  skipped steps run the last layer: {self.noise_problem}")
         if self.guidance_problem:
             lines.append(f"  problem: guidance not left out: {self.guidance_problem}")
+        if self.batch_problem:
+            lines.append(f"  problem: steps not chosen by picture: {self.batch_problem}")
         if self.last_run is not None:
             lines.append(f"  last run: {self.last_run}")
         reasons: dict[str, list[str]] = {}

@@ -74,7 +74,8 @@ class Run:
         self.guidance: float | None = None  # the scale that the caller names; None: not looked at
         self.left_out: int | None = None  # last steps that the loop leaves out; None: not looked at
         self.eta: float | None = None  # share of noise that the caller asks of DDIM; None: not looked at
-        self.twice: dict[int, bool] = {}  # by samples in a call: whether guidance repeats them
+        self.copies: dict[int, int] = {}  # by samples in a call: how often it repeats its pictures
+        self.compiled: bool | None = None  # whether the denoiser is; None: not looked at
         self.trains: bool | None = None  # whether a parameter requires a gradient; None: not looked at
         self.foreign: ForeignCode | None = None  # None: not looked at
         self.knobs: list[Any] | None = None  # modules with the scales of adapters; None: not looked at

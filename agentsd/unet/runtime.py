@@ -12,7 +12,7 @@ from agentsd.schedule import Schedule
 from agentsd.unet.adaptive import WithinTolerance
 from agentsd.unet.conditions import changed_condition, conditional_conditions, conditions_of
 from agentsd.unet.decisions import Decision, FixedSteps, Policy, Step
-from agentsd.unet.denoisers import Layout
+from agentsd.unet.denoisers import Layout, denoiser_in
 from agentsd.unet.depth import fresh_noise, guidance_scale, left_out, skipped_depth
 from agentsd.unet.forward import shallow_copy
 from agentsd.unet.guidance import BYPASSED, conditional_half, runs_guided
@@ -24,12 +24,14 @@ from agentsd.unet.skipping import obstacle
 from agentsd.unet.slot import StepContext, StepSlot
 from agentsd.unet.state import State
 from agentsd.unet.steps import Position
+from agentsd.unet.traits import is_compiled
 from agentsd.unet.transforms import in_transform, requires_gradient, trains
 
 if TYPE_CHECKING:
     from agentsd.unet.sites import Candidate, Skipped
 
 _GRADIENTS = "gradients are taken through the UNet, and a skipped step has none; call it under torch.no_grad()"
+_COMPILED = "the denoiser is compiled, and calls of other batch sizes would be compiled anew"
 _NO_RUN = "the timestep is a number, a copy or one of many in no order, so its run is unknown"
 _NOT_SETTLED = "the calls of this step are not identified yet"
 
@@ -82,7 +84,7 @@ class Runtime(State):
             arguments["timestep"] = self.progress().step_of(arguments.get("timestep"))
         position = self.progress().position(arguments.get("timestep"))
         if position is None or not self.enabled:
-            self.record.note(position, skipped=False, stock=True)
+            self.record.note(position, share=1.0, stock=True)
             return
         self.local.position = position
         if position.run is not None:
@@ -98,14 +100,17 @@ class Runtime(State):
                 depth = skipped_depth(self, denoiser, arguments.get("timestep"))
             given = arguments if guided else conditional_half(arguments)
             decision, feature = self._decide(denoiser, position, given, depth, guided=guided)
+        part = None if feature is None else decision.part
+        runs = feature is None or part is not None
         # The last step leaves its feature too, although no step needs it: a compiled graph treats all full steps alike.
-        keep = self.schedule.skips_steps and feature is None and self.local.run is not None
-        levels = step_levels(self, position, sample) if feature is None or depth > 0 else {}
+        keep = self.schedule.skips_steps and runs and self.local.run is not None
+        levels = step_levels(self, position, sample) if runs or depth > 0 else {}
         stock = feature is None and guided and not levels
         reason = decision.why if decision.forced else None
-        self.record.note(position, skipped=feature is not None, stock=stock, reason=reason)
+        share = part.share if part is not None else float(runs)
+        self.record.note(position, share=share, stock=stock, reason=reason)
         output = None if feature is None else self.local.run.outputs.get(self.local.run.call)
-        self.slot.write(StepContext(levels, feature, keep, depth, guided, output), copied)
+        self.slot.write(StepContext(levels, feature, keep, depth, guided, output, part), copied)
 
     def end(self, output: Any) -> None:
         """Keep the feature that a full step left, for the steps that follow in its run; none of a failed call.
@@ -141,7 +146,7 @@ class Runtime(State):
                 gap = fresh.index - before.index
                 fresh = replace(fresh, change=fresh.feature - before.feature, gap=gap)
             run.keep(fresh)
-        policy.observe(step, feature)
+        policy.observe(step, feature, context.part)
         run.trim()
 
     @property
@@ -172,7 +177,8 @@ class Runtime(State):
         pipes = tuple(pipe for pipe in list(self.pipes) if scheduler is not None and pipe.scheduler is scheduler)
         noisy = self._adapts and fresh_noise(self, arguments.get("timestep")) is not None
         rest = (guidance_scale(self, pipes), self.layout.sign, left_out(self), self.layout.conditional_first)
-        step = Step(position, sample, cached, scheduler, noisy, pipes, run.twice, guided, *rest)
+        apart = self.schedule.skipping.by_picture and not self._compiled(run, denoiser)
+        step = Step(position, sample, cached, scheduler, noisy, pipes, run.copies, guided, *rest, apart)
         problem = self._obstacle(denoiser, arguments, depth, run) if policy.keeps else None
         if policy.keeps and (problem is not None or not run.settled):
             run.drop()
@@ -198,6 +204,15 @@ class Runtime(State):
         if cached is None and not policy.keeps:
             return self._forced("no earlier step has left a feature", quiet=True)
         return wanted, policy.forecast(step)
+
+    def _compiled(self, run: Run, denoiser: nn.Module) -> bool:
+        """Return whether calls of another batch size would be compiled anew."""
+        if run.compiled is None:
+            run.compiled = is_compiled(denoiser) or any(hasattr(denoiser_in(pipe), "_orig_mod") for pipe in self.pipes)
+            if run.compiled:
+                self.batch_problem = _COMPILED
+                self.warn_once(f"agentsd does not choose steps by picture: {_COMPILED}. The largest error decides.")
+        return run.compiled
 
     def _changed(self, run: Run, sample: Tensor) -> str | None:
         """Return which condition changed since the last full step of this call; if one did, forget its feature."""

@@ -113,6 +113,11 @@ def check_skipping(denoiser: nn.Module, schedule: Schedule) -> None:
     problem = why_not_skip(denoiser, schedule.skipping.depth) if schedule.skips_steps else None
     if problem is not None:
         raise ValueError(f"steps cannot be skipped: {problem}. Lower depth, or use schedule.with_skipping(1).")
+    if schedule.skipping.by_picture and not layout_of(denoiser).by_sample:
+        raise ValueError(
+            f"by_picture=True does not fit {type(denoiser).__name__}: agentsd does not know which of its arguments "
+            "have an entry for each picture. Use schedule.with_by_picture(False)."
+        )
     cache = other_cache(denoiser) if schedule.skips_steps else None
     if cache is not None:
         raise ValueError(

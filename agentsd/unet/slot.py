@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from agentsd.unet.batch import Part
+
 if TYPE_CHECKING:
     from agentsd.unet.processor import LevelPlan
 
@@ -26,6 +28,7 @@ class StepContext:
         depth: How many layers run at a skipped step.
         guided: False where the unconditional half of the samples is left out.
         output: What a skipped step without layers returns its prediction in; `None` is a tuple.
+        part: The pictures that need the whole denoiser, while the others take the feature; `None`: all do, or none.
     """
 
     levels: "Mapping[int, LevelPlan]" = field(default_factory=dict)
@@ -34,6 +37,12 @@ class StepContext:
     depth: int = 1
     guided: bool = True
     output: type[Any] | None = None
+    part: Part | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the whole denoiser runs, for all pictures or some."""
+        return self.feature is None or self.part is not None
 
     @property
     def needs_forward(self) -> bool:

@@ -85,6 +85,7 @@ def report_of(denoiser: nn.Module, runtime: Runtime, in_force: InForce | None = 
         skipping_problem=chosen.skipping_problem,
         noise_problem=chosen.noise_problem,
         guidance_problem=chosen.guidance_problem,
+        batch_problem=chosen.batch_problem,
         planned_stock=tuple((one, runtime.left_stock(one)) for one in chosen.schedule.attentions),
         active=reason is None,
         inactive_reason=reason,

@@ -67,7 +67,8 @@ def steps_in_words(schedule: Schedule) -> str:
     skipping = schedule.skipping
     if skipping.tolerance is not None:
         limit = f"{skipping.tolerance:g}"
-        return f"skipped while the relative error of the final latent is predicted to stay within {limit}"
+        whose = ", for each picture by itself" if skipping.by_picture else ""
+        return f"skipped while the relative error of the final latent is predicted to stay within {limit}{whose}"
     if skipping.listed is not None:
         return f"{len(skipping.listed.full)} of {skipping.listed.calls} listed as full, for one solver's noise levels"
     if not schedule.skips_steps:
@@ -115,12 +116,13 @@ def _last_run(report: "Report") -> list[str]:
     run = report.last_run
     if run is None:
         return ["  last run: none yet"]
-    total = run.full + run.skipped
-    if not run.skipped and total < FEWEST_CALLS and report.schedule.skipping.tolerance is not None:
+    total = run.steps
+    if run.full == total and total < FEWEST_CALLS and report.schedule.skipping.tolerance is not None:
         return [f"  last run: {total} steps, all full; below {FEWEST_CALLS} steps nothing is skipped"]
     lines = [f"  last run: {run}"]
     if run.full_seconds is not None and run.skipped_seconds is not None:
-        saved = total * run.full_seconds / (run.full * run.full_seconds + run.skipped * run.skipped_seconds)
+        took = run.calls * run.full_seconds + (total - run.calls) * run.skipped_seconds
+        saved = total * run.full_seconds / took
         lines.append(
             f"  time: a full step took {run.full_seconds:.3g} s, a skipped one {run.skipped_seconds:.2g} s: "
             f"{saved:.1f}x faster than {total} full steps"
@@ -136,6 +138,8 @@ def _problems(report: "Report") -> list[str]:
         found.append(f"skipped steps run the last layer: {report.noise_problem}")
     if report.guidance_problem:
         found.append(f"problem: guidance not left out: {report.guidance_problem}")
+    if report.batch_problem:
+        found.append(f"problem: steps not chosen by picture: {report.batch_problem}")
     found += [f"not patched: {name}, {reason}" for name, reason in report.skipped if name == SECOND]
     counts = Counter(layer.problem for layer in report.layers if layer.problem)
     found += [f"problem at {number} of {len(report.layers)} layers: {problem}" for problem, number in counts.items()]

@@ -42,7 +42,9 @@ class Using:
 
     @property
     def last_steps(self) -> tuple[str, ...]:
-        """What each step of the last run was: "full", "skipped", or "forced" (full, though the schedule skips it).
+        """What each step of the last run was: "full", "skipped", "forced" or "partial".
+
+        A forced step is full, though the schedule skips it. A partial one is full for some pictures of the batch.
 
         Example:
             >>> with agentsd.apply(pipe) as patch, patch.using(agentsd.Schedule.constant(None, 2)) as used:

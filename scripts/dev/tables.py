@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+from agentsd.bench.batch_tables import batch_rows, batch_table
 from agentsd.bench.cost_tables import plans_table, scaling_table
 from agentsd.bench.demo_tables import demo_table
 from agentsd.bench.gauge_tables import (
@@ -74,6 +75,7 @@ def fill(text: str) -> str:
         ),
         "presets": lambda: presets_table(rows, strip_rows(RESULTS)),
         "parts": lambda: parts_table(strip_rows(RESULTS)),
+        "batches": lambda: batch_table(batch_rows(RESULTS)),
         "solvers": lambda: solvers_table(rows, SHORT_GAUGE),
         "h200": lambda: h200_table(RESULTS, SHORT),
         "speed-short": lambda: main_table(RESULTS, SHORT),
