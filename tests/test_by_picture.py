@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matrix import KINDS, PICTURE
 from tiny import make_tiny_pipe
-from tiny_denoisers import stable_diffusion_3
+from tiny_denoisers import SKIPPING, wan
 
 import agentsd
 from agentsd import Schedule, Skipping
@@ -164,10 +164,41 @@ def test_a_compiled_denoiser_shares_its_steps_and_the_report_says_so():
     assert line in report.details()
 
 
+TRANSFORMERS = {
+    "stable_diffusion_3", "stable_diffusion_3_unguided", "flux", "flux_2", "flux_true_guidance", "pixart", "sana",
+    "aura_flow", "lumina_2", "hunyuan_dit", "cog_view_4", "sd3_controlnet", "flux_controlnet", "hunyuan_controlnet",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SKIPPING if kind.id in TRANSFORMERS], ids=lambda kind: kind.id)
+def test_transformers_too(kind, monkeypatch):
+    pipe, arguments = kind.build()
+    many = {
+        name: torch.cat([value] * 3) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
+    }
+    observe = ByPicture.observe
+
+    def latents(seeds, given):
+        def at_its_own_pace(group, *args, **kwargs):  # tiny transformers need the same steps for all pictures
+            observe(group, *args, **kwargs)
+            for place, controller in enumerate(group._controllers):
+                controller.max_skipped = 1 + seeds[place]
+
+        monkeypatch.setattr(ByPicture, "observe", at_its_own_pace)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe(generator=generators, num_inference_steps=20, output_type="latent", **given)[0]
+
+    with agentsd.apply(pipe, APART.with_tolerance(0.5)) as patch:
+        batch = latents((0, 1, 2), many)
+        assert len(patch.report().last_run.partial) > 4
+        alone = torch.cat([latents((seed,), arguments) for seed in range(3)])
+    assert apart(batch, alone) < 2e-5
+
+
 def test_other_denoisers_are_refused_and_stay_as_they_were():
-    pipe, _ = stable_diffusion_3()
+    pipe, _ = wan()
     with pytest.raises(
-        ValueError, match=r"by_picture=True does not fit SD3Transformer2DModel: .*with_by_picture\(False\)"
+        ValueError, match=r"by_picture=True does not fit WanTransformer3DModel: .*with_by_picture\(False\)"
     ):
         agentsd.apply(pipe, APART)
     assert not hasattr(pipe.transformer, "_agentsd")

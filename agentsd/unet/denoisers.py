@@ -90,19 +90,31 @@ UNET_BY_SAMPLE = (
     "mid_block_additional_residual",
     "down_intrablock_additional_residuals",
 )
+_ENCODED = ("hidden_states", "timestep", "encoder_hidden_states")
+_POOLED = (*_ENCODED, "pooled_projections")
+_MASKED = (*_ENCODED, "attention_mask", "encoder_attention_mask")
 _UNET = Layout(scales_time=False, residuals=("mid_block_additional_residual", "down_block_additional_residuals"))
 _CONTROL = Layout(residuals=("controlnet_block_samples", "controlnet_single_block_samples"))
+_SD3 = ("block_controlnet_hidden_states",)
 
 # What the signature of a class does not say.
 _TABLE = {
     "UNet2DConditionModel": replace(_UNET, by_sample=UNET_BY_SAMPLE),
     "UNetMotionModel": _UNET,
-    "SD3Transformer2DModel": Layout(residuals=("block_controlnet_hidden_states",)),
-    "FluxTransformer2DModel": _CONTROL,
+    "SD3Transformer2DModel": Layout(residuals=_SD3, by_sample=(*_POOLED, *_SD3)),
+    # `guidance` is a tensor here; the ids of texts and pictures are the same for all samples.
+    "FluxTransformer2DModel": replace(_CONTROL, by_sample=(*_POOLED, *_CONTROL.residuals, "guidance")),
+    "Flux2Transformer2DModel": Layout(by_sample=(*_ENCODED, "guidance", "txt_ids", "img_ids")),
+    "PixArtTransformer2DModel": Layout(by_sample=(*_MASKED, "added_cond_kwargs")),
+    "AuraFlowTransformer2DModel": Layout(by_sample=_ENCODED),
+    "CogView4Transformer2DModel": Layout(by_sample=(*_MASKED, "original_size", "target_size", "crop_coords")),
     "QwenImageTransformer2DModel": _CONTROL,
-    "SanaTransformer2DModel": _CONTROL,
-    "HunyuanDiT2DModel": Layout(residuals=("controlnet_block_samples",)),
-    "Lumina2Transformer2DModel": Layout(sign=-1),
+    "SanaTransformer2DModel": replace(_CONTROL, by_sample=(*_MASKED, *_CONTROL.residuals, "guidance")),
+    "HunyuanDiT2DModel": Layout(
+        residuals=("controlnet_block_samples",),
+        by_sample=(*_ENCODED, "controlnet_block_samples", "text_embedding_mask", "image_meta_size", "style"),
+    ),
+    "Lumina2Transformer2DModel": Layout(sign=-1, by_sample=_MASKED),
     "LuminaNextDiT2DModel": Layout(sign=-1),
     "HiDreamImageTransformer2DModel": Layout(sign=-1),
     "ZImageTransformer2DModel": Layout(
