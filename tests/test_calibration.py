@@ -237,6 +237,12 @@ def test_other_runs_than_the_listed_ones_skip_nothing_and_say_why():
         assert "full steps listed: 7 of 12" in patch.report().details()
 
 
+def test_a_search_gets_past_tolerances_that_change_nothing():
+    """Calls come in whole numbers, so a little less tolerance may give the same pictures."""
+    found = largest_tolerance(lambda tolerance: 1.03 if tolerance > 0.02 else 0.4, 0.05)
+    assert 0.018 < found <= 0.02
+
+
 def test_a_run_that_enters_late_starts_with_two_full_steps():
     listed = ListedSteps(sigmas=(8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.0), full=(0, 1, 5), weights=((1.0,),) * 3)
     controller = ListedController(NoiseLevels(listed.sigmas, "epsilon"), listed)

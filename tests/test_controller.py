@@ -22,8 +22,8 @@ from tiny import make_tiny_pipe
 import agentsd
 from agentsd import Phase, Schedule
 from agentsd.schedule import Skipping
-from agentsd.unet.controller import FEWEST_CALLS, Controller, _moves
-from agentsd.unet.noise_levels import NoiseLevels, noise_levels
+from agentsd.unet.controller import FEWEST_CALLS, Controller
+from agentsd.unet.noise_levels import NoiseLevels, moves_of, noise_levels
 
 FALLING = (*tuple(2.0 ** (2 - 0.4 * i) for i in range(20)), 0.0)
 
@@ -91,6 +91,36 @@ def test_the_forecast_follows_seven_tenths_of_the_line():
     assert controller.forecast(4, zeros).item() == pytest.approx(3.4, abs=1e-5)
 
 
+def share_after(first, second, third):
+    """What a forecast extrapolates after three values, from its definition."""
+    before, after = (second - first).flatten(), (third - second).flatten()
+    opposite = max(-float(before @ after / (before.norm() * after.norm())), 0.0)
+    return 0.7 - 0.5 * opposite**2
+
+
+@pytest.mark.parametrize(("ratio", "turned", "share"), [
+    (1.0, 0.0, 0.7), (0.3, 0.0, 0.7), (-1.0, 0.0, 0.2), (-0.3, 0.0, 0.2), (0.0, 1.0, 0.7), (1.0, 1.0, 0.7),
+    (-1.0, 1.0, 0.45),
+])  # fmt: skip
+def test_the_share_falls_where_the_last_two_changes_are_opposite(ratio, turned, share):
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    values = [torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0 + ratio, turned])]
+    zeros = torch.zeros(1, 1, 1, 2)
+    for index, value in enumerate(values):
+        controller.observe(index, zeros, value.view(1, 1, 1, 2))
+    found = controller.forecast(3, zeros).flatten()
+    torch.testing.assert_close(found, values[2] + share * (values[2] - values[1]), atol=1e-5, rtol=1e-5)
+    assert share == pytest.approx(share_after(*values))
+
+
+def test_before_two_changes_were_seen_the_share_is_seven_tenths():
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
+    zeros = torch.zeros(1, 1, 1, 1)
+    for index, value in enumerate((0.0, 1.0)):
+        controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
+    assert controller.forecast(2, zeros).item() == pytest.approx(1.7, abs=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_kinds_of_prediction_forecast_the_same_noise(kind):
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +135,8 @@ def test_kinds_of_prediction_forecast_the_same_noise(kind):
         picture = (samples[index] - sigma * noise) / alpha
         return picture if kind == "sample" else (noise - sigma * samples[index]) / alpha
 
-    expected = noises[2] + 0.7 * (noises[2] - noises[1])
+    shares = torch.tensor([share_after(*(noise[place] for noise in noises[:3])) for place in range(2)])
+    expected = noises[2] + shares.view(2, 1, 1, 1) * (noises[2] - noises[1])
     for noisy in (False, True):
         controller = Controller(NoiseLevels(FALLING, kind), tolerance=1.0, noisy=noisy)
         for index in range(3):
@@ -119,12 +150,12 @@ def test_kinds_of_prediction_forecast_the_same_noise(kind):
 
 
 def test_a_forecast_leaves_out_half_of_an_error_that_alternates():
-    """Noises 0, 1, 0, 1: the errors of the line are -1.7 and 1.7, so their cosine is -1 and half of the last goes."""
+    """Noises 0, 1, 0, 1: forecasts of 1.7 and -0.2 are off by -1.7 and 1.2, so half of the last error goes."""
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
     zeros = torch.zeros(1, 1, 1, 1)
     for index, value in enumerate((0.0, 1.0, 0.0, 1.0)):
         controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
-    assert controller.forecast(4, zeros).item() == pytest.approx(1 + 0.7 * 1 - 0.5 * 1.7, abs=1e-5)
+    assert controller.forecast(4, zeros).item() == pytest.approx(1 + 0.2 * 1 - 0.5 * 1.2, abs=1e-5)
 
 
 @pytest.mark.parametrize(("angle", "share"), [(180, 0.5), (135, 0.5 * (2 * math.sqrt(0.5) - 1)), (120, 0), (60, 0)])
@@ -137,7 +168,7 @@ def test_the_share_that_is_left_out_follows_the_angle_between_errors(angle, shar
     zeros = torch.zeros(1, 1, 1, 2)
     for index, value in enumerate(values):
         controller.observe(index, zeros, value.view(1, 1, 1, 2))
-    expected = values[3] + 0.7 * (values[3] - values[2]) - share * turned
+    expected = values[3] + share_after(*values[1:]) * (values[3] - values[2]) - share * turned
     torch.testing.assert_close(controller.forecast(4, zeros).flatten(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -164,9 +195,9 @@ def test_errors_alternate_after_guidance():
         prediction = torch.tensor([rising, rising + value]).view(2, 1, 1, 1)
         controller.observe(index, zeros, prediction, guide=lambda error: error[1:] - error[:1])
     unconditional, conditional = controller.forecast(4, zeros).flatten().tolist()
-    # Both halves lose half of their own last error: 3 of the rising line, and 1.7 of the alternation.
-    assert unconditional == pytest.approx(30 + 7 - 0.5 * 3, abs=1e-4)
-    assert conditional - unconditional == pytest.approx(1 + 0.7 - 0.5 * 1.7, abs=1e-4)
+    # Both halves follow 0.2 of their own last change, and lose half of their own last error.
+    assert unconditional == pytest.approx(30 + 2 - 0.5 * 8, abs=1e-4)
+    assert conditional - unconditional == pytest.approx(1 + 0.2 - 0.5 * 1.2, abs=1e-4)
 
 
 def test_held_bytes_are_those_of_two_predictions_and_an_error():
@@ -184,8 +215,8 @@ def test_the_second_visit_of_a_noise_level_costs_nothing():
 
 def test_calls_of_a_level_that_is_visited_twice_count_by_half_of_the_steps_around_them():
     sigmas = (8.0, 4.0, 4.0, 2.0, 2.0, 1.0, 1.0, 0.0)
-    assert _moves(sigmas) == (2.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5)
-    assert _moves((8.0, 4.0, 4.0, 2.0, 1.0, 0.0)) == (4.0, 0.0, 2.0, 1.0, 1.0)  # PNDM: twice at the start alone
+    assert moves_of(sigmas) == (2.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.5)
+    assert moves_of((8.0, 4.0, 4.0, 2.0, 1.0, 0.0)) == (4.0, 0.0, 2.0, 1.0, 1.0)  # PNDM: twice at the start alone
 
 
 def test_levels_that_rise_again_count_calls_as_time():

@@ -62,7 +62,7 @@ def batch_table(rows: Sequence[Row]) -> str:
         ''
     """
     lines = [
-        "| process, solver, steps | setting | UNet calls a picture | steps with a UNet call | CPU time | to stock |",
+        "| process, solver, steps | setting | UNet calls a picture | steps with a UNet call | speed-up | to stock |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for name in dict.fromkeys(row["combination"] for row in rows):
@@ -76,24 +76,35 @@ def batch_table(rows: Sequence[Row]) -> str:
         return ""
     last = rows[-1]
     note = (
-        f"Bundled demo model, batches of {last['batch']} pictures, 256x256 pixels, {last['dtype']}, guidance "
-        f"{last['guidance']:g}. CPU time of a call without VAE on {last['threads']} threads of {last['device']}, torch "
-        f"{last['torch']}, arms there and back: speed-up over stock, and the range of single batches. PSNR: median, in "
-        "brackets the worst 5%. `scripts/dev/batches.py`, `results/demo/batches.jsonl`."
+        f"Bundled demo model, {_number(rows)} of {last['batch']} pictures, 256x256 pixels, {last['dtype']}, guidance "
+        f"{last['guidance']:g}. {_timed(last)}, torch {last['torch']}, arms there and back: speed-up over stock, with "
+        "the range of single batches where there are several. PSNR: median, in brackets the worst 5%. "
+        "`scripts/dev/batches.py`, `results/demo/batches.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
 
 
 def _cells(found: list[Row], stock: dict[int, Row]) -> list[str]:
-    gains = [sum(stock[row["number"]]["cpu_seconds"]) / sum(row["cpu_seconds"]) for row in found]
-    whole = sum(sum(stock[row["number"]]["cpu_seconds"]) for row in found) / sum(
-        sum(row["cpu_seconds"]) for row in found
-    )
-    time = f"{whole:.2f}x" if found[0]["arm"] == "stock" else f"{whole:.2f}x [{min(gains):.2f}, {max(gains):.2f}]"
+    gains = [sum(stock[row["number"]]["seconds"]) / sum(row["seconds"]) for row in found]
+    whole = sum(sum(stock[row["number"]]["seconds"]) for row in found) / sum(sum(row["seconds"]) for row in found)
+    span = "" if found[0]["arm"] == "stock" or len(found) == 1 else f" [{min(gains):.2f}, {max(gains):.2f}]"
+    time = f"{whole:.2f}x{span}"
     near = {"psnr_stock": [one for row in found for one in row["psnr_stock"]]}
     calls = statistics.mean(row["calls"] for row in found)
     launches = statistics.mean(row["unet_launches"] for row in found)
     return [f"{calls:.1f}", f"{launches:.1f}", time, spread(near, "psnr_stock")]
+
+
+def _number(rows: Sequence[Row]) -> str:
+    number = len({row["number"] for row in rows})
+    return "one batch" if number == 1 else f"{number} batches"
+
+
+def _timed(row: Row) -> str:
+    threads = f"{row['threads']} thread{'s' * (row['threads'] > 1)} of {row['device']}"
+    if row["device_type"] == "cpu":
+        return f"CPU time of a call without VAE, {threads}"
+    return f"Time of a call without VAE, {row['device']}"
 
 
 def _is_current(row: Row) -> bool:

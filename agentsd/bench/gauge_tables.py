@@ -129,9 +129,11 @@ def lists_table(rows: Sequence[Row], combination: str) -> str:
         >>> lists_table([], "own, DDIM, 50")
         ''
     """
-    arms = by_combination(rows).get(combination, {})
-    if not any(arm.startswith("calibrated") for arm in arms):
+    lists = [row for row in rows if row["combination"] == combination and row["arm"].startswith("calibrated")]
+    if not lists:
         return ""
+    places = {key_of(row, _PLACE) for row in lists}  # tolerances on other prompts do not compare
+    arms = by_combination([row for row in rows if key_of(row, _PLACE) in places])[combination]
     lines = ["| | UNet calls | error of the final latent | PSNR to stock |", "|---|--:|--:|--:|"]
     shown = [arm for arm in arms if arm.startswith(("calibrated", "tolerance"))]
     for arm in sorted(shown, key=lambda arm: -statistics.mean(arms[arm]["calls"])):

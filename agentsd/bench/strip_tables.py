@@ -14,7 +14,7 @@ from agentsd.schedule import Schedule
 from agentsd.unet.controller import RULES
 
 SAMPLED = SampledKeys(stride=4, min_keys=64)
-STEPS, FEWER = 25, 13  # 13: the UNet calls of `balanced` on the prompts that are timed, rounded
+STEPS, FEWER = 25, 13  # 13: no fewer than the mean UNet calls of `balanced`
 GAUGED = "sd15, DPM++ 2M Karras, 25"
 SHOWN = ("quality", "balanced", "fast", "extreme")
 # The arms that keep the solver and its steps; None is stock.

@@ -8,6 +8,7 @@ import numpy as np
 
 MEASURES = ("tolerance", "psnr", "lpips")
 MOST_TRIES = 7  # settings that are measured
+_LESS = 0.75  # what the next tolerance is of one that missed, at most, while none has met
 _CLOSE = 1.08  # two tolerances within this ratio count as equal
 
 
@@ -114,6 +115,8 @@ def largest_tolerance(excess: Callable[[float], float], start: float) -> float:
         if low and high / low <= _CLOSE:
             break
         guess = here / min(max(found, 0.25), 4.0)
+        if not low:  # calls come in whole numbers: a little less may change nothing
+            guess = min(guess, here * _LESS)
         inside = (low or high / 16) * 1.02 < guess < high / 1.02
         here = guess if inside else math.sqrt((low or high / 16) * high)
     if not low:

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agentsd.schedule.listed import MEMORY
+from agentsd.unet.controller import FADE
 
 Array = npt.NDArray[np.float64]
 
-FADE = 0.7  # share of the straight line that a forecast without fitted weights follows, as at run time
 FIRST = 2  # full steps at the start: a forecast needs two
 MOST_SKIPPED = 5  # in a row
 _RIDGE = 1e-6  # pulls fitted weights to the straight line, in units of the values' own size

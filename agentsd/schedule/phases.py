@@ -131,6 +131,18 @@ class Skipping:
         return self.tolerance is not None or self.listed is not None
 
 
+def interval_of(value: object) -> tuple[float, float]:
+    """Return an interval of guidance as two shares of the run; a ValueError if it is none."""
+    shares = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(shares) != 2:
+        raise ValueError(f"guidance_interval={value!r} must be two shares of the run, such as (0.2, 1.0).")
+    for share in shares:
+        check_number("guidance_interval", share)
+    if not 0 <= shares[0] < shares[1] <= 1:
+        raise ValueError(f"guidance_interval={value!r} must rise within [0, 1]; (0, 1) guides at every step.")
+    return float(shares[0]), float(shares[1])
+
+
 def end_of(phase: Phase, total: int) -> int:
     """Return the step at which a phase ends in a run of `total` steps."""
     # Fraction of the decimal as written: 0.1 * 30 must be 3, not 3.0000000000000004.

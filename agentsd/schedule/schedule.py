@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from agentsd.attention.checks import check_int, check_number, short_repr
+from agentsd.attention.checks import check_int, short_repr
 from agentsd.attention.settings import Attention, MergedTokens
-from agentsd.schedule.phases import Phase, Skipping, end_of, full_steps
+from agentsd.schedule.phases import Phase, Skipping, end_of, full_steps, interval_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        object.__setattr__(self, "guidance_interval", interval_of(self.guidance_interval))
         if not isinstance(self.skipping, Skipping):
             raise ValueError(f"skipping={self.skipping!r} must be a Skipping, as in Skipping(depth=0, forecast=0.2).")
         phases = tuple(self.phases) if isinstance(self.phases, Iterable) else ()
@@ -285,17 +285,6 @@ class Schedule:
         from agentsd.schedule.text import read  # it needs this class
 
         return read(text)
-
-
-def _interval(value: object) -> tuple[float, float]:
-    shares = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(shares) != 2:
-        raise ValueError(f"guidance_interval={value!r} must be two shares of the run, such as (0.2, 1.0).")
-    for share in shares:
-        check_number("guidance_interval", share)
-    if not 0 <= shares[0] < shares[1] <= 1:
-        raise ValueError(f"guidance_interval={value!r} must rise within [0, 1]; (0, 1) guides at every step.")
-    return float(shares[0]), float(shares[1])
 
 
 def _check_index(index: int, total: int) -> None:

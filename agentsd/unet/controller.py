@@ -13,7 +13,8 @@ lets them rise by that law until the picture begins to form.
 
 Under strong guidance the denoiser answers an error of the latent with an opposite error of its prediction. Errors of
 successive full steps then alternate, and the rest of the run takes most of them back. The controller counts the
-alternating part less, and takes a share of the last error out of its forecasts, which ends the alternation.
+alternating part less, and takes a share of the last error out of its forecasts, which ends the alternation. Under
+multistep solvers the predictions themselves can alternate. Forecasts then follow less of the last change.
 
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
@@ -23,18 +24,18 @@ sign (SADA, https://arxiv.org/abs/2507.17135).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from agentsd.unet.denoisers import latent_part
-from agentsd.unet.noise_levels import NoiseLevels
+from agentsd.unet.noise_levels import SMALLEST, NoiseLevels, moves_of, times_of
 
-RULES = 3  # counts changes of the rules and constants below: measured rows name those that they were measured with
+RULES = 4  # counts changes of the rules and constants below: measured rows name those that they were measured with
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
 _COST_PER_TOLERANCE = 1.5  # the sum of costs between two full steps that meets the promise
-_FADE = 0.7  # share of the last change that a forecast extrapolates
+FADE = 0.7  # share of the last change that a forecast extrapolates
+_TURNED = 0.2  # the same where the last two changes are opposite
 _EARLY = 0.65  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 75.0  # noise level above which `alpha` does not fall further
 _TAKEN_BACK = 0.75  # share of the power of alternating errors that does not count
@@ -44,7 +45,6 @@ _OPEN = 30.0  # noise level above which the picture is still open
 _RISE = 2  # there, errors rise by (sigma_seen / sigma) ** _RISE
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
 _NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
-_SMALLEST = 1e-3
 _TINY = 1e-12
 MOST_SKIPPED = 4  # steps in a row
 FEWEST_CALLS = 10  # shorter runs have no steps to spare
@@ -98,13 +98,14 @@ class Controller:
         self.bound = _COST_PER_TOLERANCE * tolerance
         self.max_skipped = max_skipped
         self.noisy = noisy
-        self.times = _times(levels.sigmas)
-        self._moves = _moves(levels.sigmas)
+        self.times = times_of(levels.sigmas)
+        self._moves = moves_of(levels.sigmas)
         self.skipped = 0  # in a row
         self.cost = 0.0  # of the steps skipped in a row
         self._seen: list[_Seen] = []
         self._off: Tensor | None = None  # the last error, of the samples as they enter the denoiser
         self._left: Tensor | None = None  # the share of it that forecasts leave out, for each sample
+        self._share: Tensor | float = FADE  # of the last change that forecasts extrapolate, for each sample
         self._full_steps = 0
         self._measured: Callable[[], float] | None = None
         self._error = math.inf
@@ -146,7 +147,9 @@ class Controller:
         again = bool(self._seen) and time <= self._seen[-1].time  # the same noise level once more: nothing to measure
         if self.measures and len(self._seen) == 2 and not again:
             self._distance = time - self._seen[-1].time
-            self._measured = _later(self._measure(index, value - self._forecast(time), guide))
+            off = value - self._forecast(time)
+            self._share = self._followed(value, guide)
+            self._measured = _later(self._measure(index, off, guide))
         fresh = _Seen(value, time, self.levels.sigmas[index], None if rest is None else (rest[0], rest[1].clone()))
         self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
         self._full_steps += 1
@@ -155,10 +158,15 @@ class Controller:
     def forecast(self, index: int, sample: Tensor) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step.
 
-        With full steps at times `a < b`, time `t` uses `y_b + 0.7 (t - b) / (b - a) (y_b - y_a) - w e_b`. The error
-        `e_b` is that of the forecast for `b`. Its weight is `w = 0.5 (2 c - 1)`, where `-c` is the cosine between this
-        error and the one before, and 0 where `c < 0.5`. Time is `-log(sigma)`, or the number of the call where noise
-        levels rise again.
+        With full steps at times `a < b`, time `t` uses `y_b + f (t - b) / (b - a) (y_b - y_a) - w e_b`.
+
+        The share is `f = 0.7 - 0.5 k^2`. There `-k` is the cosine between the change `y_b - y_a` and the one before it,
+        and 0 where that cosine is positive.
+
+        The error `e_b` is that of the forecast for `b`. Its weight is `w = 0.5 (2 c - 1)`, where `-c` is the cosine
+        between this error and the one before, and 0 where `c < 0.5`.
+
+        Time is `-log(sigma)`, or the number of the call where noise levels rise again.
 
         Args:
             index: Number of the call.
@@ -172,6 +180,15 @@ class Controller:
         value = self._forecast(self.times[index])
         return self._prediction(index, sample, value)
 
+    def _followed(self, value: Tensor, guide: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return the share of the coming change that forecasts extrapolate, for each sample."""
+        before, last = self._seen
+        changes = (value - last.value, last.value - before.value)
+        one, other = ((change if guide is None else guide(change)).flatten(1) for change in changes)
+        sizes = (one.square().sum(1) * other.square().sum(1)).sqrt().clamp(min=_TINY)
+        turned = (-(one * other).sum(1) / sizes).clamp(0, 1)
+        return (FADE - (FADE - _TURNED) * turned.square()).repeat(len(value) // len(turned))
+
     def _measure(self, index: int, off: Tensor, guide: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Return the size of an error as it counts, and keep what later forecasts leave out of it."""
         guided = (off if guide is None else guide(off)).flatten(1)
@@ -183,7 +200,7 @@ class Controller:
             opposite = (-(guided * before).mean(1) / sizes).clamp(0, 1)
         share = _DAMPED * (opposite - _ALTERNATES).clamp(min=0) / (1 - _ALTERNATES)
         self._off, self._left = off, share.repeat(len(off) // len(share))
-        scale = 1 / max(self.levels.sigmas[index], _SMALLEST) if self.noisy else 1.0
+        scale = 1 / max(self.levels.sigmas[index], SMALLEST) if self.noisy else 1.0
         # Samples whose errors are not combined stand alone: the largest error counts.
         return (power * (1 - _TAKEN_BACK * opposite.square())).sqrt().max() * scale
 
@@ -203,11 +220,12 @@ class Controller:
         if len(self._seen) < 2:
             return last.value
         before = self._seen[-2]
-        share = _FADE * (time - last.time) / (last.time - before.time)
-        found = torch.add(last.value, last.value - before.value, alpha=share)
+        ratio = (time - last.time) / (last.time - before.time)
+        share = self._share if isinstance(self._share, float) else _spread(self._share, last.value)
+        found = last.value + ratio * share * (last.value - before.value)
         if self._off is None or self._left is None:
             return found
-        return found - self._left.view(-1, *[1] * (found.ndim - 1)) * self._off
+        return found - _spread(self._left, found) * self._off
 
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise of a latent's prediction, or the denoised picture for a noisy solver; float32."""
@@ -245,25 +263,9 @@ class Controller:
         return alpha, max(sigma * alpha, 1e-4)
 
 
-def _times(sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return when calls happen: `-log(sigma)`, or their number if noise levels rise after the first three calls."""
-    late = sigmas[2:-1]
-    if any(later > earlier for earlier, later in pairwise(late)):
-        return tuple(float(index) for index in range(len(sigmas) - 1))
-    return tuple(-math.log(max(sigma, _SMALLEST)) for sigma in sigmas[:-1])
-
-
-def _moves(sigmas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return by how much an error of each call's noise moves the final latent.
-
-    That is the step in `sigma` that follows. Solvers that visit one noise level twice (Heun) use the mean of both ends
-    of a step. Each of the two visits then moves by half of the steps around it.
-    """
-    steps = [abs(after - sigma) for sigma, after in pairwise(sigmas)]
-    late = sigmas[3:-1]
-    if all(later < earlier for earlier, later in pairwise(late)):
-        return tuple(steps)
-    return tuple((before + after) / 2 for before, after in pairwise([0.0, *steps]))
+def _spread(shares: Tensor, value: Tensor) -> Tensor:
+    """Return a number for each sample in a shape that multiplies a value."""
+    return shares.view(-1, *[1] * (value.ndim - 1))
 
 
 def _later(error: Tensor) -> Callable[[], float]:

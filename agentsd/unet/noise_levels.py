@@ -1,6 +1,8 @@
 """The noise level at each call of a run, read from the scheduler's own steps."""
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 KINDS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
+SMALLEST = 1e-3  # noise level that counts as none
 _HIGHEST = 1e4  # stands for samples without any signal
 
 
@@ -70,6 +73,36 @@ def noise_levels(scheduler: Any) -> NoiseLevels | str:
         share = signal[places].clamp(1e-8, 1 - 1e-8)
         levels = torch.cat([((1 - share) / share).sqrt(), torch.zeros(1, dtype=torch.float64)])
     return NoiseLevels(tuple(levels.clamp(max=_HIGHEST).tolist()), str(kind))
+
+
+def times_of(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return when calls happen: `-log(sigma)`, or their number if noise levels rise after the first three calls.
+
+    Example:
+        >>> [round(time, 2) for time in times_of((2.0, 1.0, 0.5, 0.0))]
+        [-0.69, -0.0, 0.69]
+    """
+    late = sigmas[2:-1]
+    if any(later > earlier for earlier, later in pairwise(late)):
+        return tuple(float(index) for index in range(len(sigmas) - 1))
+    return tuple(-math.log(max(sigma, SMALLEST)) for sigma in sigmas[:-1])
+
+
+def moves_of(sigmas: tuple[float, ...]) -> tuple[float, ...]:
+    """Return by how much an error of each call's noise moves the final latent.
+
+    That is the step in `sigma` that follows. Solvers that visit one noise level twice (Heun) use the mean of both ends
+    of a step. Each of the two visits then moves by half of the steps around it.
+
+    Example:
+        >>> moves_of((4.0, 3.0, 2.0, 1.0, 0.5, 0.0))
+        (1.0, 1.0, 1.0, 0.5, 0.5)
+    """
+    steps = [abs(after - sigma) for sigma, after in pairwise(sigmas)]
+    late = sigmas[3:-1]
+    if all(later < earlier for earlier, later in pairwise(late)):
+        return tuple(steps)
+    return tuple((before + after) / 2 for before, after in pairwise([0.0, *steps]))
 
 
 def _matches_flow(scheduler: Any) -> bool:

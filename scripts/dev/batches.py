@@ -1,8 +1,9 @@
 """Time batches of the demo model: stock, full steps chosen for the batch, and full steps chosen by picture.
 
 Each row of the result file is one arm on one batch under one process and solver. The arms take turns: stock, batch,
-picture, then the other way round. Times are CPU seconds of the process, text encoder included, VAE excluded. UNet calls
-are steps that a picture ran in full, on average over the batch. Batches that the result file holds are left out.
+picture, then the other way round. Times are CPU seconds of the process on a CPU, and wall time on a GPU; text encoder
+included, VAE excluded. UNet calls are steps that a picture ran in full, on average over the batch. Batches that the
+result file holds are left out.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
-from agentsd.system.timing import environment
+from agentsd.system.timing import environment, synchronize
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = ("combination", "number", "arm", "settings", "rules", "device", "torch")
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--combination", nargs="+", default=list(COMBINATIONS), choices=list(COMBINATIONS))
     parser.add_argument("--batches", type=int, default=2, help="batches of each combination")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further batch after this")
     parser.add_argument("--output", type=Path, default=ROOT / "results/demo/batches.jsonl", help="rows are appended")
     args = parser.parse_args(argv)
@@ -41,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         pipe: Any = None
         for number in range(args.batches):
             facts = {
-                **environment(), "dtype": "float32", "weights": "demo model", "combination": name, "steps": steps,
-                "guidance": guidance, "size": 256, "batch": BATCH, "number": number,
+                **environment(args.device), "dtype": "float32", "weights": "demo model", "combination": name,
+                "steps": steps, "guidance": guidance, "size": 256, "batch": BATCH, "number": number,
             }  # fmt: skip
             if all(key_of({**facts, **one}, KEY) in there for one in ARMS.values()):
                 continue
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                 print("stopped at the limit; start the same command again", file=sys.stderr)
                 return 1
             if pipe is None:
-                pipe = demo_pipeline(process)
+                pipe = demo_pipeline(process).to(args.device)
                 pipe.scheduler = scheduler_class(kind).from_config({**pipe.scheduler.config, **extra})
                 pipe("a red circle", num_inference_steps=2)  # the first call pays for what is set up once
             for row in measure(pipe, number, steps, guidance):
@@ -69,11 +71,14 @@ def measure(pipe: Any, number: int, steps: int, guidance: float) -> list[dict[st
         schedule = SCHEDULES[arm]
         with nullcontext() if schedule is None else agentsd.apply(pipe, schedule) as patch:
             generators = [torch.Generator().manual_seed(number * BATCH + place) for place in range(BATCH)]
-            start = time.process_time()
+            clock = time.process_time if pipe.device.type == "cpu" else time.perf_counter
+            synchronize(pipe.device)
+            start = clock()
             latents = pipe(
                 prompts, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="latent"
             ).images
-            seconds[arm].append(round(time.process_time() - start, 2))
+            synchronize(pipe.device)
+            seconds[arm].append(round(clock() - start, 3))
             run = None if patch is None else patch.report().last_run
         if run is not None:
             runs[arm] = run.calls, run.full + len(run.partial)
@@ -90,7 +95,7 @@ def measure(pipe: Any, number: int, steps: int, guidance: float) -> list[dict[st
                 **settings,
                 "calls": runs[arm][0],
                 "unet_launches": runs[arm][1],
-                "cpu_seconds": seconds[arm],
+                "seconds": seconds[arm],
                 "psnr_stock": [round(min(float(one), 120.0), 3) for one in near],
                 "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
             }
