@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 import agentsd
+from agentsd.bench.combinations import COMBINATIONS
 from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.bench.skippers import SKIPPERS, skipping_by
-from agentsd.bench.solvers import KARRAS, SOLVERS, Solver
+from agentsd.bench.solvers import SOLVERS, Solver
 from agentsd.cli.main import guard
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline, scheduler_class
@@ -33,32 +34,6 @@ from agentsd.system.timing import environment
 from agentsd.system.writing import whole_file
 from agentsd.unet.controller import RULES
 
-# Name -> process, scheduler, its settings, steps, guidance.
-COMBINATIONS: dict[str, tuple[str, str, dict[str, Any], int, float]] = {
-    "sd15, PNDM, 50": ("sd15", "PNDMScheduler", {}, 50, 7.5),
-    "sd15, DDIM, 50": ("sd15", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
-    "sd15, DPM++ 2M Karras, 25": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 25, 7.5),
-    "sd15, DPM++ 2M Karras, 20": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 20, 7.5),
-    "sd15, DPM++ 2M SDE Karras, 25": (
-        "sd15", "DPMSolverMultistepScheduler", {**KARRAS, "algorithm_type": "sde-dpmsolver++"}, 25, 7.5,
-    ),
-    "sdxl, Euler, 30": ("sdxl", "EulerDiscreteScheduler", {}, 30, 7.5),
-    "sd15, Euler ancestral, 30": ("sd15", "EulerAncestralDiscreteScheduler", {}, 30, 7.5),
-    "sd15, UniPC, 20": ("sd15", "UniPCMultistepScheduler", {}, 20, 7.5),
-    "sd15, Heun, 20": ("sd15", "HeunDiscreteScheduler", {}, 20, 7.5),
-    "sd15, LCM, 8": ("sd15", "LCMScheduler", {}, 8, 1.0),
-    "own, DDIM, 50": ("own", "DDIMScheduler", {}, 50, 4.0),
-    "own, DDIM, 20": ("own", "DDIMScheduler", {}, 20, 4.0),
-    "own, DPM++ 2M, 20": ("own", "DPMSolverMultistepScheduler", {}, 20, 4.0),
-    "sd21-v, DDIM, 50": ("sd21-v", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
-    "zero-snr, DDIM, 50": ("zero-snr", "DDIMScheduler", {}, 50, 7.5),
-    "flow, Euler, 28": ("flow", "FlowMatchScheduler", {}, 28, 7.5),
-    "sd15, DPM++ 2M Karras, 25, guidance 4": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 25, 4.0),
-    "sd15, DPM++ 2M Karras, 20, guidance 4": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 20, 4.0),
-    "sd15, UniPC, 20, guidance 4": ("sd15", "UniPCMultistepScheduler", {}, 20, 4.0),
-    "sd15, DDIM, 50, guidance 4": ("sd15", "DDIMScheduler", {"clip_sample": False}, 50, 4.0),
-    "sdxl, Euler, 30, guidance 4": ("sdxl", "EulerDiscreteScheduler", {}, 30, 4.0),
-}  # fmt: skip
 TOLERANCES = (0.015, 0.03, 0.06, 0.12)
 FITTED = 3  # prompts that a calibrated schedule is fitted to; none of them is measured
 EQUAL_CALLS = (0.03, 0.12)

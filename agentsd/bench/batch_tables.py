@@ -4,25 +4,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from agentsd.bench.arms import same_schedule
 from agentsd.bench.gauge_tables import spread
 from agentsd.bench.rows import Row, newest, read_rows
-from agentsd.bench.solvers import KARRAS
-from agentsd.bench.strip_tables import facts_of
+from agentsd.bench.strip_tables import current, facts_of
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
 
 BATCH = 4
-# Name -> process, scheduler, its settings, steps, guidance.
-COMBINATIONS: MappingProxyType[str, tuple[str, str, dict[str, Any], int, float]] = MappingProxyType(
-    {
-        "sd15, DPM++ 2M Karras, 25": ("sd15", "DPMSolverMultistepScheduler", KARRAS, 25, 7.5),
-        "sdxl, Euler, 30": ("sdxl", "EulerDiscreteScheduler", {}, 30, 7.5),
-        "sd15, DDIM, 50": ("sd15", "DDIMScheduler", {"clip_sample": False}, 50, 7.5),
-    }
-)
+MEASURED = ("sd15, DPM++ 2M Karras, 25", "sdxl, Euler, 30", "sd15, DDIM, 50")  # of `COMBINATIONS`
 SCHEDULES: MappingProxyType[str, Schedule | None] = MappingProxyType(
     {"stock": None, "balanced": PRESETS["balanced"], "balanced, by picture": PRESETS["balanced"].with_by_picture()}
 )
@@ -45,7 +35,7 @@ def batch_rows(results: Path) -> list[Row]:
         []
     """
     rows = newest(read_rows(results / "demo" / "batches.jsonl"), ("combination", "number", "arm"))
-    return [row for row in rows if _is_current(row)]
+    return current(rows, SCHEDULES)
 
 
 def batch_table(rows: Sequence[Row]) -> str:
@@ -105,10 +95,3 @@ def _timed(row: Row) -> str:
     if row["device_type"] == "cpu":
         return f"CPU time of a call without VAE, {threads}"
     return f"Time of a call without VAE, {row['device']}"
-
-
-def _is_current(row: Row) -> bool:
-    schedule = SCHEDULES.get(row["arm"])
-    if schedule is None:
-        return row["arm"] in SCHEDULES
-    return same_schedule(row["settings"], schedule) and row.get("rules") == facts_of(schedule).get("rules")

@@ -51,7 +51,7 @@ def strip_rows(results: Path) -> list[Row]:
         []
     """
     rows = newest(read_rows(results / "demo" / "strip.jsonl"), ("number", "arm"))
-    return [row for row in rows if _is_current(row)]
+    return current(rows, {**SCHEDULES, **dict.fromkeys(FEWER_ARMS)})
 
 
 def facts_of(schedule: Schedule | None) -> Row:
@@ -63,6 +63,27 @@ def facts_of(schedule: Schedule | None) -> Row:
     """
     rules = {} if schedule is None or schedule.skipping.tolerance is None else {"rules": RULES}
     return {"settings": "" if schedule is None else schedule.to_json(), **rules}
+
+
+def current(rows: Sequence[Row], schedules: Mapping[str, Schedule | None]) -> list[Row]:
+    """Return the rows whose arms still have the settings and rules that they were measured with.
+
+    Args:
+        rows: The rows.
+        schedules: The schedule of each arm of today, `None` for stock.
+
+    Example:
+        >>> current([{"arm": "stock"}, {"arm": "of another time"}], {"stock": None})
+        [{'arm': 'stock'}]
+    """
+
+    def is_current(row: Row) -> bool:
+        schedule = schedules.get(row["arm"])
+        if schedule is None:
+            return row["arm"] in schedules
+        return same_schedule(row["settings"], schedule) and row.get("rules") == facts_of(schedule).get("rules")
+
+    return [row for row in rows if is_current(row)]
 
 
 def presets_table(gauged: Sequence[Row], timed: Sequence[Row]) -> str:
@@ -129,13 +150,6 @@ def parts_table(timed: Sequence[Row]) -> str:
         "`scripts/dev/strip.py`, `results/demo/strip.jsonl`."
     )
     return "\n".join([*lines, "", note, ""])
-
-
-def _is_current(row: Row) -> bool:
-    schedule = SCHEDULES.get(row["arm"])
-    if schedule is None:
-        return row["arm"] in SCHEDULES or row["arm"] in FEWER_ARMS
-    return same_schedule(row["settings"], schedule) and row.get("rules") == facts_of(schedule).get("rules")
 
 
 def _label(name: str) -> str:

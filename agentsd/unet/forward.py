@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from agentsd.unet.batch import Part
 from agentsd.unet.denoisers import Layout
 from agentsd.unet.guidance import conditional_half, for_both_halves
 from agentsd.unet.processor import SITE
@@ -56,29 +57,25 @@ def _run(
     if not context.guided:
         args, kwargs = (), conditional_half(layout.bind(args, kwargs))
     if context.part is not None:
-        output = _for_part(layout, slot, denoiser, original, layout.bind(args, kwargs))
-    elif context.feature is not None and context.depth:
+        arguments = layout.bind(args, kwargs)
+        args, kwargs = (), context.part.only(arguments, layout.by_sample, len(arguments[layout.sample]))
+    if context.feature is None or context.part is not None:
+        output = _whole(denoiser, original, args, kwargs)
+    elif context.depth:
         output = shallow_pass(denoiser, context.feature, context.depth, layout.bind(args, kwargs))
-    elif context.feature is not None:
+    else:
         # A copy: the feature is kept for the steps to come, and what is returned is the caller's.
         copy = layout.parted(context.feature.clone())
         output = (copy,) if context.output is None else context.output(sample=copy)
-    else:
-        output = _whole(denoiser, original, args, kwargs)
-    if context.keep and context.depth == 0 and context.part is None:
+    if context.keep and context.depth == 0:
         slot.put_feature(layout.joined(output[0]))
+    if context.feature is not None and context.part is not None:
+        output = _among(context.feature, context.part, output)
     return output if context.guided else for_both_halves(output)
 
 
-def _for_part(layout: Layout, slot: StepSlot, denoiser: Any, original: Any, arguments: dict[str, Any]) -> Any:
-    """Run the denoiser for the pictures that need it, and put its predictions among those of the others."""
-    context = slot.read()
-    part, predictions = context.part, context.feature
-    if part is None or predictions is None:
-        raise ValueError(f"part={part} needs the predictions of the other pictures; give StepContext a feature.")
-    arguments = part.only(arguments, layout.by_sample, len(arguments[layout.sample]))
-    output = _whole(denoiser, original, (), arguments)
-    slot.put_feature(output[0])
+def _among(predictions: Tensor, part: Part, output: Any) -> Any:
+    """Return an output for all pictures: that of the part that ran, and the predictions of the others."""
     merged = predictions.to(output[0].dtype, copy=True)
     part.put(output[0], merged)
     return (merged, *output[1:]) if isinstance(output, tuple) else type(output)(sample=merged)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import agentsd
-from agentsd.bench.batch_tables import ARMS, BATCH, COMBINATIONS, SCHEDULES
+from agentsd.bench.batch_tables import ARMS, BATCH, MEASURED, SCHEDULES
+from agentsd.bench.combinations import COMBINATIONS
 from agentsd.bench.metrics import psnr
 from agentsd.bench.rows import append_row, key_of, read_rows
 from agentsd.demo import held_out_prompts
@@ -30,7 +31,7 @@ KEY = ("combination", "number", "arm", "settings", "rules", "device", "torch")
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--combination", nargs="+", default=list(COMBINATIONS), choices=list(COMBINATIONS))
+    parser.add_argument("--combination", nargs="+", default=list(MEASURED), choices=list(COMBINATIONS))
     parser.add_argument("--batches", type=int, default=2, help="batches of each combination")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further batch after this")
