@@ -45,6 +45,13 @@ def test_skipped_steps_count_the_outer_layers_alone():
     assert plan.predicted_speedup(4) == pytest.approx(16 / 5.6)
 
 
+def test_layers_that_seem_slower_than_their_step_do_not_make_its_time_negative():
+    slow = replace(FINE, stock_seconds=1.4)  # 5 layers of it take 7 seconds, and the step takes 4
+    plan = made(timings=(slow, COARSE))
+    assert plan.predicted_seconds(0, 10) == pytest.approx(5 * 0.1)
+    assert plan.predicted_speedup(10) == pytest.approx(4.0 / 0.5)
+
+
 def test_stock_phases_cost_the_stock_step():
     plan = made(Schedule((Phase(0.5, None), Phase(1.0, POOL))))
     assert [plan.predicted_seconds(i, 4) for i in range(4)] == pytest.approx([4.0, 4.0, 2.5, 2.5])

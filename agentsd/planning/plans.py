@@ -77,16 +77,20 @@ class Plan:
     def predicted_seconds(self, index: int, total: int) -> float:
         """Return the predicted seconds of UNet step `index` of a run of `total` steps.
 
-        The stock step less what every winning layer that runs at it saves.
+        The stock step less what every winning layer that runs at it saves. Never less than what these layers take:
+        layer and step are timed apart, and on a busy machine their times can contradict each other.
         """
-        full = self.schedule.is_full(index, total) or self.shallow_seconds is None
-        seconds = self.step_seconds if full else self.shallow_seconds
+        shallow = self.shallow_seconds
+        full = shallow is None or self.schedule.is_full(index, total)
+        seconds = self.step_seconds if shallow is None or full else shallow
         attention = self.schedule.at(index, total)
+        least = 0.0
         for timing in self.timings:
             if timing.attention == attention and timing.level not in self.stock_levels(timing.attention):
                 running = timing.layers if full else timing.outer
-                seconds = (seconds or 0.0) - running * (timing.stock_seconds - timing.agent_seconds)
-        return seconds or 0.0
+                seconds -= running * (timing.stock_seconds - timing.agent_seconds)
+                least += running * timing.agent_seconds
+        return max(seconds, least)
 
     def predicted_speedup(self, steps: int = 50) -> float:
         """Return the predicted speed-up of all UNet steps of a run over stock.
