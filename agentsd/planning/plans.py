@@ -77,7 +77,7 @@ class Plan:
     def predicted_seconds(self, index: int, total: int) -> float:
         """Return the predicted seconds of UNet step `index` of a run of `total` steps.
 
-        The stock step less what every winning layer that runs at it saves. Never less than what these layers take:
+        It is the stock step less what every winning layer that runs at it saves, and never less than these layers take:
         layer and step are timed apart, and on a busy machine their times can contradict each other.
         """
         shallow = self.shallow_seconds
