@@ -56,15 +56,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pictures", type=int, default=16)
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--arms", choices=["ours", "rivals", "solvers"], nargs="+", default=["ours", "rivals", "solvers"])
-    made.add_argument(
-        "--tolerance", type=float, nargs="+", default=list(TOLERANCES), choices=TOLERANCES, help="what ours is run with"
-    )
+    made.add_argument("--tolerance", type=float, nargs="+", default=list(TOLERANCES), help="what ours is run with")
     made.add_argument(
         "--calls", type=int, nargs="*", default=[], help="full steps of calibrated schedules, an arm for each number"
     )
     made.add_argument(
-        "--equal-calls-at", type=float, nargs="*", default=list(EQUAL_CALLS), choices=TOLERANCES, metavar="TOLERANCE",
-        help="tolerances whose UNet calls the solvers get as steps",
+        "--equal-calls-at", type=float, nargs="*", default=list(EQUAL_CALLS), metavar="TOLERANCE",
+        help="those of the tolerances whose UNet calls the solvers get as steps",
     )  # fmt: skip
     made.add_argument("--size", type=int, help="side of the pictures in pixels (256)")
     made.add_argument("--limit-seconds", type=float, default=float("inf"), help="start no further arm after this")

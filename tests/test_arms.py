@@ -10,9 +10,10 @@ from tiny import ONE_LEVEL, draw, make_tiny_pipe
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from agentsd.bench.arm import Arm
-from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, with_twins
+from agentsd.bench.arms import RUN_ARMS, STEP_ARMS, is_current, with_twins
 from agentsd.bench.baselines import channels_last, compiled, no_self_attention_arm, stock
 from agentsd.bench.rivals import attention_broadcast_arm, kv_downsampling_arm, tgate_arm, tiled_attention_arm
+from agentsd.unet.controller import RULES
 
 SAME = {"stock", "stock A/A"}
 
@@ -223,3 +224,13 @@ def test_ceiling_leaves_self_attention_out_and_cross_attention_in():
     with torch.no_grad(), no_self_attention_arm().enter(pipe):
         assert torch.equal(block.attn1(tokens), tokens)
         assert not torch.equal(block.attn2(tokens, encoder_hidden_states=torch.randn(1, 77, 32)), tokens)
+
+
+def test_arms_with_a_tolerance_name_the_rules_of_the_controller():
+    named = {arm for arm, one in RUN_ARMS.items() if one.settings.startswith(f"rules {RULES} ")}
+    assert {f"preset {name}" for name in ("quality", "balanced", "fast", "extreme")} <= named
+    assert not named & {"stock", "preset paper", "preset gentle", "full every 2 steps"}
+    settings = RUN_ARMS["preset fast"].settings
+    assert is_current("preset fast", settings)
+    assert not is_current("preset fast", settings.replace(f"rules {RULES}", f"rules {RULES - 1}"))
+    assert not is_current("preset fast", settings.removeprefix(f"rules {RULES} "))

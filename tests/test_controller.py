@@ -81,44 +81,102 @@ def test_a_larger_tolerance_never_takes_more_full_steps(tolerance, factor):
     assert len(loose) <= len(tight) + 1  # greedy: the last stretch may be cut differently
 
 
-def test_the_forecast_follows_seven_tenths_of_the_line():
+def test_the_forecast_follows_nine_tenths_of_the_line():
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
     zeros = torch.zeros(1, 1, 1, 1)
     for index, value in enumerate((0.0, 1.0, 2.0)):
         controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
     # The levels are a geometric row: steps are equally long in -log(sigma).
-    assert controller.forecast(3, zeros).item() == pytest.approx(2.7, abs=1e-5)
-    assert controller.forecast(4, zeros).item() == pytest.approx(3.4, abs=1e-5)
+    assert controller.forecast(3, zeros).item() == pytest.approx(2.9, abs=1e-5)
+    assert controller.forecast(4, zeros).item() == pytest.approx(3.8, abs=1e-5)
+
+
+def turned_after(first, second, third):
+    """Minus the cosine between the changes of three values, 0 where it is positive."""
+    before, after = (second - first).flatten(), (third - second).flatten()
+    return max(-float(before @ after / (before.norm() * after.norm())), 0.0)
 
 
 def share_after(first, second, third):
-    """What a forecast extrapolates after three values, from its definition."""
-    before, after = (second - first).flatten(), (third - second).flatten()
-    opposite = max(-float(before @ after / (before.norm() * after.norm())), 0.0)
-    return 0.7 - 0.5 * opposite**2
+    """What a forecast extrapolates after three values of one copy, from its definition."""
+    return 0.9 - 1.2 * turned_after(first, second, third)
 
 
-@pytest.mark.parametrize(("ratio", "turned", "share"), [
-    (1.0, 0.0, 0.7), (0.3, 0.0, 0.7), (-1.0, 0.0, 0.2), (-0.3, 0.0, 0.2), (0.0, 1.0, 0.7), (1.0, 1.0, 0.7),
-    (-1.0, 1.0, 0.45),
-])  # fmt: skip
-def test_the_share_falls_where_the_last_two_changes_are_opposite(ratio, turned, share):
-    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
-    values = [torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0 + ratio, turned])]
-    zeros = torch.zeros(1, 1, 1, 2)
-    for index, value in enumerate(values):
-        controller.observe(index, zeros, value.view(1, 1, 1, 2))
-    found = controller.forecast(3, zeros).flatten()
+TURNS = [(1.0, 0.0, 0.0), (0.3, 0.0, 0.0), (-1.0, 0.0, 1.0), (-0.3, 0.0, 1.0), (0.0, 1.0, 0.0), (-1.0, 1.0, 0.5**0.5)]
+
+
+@pytest.mark.parametrize(("ratio", "aside", "turned"), TURNS)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_share_falls_where_the_last_two_changes_are_opposite(ratio, aside, turned, noisy):
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0, noisy=noisy)
+    values = [torch.zeros(2), torch.tensor([1.0, 0.0]), torch.tensor([1.0 + ratio, aside])]
+    for index, value in enumerate(
+        values
+    ):  # of the noise, or of the denoised picture: that is the sample less the noise
+        controller.observe(index, *predicted(index, value.view(1, 1, 1, 2), noisy=noisy))
+    found = seen_in(controller.forecast(3, torch.zeros(1, 1, 1, 2)), 3, noisy=noisy).flatten()
+    share = 0.7 - 0.5 * turned**2 if noisy else 0.9 - 1.2 * turned
     torch.testing.assert_close(found, values[2] + share * (values[2] - values[1]), atol=1e-5, rtol=1e-5)
-    assert share == pytest.approx(share_after(*values))
+    assert turned == pytest.approx(turned_after(*values))
 
 
-def test_before_two_changes_were_seen_the_share_is_seven_tenths():
+def predicted(index, value, *, noisy):
+    """Return a sample of zeros, and the predicted noise that shows the controller a value."""
+    return torch.zeros_like(value), -value / FALLING[index] if noisy else value
+
+
+def seen_in(prediction, index, *, noisy):
+    """Return what the controller sees in the predicted noise of a sample of zeros."""
+    return -prediction * FALLING[index] if noisy else prediction
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_forecasts_follow_what_two_copies_share_more_than_what_sets_them_apart(pictures, noisy, scale):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(2 * pictures, 3, 4, 5, generator=generator) for _ in range(3)]
+    controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0, noisy=noisy)
+
+    def guide(value):
+        unconditional, conditional = value.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    for index, value in enumerate(values):
+        controller.observe(index, *predicted(index, value, noisy=noisy), guide=guide)
+    found = seen_in(controller.forecast(3, torch.zeros_like(values[0])), 3, noisy=noisy)
+    for place in range(pictures):
+        copies = [value[place::pictures] for value in values]
+        turned = turned_after(*(guide(one) for one in copies))
+        change = copies[2] - copies[1]
+        common = change.mean(0, keepdim=True)
+        expected = (0.9 - 1.2 * turned) * common + (0.5 - 0.8 * turned) * (change - common)
+        if noisy:
+            expected = (0.7 - 0.5 * turned**2) * change
+        torch.testing.assert_close(found[place::pictures], copies[2] + expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_guide_that_keeps_all_samples_leaves_each_alone():
+    """Guidance in two calls: each has one copy of a picture, whose errors count times the scale."""
+    controllers = [Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0) for _ in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(2, 1, 2, 2)
+    for index in range(3):
+        value = torch.randn(2, 1, 2, 2, generator=generator)
+        for controller, guide in zip(controllers, (None, lambda error: 7.5 * error), strict=True):
+            controller.observe(index, zeros, value, guide=guide)
+    alone, scaled = (controller.forecast(3, zeros) for controller in controllers)
+    torch.testing.assert_close(alone, scaled)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_before_two_changes_were_seen_the_share_is_seven_tenths(copies):
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
-    zeros = torch.zeros(1, 1, 1, 1)
-    for index, value in enumerate((0.0, 1.0)):
-        controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
-    assert controller.forecast(2, zeros).item() == pytest.approx(1.7, abs=1e-5)
+    zeros = torch.zeros(copies, 1, 1, 1)
+    rising = torch.tensor([1.0, 3.0])[:copies].view(copies, 1, 1, 1)
+    for index in range(2):
+        controller.observe(index, zeros, index * rising, guide=lambda error: error.sum(0, keepdim=True))
+    torch.testing.assert_close(controller.forecast(2, zeros), 1.7 * rising, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -150,12 +208,12 @@ def test_kinds_of_prediction_forecast_the_same_noise(kind):
 
 
 def test_a_forecast_leaves_out_half_of_an_error_that_alternates():
-    """Noises 0, 1, 0, 1: forecasts of 1.7 and -0.2 are off by -1.7 and 1.2, so half of the last error goes."""
+    """Noises 0, 1, 0, 1: forecasts of 1.7 and 0.3 are off by -1.7 and 0.7, so half of the last error goes."""
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
     zeros = torch.zeros(1, 1, 1, 1)
     for index, value in enumerate((0.0, 1.0, 0.0, 1.0)):
         controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
-    assert controller.forecast(4, zeros).item() == pytest.approx(1 + 0.2 * 1 - 0.5 * 1.2, abs=1e-5)
+    assert controller.forecast(4, zeros).item() == pytest.approx(1 - 0.3 * 1 - 0.5 * 0.7, abs=1e-5)
 
 
 @pytest.mark.parametrize(("angle", "share"), [(180, 0.5), (135, 0.5 * (2 * math.sqrt(0.5) - 1)), (120, 0), (60, 0)])
@@ -164,7 +222,7 @@ def test_the_share_that_is_left_out_follows_the_angle_between_errors(angle, shar
     turned = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
     first = torch.tensor([1.0, 0.0])
     # Values whose forecast errors are `first`, then `turned`: steps are equally long in -log(sigma).
-    values = [torch.zeros(2), torch.zeros(2), first, first + 0.7 * first + turned]
+    values = [torch.zeros(2), torch.zeros(2), first, first + 0.9 * first + turned]
     zeros = torch.zeros(1, 1, 1, 2)
     for index, value in enumerate(values):
         controller.observe(index, zeros, value.view(1, 1, 1, 2))
@@ -177,7 +235,7 @@ def test_half_of_an_error_that_alternates_counts(sign, counts):
     """A quarter of its power, so half of its size."""
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
     zeros = torch.zeros(1, 1, 1, 1)
-    for index, value in enumerate((0.0, 0.0, 1.0, 1.7 + sign)):  # errors 1 and then `sign`
+    for index, value in enumerate((0.0, 0.0, 1.0, 1.9 + sign)):  # errors 1 and then `sign`
         controller.observe(index, zeros, torch.full((1, 1, 1, 1), value))
     controller.needs_full(4)
     sigma, after = FALLING[4:6]
@@ -187,17 +245,20 @@ def test_half_of_an_error_that_alternates_counts(sign, counts):
 
 
 def test_errors_alternate_after_guidance():
-    """Both halves follow one line, but their guided difference alternates."""
+    """Both halves rise by 10 a step, but their guided difference alternates."""
     controller = Controller(NoiseLevels(FALLING, "epsilon"), tolerance=1.0)
     zeros = torch.zeros(2, 1, 1, 1)
     for index, value in enumerate((0.0, 1.0, 0.0, 1.0)):
         rising = 10.0 * index
-        prediction = torch.tensor([rising, rising + value]).view(2, 1, 1, 1)
+        prediction = torch.tensor([rising - value, rising + value]).view(2, 1, 1, 1)
         controller.observe(index, zeros, prediction, guide=lambda error: error[1:] - error[:1])
     unconditional, conditional = controller.forecast(4, zeros).flatten().tolist()
-    # Both halves follow 0.2 of their own last change, and lose half of their own last error.
-    assert unconditional == pytest.approx(30 + 2 - 0.5 * 8, abs=1e-4)
-    assert conditional - unconditional == pytest.approx(1 + 0.2 - 0.5 * 1.2, abs=1e-4)
+    # Forecasts go back by 0.3 of the last change, 10 and 1, and leave out half of their last error: the first forecast
+    # is 0.7 of the line, the second goes back by 0.3 of it.
+    common = 30 - 0.3 * 10 - 0.5 * (30 - (20 - 0.3 * 10))
+    apart = 1 - 0.3 * 1 - 0.5 * (1 - (0 + 0.3 * 1))
+    assert (unconditional + conditional) / 2 == pytest.approx(common, abs=1e-4)
+    assert (conditional - unconditional) / 2 == pytest.approx(apart, abs=1e-4)
 
 
 def test_held_bytes_are_those_of_two_predictions_and_an_error():

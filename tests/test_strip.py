@@ -6,8 +6,9 @@ from pathlib import Path
 from PIL import Image
 from tiny import make_tiny_pipe
 
+from agentsd.bench.currency import facts_of
 from agentsd.bench.rows import read_rows
-from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN, facts_of
+from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN
 
 strip = runpy.run_path(str(Path(__file__).resolve().parent.parent / "scripts" / "dev" / "strip.py"))
 

@@ -10,6 +10,7 @@ import pytest
 from agentsd.bench import batch_tables
 from agentsd.bench.arms import RUN_ARMS
 from agentsd.bench.cost_tables import plans_table, scaling_table
+from agentsd.bench.currency import facts_of
 from agentsd.bench.demo_tables import demo_table
 from agentsd.bench.gauge_tables import (
     PRESETS_BY_TOLERANCE,
@@ -33,7 +34,6 @@ from agentsd.bench.speed_tables import (
 from agentsd.bench.strip_tables import (
     FEWER_ARMS,
     SCHEDULES,
-    facts_of,
     parts_table,
     presets_table,
     strip_rows,
@@ -166,6 +166,14 @@ def test_a_gauged_preset_that_has_changed_since_is_not_shown(make):
     assert "3.0 (" not in make([stock, before])
     assert "15.0" not in make([stock, {**now, "rules": RULES - 1}])
     assert "15.0" not in make([stock, {field: value for field, value in now.items() if field != "rules"}])
+
+
+def test_a_gauged_tolerance_that_is_no_preset_is_shown_under_the_rules_of_today():
+    settings = PRESETS["balanced"].with_tolerance(0.07).to_json()
+    row = gauged("tolerance 0.07", settings=settings, rules=RULES)
+    assert "| tolerance 0.07 | 15.0 " in every_table([row])
+    for changes in ({"rules": RULES - 1}, {"settings": PRESETS["balanced"].to_json()}):
+        assert "tolerance 0.07" not in every_table([gauged("stock"), {**row, **changes}])
 
 
 def test_tolerances_stand_beside_lists_in_the_order_of_their_calls():

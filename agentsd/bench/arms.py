@@ -125,19 +125,6 @@ def is_current(arm: str, settings: str) -> bool:
     return settings == (TWINS[words](plain) if words else plain).settings
 
 
-def same_schedule(settings: str, schedule: Schedule) -> bool:
-    """Return whether the settings of a result row are those of a schedule; fields left out have their defaults.
-
-    Example:
-        >>> same_schedule(PRESETS["fast"].to_json(), PRESETS["fast"]), same_schedule("others", PRESETS["fast"])
-        (True, False)
-    """
-    try:
-        return Schedule.from_json(settings) == schedule
-    except ValueError:  # written by an earlier version
-        return False
-
-
 # What anyone can do to a UNet, with or without agentsd, by the suffix of an arm's name.
 TWINS: dict[str, Callable[[Arm], Arm]] = {", compiled": compiled, ", channels last": channels_last}
 

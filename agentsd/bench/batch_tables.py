@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from agentsd.bench.currency import current, facts_of
 from agentsd.bench.gauge_tables import spread
 from agentsd.bench.rows import Row, newest, read_rows
-from agentsd.bench.strip_tables import current, facts_of
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
 

@@ -5,11 +5,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from agentsd.bench.arms import same_schedule
+from agentsd.bench.currency import holds
 from agentsd.bench.rows import Row, key_of
 from agentsd.bench.skippers import SKIPPERS
 from agentsd.presets import PRESETS
-from agentsd.unet.controller import RULES
 
 PRESETS_BY_TOLERANCE = {"tolerance 0.015": "quality", "tolerance 0.03": "balanced", "tolerance 0.06": "fast",
                         "tolerance 0.12": "extreme"}  # fmt: skip
@@ -208,7 +207,7 @@ def every_table(rows: Sequence[Row]) -> str:
 
 
 def by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Return the newest row of each arm by combination, without presets whose settings or rules have changed since.
+    """Return the newest row of each arm by combination, without tolerances whose settings or rules have changed since.
 
     Example:
         >>> by_combination([{"combination": "a", "arm": "tolerance 0.03", "settings": "of another time"}])
@@ -216,8 +215,8 @@ def by_combination(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     """
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        name = PRESETS_BY_TOLERANCE.get(row["arm"])
-        if name is None or (row.get("rules") == RULES and same_schedule(row["settings"], PRESETS[name])):
+        number = row["arm"].removeprefix("tolerance ")
+        if holds(row, None if number == row["arm"] else PRESETS["balanced"].with_tolerance(float(number))):
             found.setdefault(row["combination"], {})[row["arm"]] = row
     return found
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from agentsd.attention.settings import SampledKeys
-from agentsd.bench.arms import same_schedule
+from agentsd.bench.currency import current
 from agentsd.bench.gauge_tables import PRESETS_BY_TOLERANCE, by_combination, spread
 from agentsd.bench.rows import Row, newest, read_rows
 from agentsd.presets import PRESETS
 from agentsd.schedule import Schedule
-from agentsd.unet.controller import RULES
 
 SAMPLED = SampledKeys(stride=4, min_keys=64)
 STEPS, FEWER = 25, 13  # 13: no fewer than the mean UNet calls of `balanced`
@@ -52,38 +51,6 @@ def strip_rows(results: Path) -> list[Row]:
     """
     rows = newest(read_rows(results / "demo" / "strip.jsonl"), ("number", "arm"))
     return current(rows, {**SCHEDULES, **dict.fromkeys(FEWER_ARMS)})
-
-
-def facts_of(schedule: Schedule | None) -> Row:
-    """Return what a row says about its schedule: its text, and the rules of the controller that it asks.
-
-    Example:
-        >>> facts_of(None)
-        {'settings': ''}
-    """
-    rules = {} if schedule is None or schedule.skipping.tolerance is None else {"rules": RULES}
-    return {"settings": "" if schedule is None else schedule.to_json(), **rules}
-
-
-def current(rows: Sequence[Row], schedules: Mapping[str, Schedule | None]) -> list[Row]:
-    """Return the rows whose arms still have the settings and rules that they were measured with.
-
-    Args:
-        rows: The rows.
-        schedules: The schedule of each arm of today, `None` for stock.
-
-    Example:
-        >>> current([{"arm": "stock"}, {"arm": "of another time"}], {"stock": None})
-        [{'arm': 'stock'}]
-    """
-
-    def is_current(row: Row) -> bool:
-        schedule = schedules.get(row["arm"])
-        if schedule is None:
-            return row["arm"] in schedules
-        return same_schedule(row["settings"], schedule) and row.get("rules") == facts_of(schedule).get("rules")
-
-    return [row for row in rows if is_current(row)]
 
 
 def presets_table(gauged: Sequence[Row], timed: Sequence[Row]) -> str:

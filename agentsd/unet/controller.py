@@ -16,6 +16,9 @@ successive full steps then alternate, and the rest of the run takes most of them
 alternating part less, and takes a share of the last error out of its forecasts, which ends the alternation. Under
 multistep solvers the predictions themselves can alternate. Forecasts then follow less of the last change.
 
+Guidance runs two copies of each picture, with and without the prompt. What both have in common changes steadily, what
+sets them apart does not. Forecasts follow less of the change of the latter.
+
 Nearest prior work measures other things: the smoothness of the latents (AdaptiveDiffusion,
 https://arxiv.org/abs/2410.09873), the change of the model's input (EasyCache, https://arxiv.org/abs/2507.02860), or a
 sign (SADA, https://arxiv.org/abs/2507.17135).
@@ -29,13 +32,17 @@ import torch
 from torch import Tensor
 
 from agentsd.unet.denoisers import latent_part
+from agentsd.unet.later import later
 from agentsd.unet.noise_levels import SMALLEST, NoiseLevels, moves_of, times_of
 
-RULES = 4  # counts changes of the rules and constants below: measured rows name those that they were measured with
+RULES = 5  # counts changes of the rules and constants below: measured rows name those that they were measured with
 # One set of constants for all processes and solvers; `scripts/gauge.py` measures them.
-_COST_PER_TOLERANCE = 1.5  # the sum of costs between two full steps that meets the promise
-FADE = 0.7  # share of the last change that a forecast extrapolates
-_TURNED = 0.2  # the same where the last two changes are opposite
+_COST_PER_TOLERANCE = 1.15  # the sum of costs between two full steps that meets the promise
+_COMMON = 0.9  # share of the last change that a forecast extrapolates, of what the copies of a picture have in common
+_APART = 0.5  # the same of what sets them apart
+_TURNED = -0.3  # the same of both where the last two changes are opposite
+FADE = 0.7  # the same of all before two changes were seen, and under solvers that add noise
+_TURNED_NOISY = 0.2  # the same of all under solvers that add noise where the last two changes are opposite
 _EARLY = 0.65  # costs at high noise count by alpha ** _EARLY: the rest of the run corrects part of such errors
 _HIGHEST = 75.0  # noise level above which `alpha` does not fall further
 _TAKEN_BACK = 0.75  # share of the power of alternating errors that does not count
@@ -44,7 +51,7 @@ _ALTERNATES = 0.5  # minus the cosine between successive errors above which fore
 _OPEN = 30.0  # noise level above which the picture is still open
 _RISE = 2  # there, errors rise by (sigma_seen / sigma) ** _RISE
 _LEARNING = 3  # full steps at the start: two for a first forecast, one to measure its error
-_NOISY = 2.5  # costs under solvers that add noise: they move further than to the next noise level before they add it
+_NOISY = 1.9  # costs under solvers that add noise: they move further than to the next noise level before they add it
 _TINY = 1e-12
 MOST_SKIPPED = 4  # steps in a row
 FEWEST_CALLS = 10  # shorter runs have no steps to spare
@@ -105,7 +112,7 @@ class Controller:
         self._seen: list[_Seen] = []
         self._off: Tensor | None = None  # the last error, of the samples as they enter the denoiser
         self._left: Tensor | None = None  # the share of it that forecasts leave out, for each sample
-        self._share: Tensor | float = FADE  # of the last change that forecasts extrapolate, for each sample
+        self._shares: Tensor | None = None  # of the last change that forecasts extrapolate, [2, pictures]
         self._full_steps = 0
         self._measured: Callable[[], float] | None = None
         self._error = math.inf
@@ -148,8 +155,8 @@ class Controller:
         if self.measures and len(self._seen) == 2 and not again:
             self._distance = time - self._seen[-1].time
             off = value - self._forecast(time)
-            self._share = self._followed(value, guide)
-            self._measured = _later(self._measure(index, off, guide))
+            self._shares = self._followed(value, guide)
+            self._measured = later(self._measure(index, off, guide))
         fresh = _Seen(value, time, self.levels.sigmas[index], None if rest is None else (rest[0], rest[1].clone()))
         self._seen = [*self._seen[:-1], fresh] if again else [*self._seen[-1:], fresh]
         self._full_steps += 1
@@ -158,10 +165,13 @@ class Controller:
     def forecast(self, index: int, sample: Tensor) -> Tensor:
         """Return the prediction that a skipped step uses, and count the step.
 
-        With full steps at times `a < b`, time `t` uses `y_b + f (t - b) / (b - a) (y_b - y_a) - w e_b`.
+        With full steps at times `a < b`, time `t` uses `y_b + (t - b) / (b - a) (f_m dm + f_d dd) - w e_b`. There `dm`
+        is the change `y_b - y_a` of the mean of a picture's copies, and `dd` is each copy's own change beyond it, 0
+        without guidance.
 
-        The share is `f = 0.7 - 0.5 k^2`. There `-k` is the cosine between the change `y_b - y_a` and the one before it,
-        and 0 where that cosine is positive.
+        The shares are `f_m = 0.9 - 1.2 k` and `f_d = 0.5 - 0.8 k`. There `-k` is the cosine between the guided change
+        `y_b - y_a` and the one before it, and 0 where that cosine is positive. Under solvers that add noise both are
+        `0.7 - 0.5 k^2`.
 
         The error `e_b` is that of the forecast for `b`. Its weight is `w = 0.5 (2 c - 1)`, where `-c` is the cosine
         between this error and the one before, and 0 where `c < 0.5`.
@@ -181,13 +191,13 @@ class Controller:
         return self._prediction(index, sample, value)
 
     def _followed(self, value: Tensor, guide: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Return the share of the coming change that forecasts extrapolate, for each sample."""
+        """Return the shares of the coming change that forecasts extrapolate: the common part's and the rest's."""
         before, last = self._seen
         changes = (value - last.value, last.value - before.value)
-        one, other = ((change if guide is None else guide(change)).flatten(1) for change in changes)
-        sizes = (one.square().sum(1) * other.square().sum(1)).sqrt().clamp(min=_TINY)
-        turned = (-(one * other).sum(1) / sizes).clamp(0, 1)
-        return (FADE - (FADE - _TURNED) * turned.square()).repeat(len(value) // len(turned))
+        turned = _opposite(*((change if guide is None else guide(change)).flatten(1) for change in changes))
+        if self.noisy:
+            return (FADE - (FADE - _TURNED_NOISY) * turned.square()).expand(2, -1)
+        return torch.stack([share - (share - _TURNED) * turned for share in (_COMMON, _APART)])
 
     def _measure(self, index: int, off: Tensor, guide: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Return the size of an error as it counts, and keep what later forecasts leave out of it."""
@@ -196,8 +206,7 @@ class Controller:
         opposite = torch.zeros_like(power)
         if self._off is not None:
             before = (self._off if guide is None else guide(self._off)).flatten(1)
-            sizes = (power * before.square().mean(1)).sqrt().clamp(min=_TINY)
-            opposite = (-(guided * before).mean(1) / sizes).clamp(0, 1)
+            opposite = _opposite(guided, before)
         share = _DAMPED * (opposite - _ALTERNATES).clamp(min=0) / (1 - _ALTERNATES)
         self._off, self._left = off, share.repeat(len(off) // len(share))
         scale = 1 / max(self.levels.sigmas[index], SMALLEST) if self.noisy else 1.0
@@ -221,11 +230,18 @@ class Controller:
             return last.value
         before = self._seen[-2]
         ratio = (time - last.time) / (last.time - before.time)
-        share = self._share if isinstance(self._share, float) else _spread(self._share, last.value)
-        found = last.value + ratio * share * (last.value - before.value)
+        found = last.value + ratio * self._follow(last.value - before.value)
         if self._off is None or self._left is None:
             return found
         return found - _spread(self._left, found) * self._off
+
+    def _follow(self, change: Tensor) -> Tensor:
+        if self._shares is None:
+            return FADE * change
+        copies: Tensor = change.unflatten(0, (-1, self._shares.shape[1]))
+        common = copies.mean(0, keepdim=True)
+        whole, rest = (_spread(share, change) for share in self._shares)
+        return (whole * common + rest * (copies - common)).flatten(0, 1)
 
     def _value(self, index: int, sample: Tensor, prediction: Tensor) -> Tensor:
         """Return the noise of a latent's prediction, or the denoised picture for a noisy solver; float32."""
@@ -268,17 +284,7 @@ def _spread(shares: Tensor, value: Tensor) -> Tensor:
     return shares.view(-1, *[1] * (value.ndim - 1))
 
 
-def _later(error: Tensor) -> Callable[[], float]:
-    """Start to copy a number to the host; the function that is returned waits for it."""
-    if error.device.type != "cuda":
-        return lambda: float(error)
-    host = torch.empty((), dtype=error.dtype, pin_memory=True)
-    host.copy_(error, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def read() -> float:
-        done.synchronize()
-        return float(host)
-
-    return read
+def _opposite(one: Tensor, other: Tensor) -> Tensor:
+    """Return minus the cosine between samples, [B, n], and 0 where it is positive."""
+    sizes = (one.square().sum(1) * other.square().sum(1)).sqrt().clamp(min=_TINY)
+    return (-(one * other).sum(1) / sizes).clamp(0, 1)

@@ -18,9 +18,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import agentsd
+from agentsd.bench.currency import facts_of
 from agentsd.bench.metrics import psnr, relative_l2, ssim
 from agentsd.bench.rows import Row, append_row, key_of, newest, read_rows
-from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN, STEPS, facts_of
+from agentsd.bench.strip_tables import FEWER, FEWER_ARMS, SCHEDULES, SHOWN, STEPS
 from agentsd.demo import held_out_prompts
 from agentsd.demo.processes import demo_pipeline
 from agentsd.system.timing import environment
