@@ -58,12 +58,13 @@ def test_a_picture_in_a_batch_is_what_it_is_alone(kind):
             calls.append(patch.report().last_run.full)
     assert apart(batch, torch.cat(alone)) < 2e-5
     assert run.calls == pytest.approx(sum(calls) / 3)
-    assert run.skipped > 0
+    assert run.calls < steps
     assert patch.report().skipping_problem is None
 
 
+# Tolerances at which the three pictures need different full steps.
 @pytest.mark.parametrize(
-    ("name", "tolerance"), [("text_to_image", 0.02), ("sdxl", 0.06), ("perturbed_attention", 0.02)]
+    ("name", "tolerance"), [("text_to_image", 0.025), ("sdxl", 0.04), ("perturbed_attention", 0.08)]
 )
 def test_the_unet_runs_for_the_pictures_that_need_it(name, tolerance):
     pipe, arguments = next(kind for kind in WHOLE if kind.id == name).build()
@@ -100,7 +101,7 @@ def test_equal_seeds_give_equal_pictures_and_undoing_gives_stock():
         first = make(pipe)
         assert "partial" in patch.report().to_dict()["last_run"]
         assert torch.equal(make(pipe), first)
-        with patch.using(tolerance=0.02) as used:
+        with patch.using(tolerance=0.025) as used:
             make(pipe)
         assert used.schedule.skipping.by_picture
         assert "partial" in used.last_steps

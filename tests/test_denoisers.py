@@ -122,7 +122,7 @@ def test_fixed_full_steps(kind):
 
 
 # The noise of Stable Video Diffusion starts ten times higher, where a model without training is far from smooth.
-@pytest.mark.parametrize(("build", "tolerance"), [(animate_diff, 0.05), (stable_video, 0.002), (sdxl, 0.05)])
+@pytest.mark.parametrize(("build", "tolerance"), [(animate_diff, 0.05), (stable_video, 0.003), (sdxl, 0.05)])
 def test_models_with_patched_layers_skip_within_a_tolerance(build, tolerance):
     one = built(build)
     stock = one.run()
