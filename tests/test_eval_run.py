@@ -343,7 +343,8 @@ def test_times_are_taken_apart_and_kept(place, tmp_path, monkeypatch):
         row = taken["arms"][name]
         assert len(row["seconds"]) == 4
         assert len(row["unet_seconds"]) == 2
-        assert 0 < min(row["unet_seconds"]) < max(row["seconds"])  # of passes apart, on a machine that may be busy
+        # Passes apart, on a machine that may be busy: a wrong unit still shows.
+        assert 0 < min(row["unet_seconds"]) < 10 * max(row["seconds"])
         gain = arm["speed"]["speedup"]
         assert (gain["n"], gain["method"]) == (2, "median of paired ratios, range of 2")
         assert gain["low"] <= gain["median"] <= gain["high"]
